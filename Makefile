@@ -1,0 +1,42 @@
+# make setup | test | lint | demo | bench [NAME=recovery] | clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+NAME ?= recovery
+EXTRAS ?= dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup lint test demo bench clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# Stamped, so that it is instant until the dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -q
+
+# A fresh run folder each time: a run is never written over.
+demo: setup
+	@folder=runs/demo-$$(date +%Y%m%d-%H%M%S)-$$$$ && \
+	$(BIN)/reknit train jobs/recipes/demo.toml --run-folder "$$folder" && \
+	$(BIN)/reknit verify "$$folder"
+
+bench: setup
+	$(BIN)/reknit bench $(NAME)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
