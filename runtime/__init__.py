@@ -1,0 +1,1 @@
+"""Decides, remembers and moves state. Nothing in here knows Ray."""

@@ -1,0 +1,445 @@
+"""The controller: events in, commands and notes out. It does no I/O and reads no clock.
+
+Workers run step after step by themselves; the controller acts only when something happens. Whoever
+drives it (a Ray actor, a test, a simulation) passes in every event with the time at which it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Literal
+
+from runtime.checkpoint import ShardFile
+from runtime.events import (
+    CheckpointSkipped,
+    Event,
+    FaultInjected,
+    Paused,
+    RunStarted,
+    StepRecord,
+    StepRepeated,
+    WorkerLost,
+)
+from runtime.incident import Incident
+from runtime.layout import Layout
+from runtime.plan import Member, Plan, WorkerId
+from runtime.protocol import (
+    Command,
+    Exponents,
+    Failing,
+    Finished,
+    Held,
+    Injecting,
+    Interrupt,
+    Leave,
+    Measured,
+    Moved,
+    PeerLost,
+    Repeated,
+    Report,
+    Resume,
+    StateSource,
+    Stepped,
+    Stop,
+    Unwritten,
+    Written,
+)
+from runtime.resharding import Transfer, newest_complete_version, plan_transfers
+from runtime.speeds import Speeds
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """A whole checkpoint: the state after ``version`` steps, in the folder ``path``."""
+
+    version: int
+    path: str
+    exponents: Exponents
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any."""
+
+    run: str
+    layout: Layout
+    steps: int
+    workers: int
+    min_workers: int
+    start: Durable | None = None
+
+
+PlanChooser = Callable[[int, Sequence[Member], Speeds, Plan | None], Plan]
+"""(generation, members, measured speeds, previous plan) -> plan. Pure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is ready. Seconds per layer and micro-batch come from its warm-up."""
+
+    worker: WorkerId
+    domain: str
+    address: str
+    forward: Sequence[float]
+    backward: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker's process died, or it was given up. ``reason`` is shown to people."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """A person wants the run to end at the next step boundary, with a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandsSent:
+    """The commands of the last ``handle`` are out; what came before was planning."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestWritten:
+    """The checkpoint of ``durable.version`` is whole."""
+
+    durable: Durable
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFailed:
+    """The checkpoint of ``version`` could not be made whole. Training goes on."""
+
+    version: int
+
+
+Input = Joined | Lost | StopRequested | CommandsSent | ManifestWritten | ManifestFailed | Report
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    worker: WorkerId
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """For the event log, the metrics and the terminal."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A step's record, for the first time."""
+
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WriteManifest:
+    version: int
+    exponents: Exponents
+    files: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing more will come. ``message`` says why, in a sentence."""
+
+    outcome: Literal["completed", "interrupted", "failed"]
+    message: str
+
+
+Output = Send | Note | Committed | WriteManifest | End
+
+
+class Phase(Enum):
+    FORMING = "forming"
+    AGREEING = "agreeing"
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+@dataclass
+class Controller:
+    """The transitions. ``handle`` is the only entry."""
+
+    terms: Terms
+    choose_plan: PlanChooser
+    phase: Phase = Phase.FORMING
+    generation: int = 0
+    plan: Plan | None = None
+    members: dict[WorkerId, Member] = field(default_factory=dict)
+    speeds: Speeds = field(default_factory=Speeds)
+    durable: Durable | None = None
+    next_record: int = 1
+    stopping: bool = False
+    _addresses: dict[WorkerId, str] = field(default_factory=dict)
+    _fenced: set[WorkerId] = field(default_factory=set)
+    _held: dict[WorkerId, Held] = field(default_factory=dict)
+    _finished: dict[WorkerId, int] = field(default_factory=dict)
+    _files: dict[tuple[int, int], dict[str, ShardFile]] = field(default_factory=dict)
+    _seen: dict[WorkerId, float] = field(default_factory=dict)
+    _incident: Incident | None = None
+    _writing: set[int] = field(default_factory=set)
+    _unwritten: bool = False
+
+    def __post_init__(self) -> None:
+        self.durable = self.terms.start
+        self.next_record = self.terms.start.version + 1 if self.terms.start else 1
+
+    def handle(self, event: Input, now: float) -> list[Output]:
+        """What is to be done about ``event``, which came at ``now`` (seconds, any fixed origin)."""
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case Joined():
+                return self._joined(event)
+            case Lost(worker, reason):
+                return self._lost(worker, reason, now)
+            case StopRequested():
+                return self._stop(now)
+            case CommandsSent():
+                if self._incident and self.phase is Phase.RUNNING:
+                    self._incident.sent(now)
+                return []
+            case ManifestWritten(durable):
+                return self._manifest_written(durable)
+            case ManifestFailed(version):
+                self._writing.discard(version)
+                self._unwritten = True
+                return self._end_if_finished()
+        if event.worker not in self.members:
+            return []  # a fenced or unknown worker can do no harm
+        self._seen[event.worker] = now
+        return self._report(event, now)
+
+    def _report(self, report: Report, now: float) -> list[Output]:
+        match report:
+            case Held():
+                return self._agree(report, now)
+            case Moved():
+                return self._moved(report, now)
+            case Stepped(_, record):
+                return self._stepped(record)
+            case Measured():
+                self.speeds.observe(report)
+                return []
+            case Repeated(_, step, attempt):
+                return [Note(StepRepeated(step, attempt))]
+            case Written():
+                return self._written(report)
+            case Unwritten(_, _, problem):
+                self._unwritten = True
+                return [Note(CheckpointSkipped(problem)), *self._end_if_finished()]
+            case Finished(worker, generation, version):
+                if generation == self.generation:
+                    self._finished[worker] = version
+                return self._end_if_finished()
+            case PeerLost(worker, peer, reason):
+                return (
+                    self._lost(peer, f"worker {worker} says: {reason}", now) if peer in self.members else []
+                )
+            case Failing(worker, error):
+                return self._end("failed", f"worker {worker}: {error}")
+            case Injecting(worker, step, where, signal, at):
+                self._seen[worker] = at
+                return [Note(FaultInjected(step, worker, where, signal))]
+
+    # --- membership -------------------------------------------------------------------------
+
+    def _joined(self, event: Joined) -> list[Output]:
+        assert self.phase is Phase.FORMING, "workers join only while the run is being formed"
+        self.members[event.worker] = Member(event.worker, event.domain)
+        self._addresses[event.worker] = event.address
+        self.speeds.warm_up(event.forward, event.backward)
+        return self._form_if_complete()
+
+    def _form_if_complete(self) -> list[Output]:
+        if len(self.members) + len(self._fenced) < self.terms.workers:
+            return []
+        if len(self.members) < self.terms.min_workers:
+            return self._end(
+                "failed",
+                f"only {len(self.members)} of {self.terms.workers} workers started, fewer than "
+                f"parallel.min_workers ({self.terms.min_workers}): see the workers' logs",
+            )
+        resuming = self._resume_from_durable()
+        assert self.plan is not None
+        started = RunStarted(
+            run=self.terms.run,
+            steps=self.terms.steps,
+            workers=len(self.members),
+            stages=len(self.plan.stages),
+            from_version=self.next_record - 1,
+            source="initial" if self.durable is None else "checkpoint",
+        )
+        return [Note(started), *resuming]
+
+    def _lost(self, worker: WorkerId, reason: str, now: float) -> list[Output]:
+        if worker in self._fenced:
+            return []
+        self._fenced.add(worker)
+        was_member = self.members.pop(worker, None) is not None
+        outputs: list[Output] = [
+            Note(WorkerLost(self.next_record, worker, reason)),
+            Send(worker, Leave("fenced out: " + reason)),
+        ]
+        if self.phase is Phase.FORMING:
+            return outputs + self._form_if_complete()
+        if not was_member:
+            return outputs
+        if not self.members:
+            return outputs + self._end("failed", "every worker was lost: start again with --resume")
+        incident = self._incident
+        if incident is None or incident.over:
+            incident = Incident(self.next_record, len(self.members) + 1, began=now)
+        incident.lose(worker, reason, now, last_seen=self._seen.get(worker, now))
+        self._incident = incident
+        self.generation += 1
+        self._held.clear()
+        self._finished.clear()
+        self.phase = Phase.AGREEING
+        interrupt = Interrupt(self.generation, tuple(sorted(self._fenced)))
+        return outputs + [Send(member, interrupt) for member in sorted(self.members)]
+
+    def _agree(self, held: Held, now: float) -> list[Output]:
+        if held.generation != self.generation or self.phase is not Phase.AGREEING:
+            return []
+        self._held[held.worker] = held
+        if len(self._held) < len(self.members):
+            return []
+        assert self._incident is not None, "survivors are asked what they hold only after a loss"
+        self._incident.agreed(now, max(held.step_elapsed for held in self._held.values()))
+        if len(self.members) < self.terms.min_workers and not self.stopping:
+            self.phase = Phase.PAUSED
+            return [Note(Paused(self.next_record, len(self.members), self.terms.min_workers))]
+        return self._go_on()
+
+    def _go_on(self) -> list[Output]:
+        """From the newest step that survivors hold of every shard; else from the durable checkpoint."""
+        holdings = {worker: held.holdings for worker, held in self._held.items()}
+        version = newest_complete_version(self.terms.layout, holdings)
+        if version is None:
+            return self._resume_from_durable()
+        exponents = next(held.exponents[version] for held in self._held.values() if version in held.exponents)
+        plan = self._next_plan()
+        working = {worker: held.working for worker, held in self._held.items()}
+        transfers = plan_transfers(self.terms.layout, plan, version, holdings, working)
+        return self._resume(plan, version, "peers", exponents, transfers, None)
+
+    def _resume_from_durable(self) -> list[Output]:
+        if self.generation == 0:
+            self.generation = 1
+        plan = self._next_plan()
+        if self.durable is None:
+            return self._resume(plan, 0, "initial", None, (), None)
+        durable = self.durable
+        return self._resume(plan, durable.version, "checkpoint", durable.exponents, (), durable.path)
+
+    def _next_plan(self) -> Plan:
+        members = [replace(m, speed=self.speeds.of(m.worker)) for _, m in sorted(self.members.items())]
+        return self.choose_plan(self.generation, members, self.speeds, self.plan)
+
+    def _resume(
+        self,
+        plan: Plan,
+        version: int,
+        source: StateSource,
+        exponents: Exponents,
+        transfers: tuple[Transfer, ...],
+        checkpoint: str | None,
+    ) -> list[Output]:
+        self.plan = plan
+        self.phase = Phase.RUNNING
+        self.next_record = min(self.next_record, version + 1)
+        if self._incident:
+            self._incident.planned(self.members, version, source)
+        resume = Resume(
+            plan=plan,
+            version=version,
+            source=source,
+            addresses={worker: self._addresses[worker] for worker in self.members},
+            transfers=transfers,
+            exponents=exponents,
+            stop_at=version if self.stopping else self.terms.steps,
+            checkpoint=checkpoint,
+        )
+        return [Send(worker, resume) for worker in plan.workers]
+
+    def _moved(self, report: Moved, now: float) -> list[Output]:
+        incident = self._incident
+        if incident is None or incident.over or report.generation != self.generation:
+            return []
+        incident.moved(report.worker, report.bytes_received, now)
+        return [Note(incident.recovered())] if incident.over else []
+
+    # --- progress ---------------------------------------------------------------------------
+
+    def _stepped(self, record: StepRecord) -> list[Output]:
+        if record.step < self.next_record or record.generation > self.generation:
+            return []
+        self.next_record = record.step + 1
+        return [Committed(record)]
+
+    def _written(self, report: Written) -> list[Output]:
+        if self.durable is not None and report.version <= self.durable.version:
+            return self._end_if_finished()
+        # parts written under different plans overlap, so only those of one generation make a whole
+        files = self._files.setdefault((report.version, report.generation), {})
+        files[report.file.name] = report.file
+        pieces = (piece for file in files.values() for piece in file.pieces)
+        if report.version in self._writing or not covers(self.terms.layout, pieces):
+            return []
+        self._writing.add(report.version)
+        whole = tuple(file for _, file in sorted(files.items()))
+        return [WriteManifest(report.version, report.exponents, whole)]
+
+    def _manifest_written(self, durable: Durable) -> list[Output]:
+        self._writing.discard(durable.version)
+        if self.durable is None or durable.version > self.durable.version:
+            self.durable = durable
+        self._files = {key: files for key, files in self._files.items() if key[0] > durable.version}
+        return self._end_if_finished()
+
+    def _stop(self, now: float) -> list[Output]:
+        if self.stopping:
+            return []
+        self.stopping = True
+        if self.phase is Phase.FORMING:
+            return self._end("interrupted", "stopped before the first step")
+        if self.phase is Phase.PAUSED:
+            return self._go_on()
+        return [Send(worker, Stop()) for worker in sorted(self.members)]
+
+    def _end_if_finished(self) -> list[Output]:
+        if len(self._finished) < len(self.members) or self.phase is not Phase.RUNNING:
+            return []
+        version = min(self._finished.values())
+        written = self.durable is not None and self.durable.version >= version
+        if not written and not self._unwritten:
+            return []
+        outcome: Literal["completed", "interrupted"] = "completed" if version >= self.terms.steps else "interrupted"
+        tail = "" if written else "; its last checkpoint could not be written"
+        return self._end(outcome, f"{outcome} after {version} of {self.terms.steps} steps{tail}")
+
+    def _end(self, outcome: Literal["completed", "interrupted", "failed"], message: str) -> list[Output]:
+        self.phase = Phase.ENDED
+        leaving: list[Output] = [Send(worker, Leave(message)) for worker in sorted(self.members)]
+        return [*leaving, End(outcome, message)]
+
+
+def covers(layout: Layout, pieces: Iterable[tuple[int, int, int]]) -> bool:
+    """Whether the pieces (block, start, stop) together cover every block."""
+    reached: dict[int, int] = {}
+    for block, start, stop in sorted(pieces):
+        if start <= reached.get(block, 0):
+            reached[block] = max(stop, reached.get(block, 0))
+    return all(reached.get(block.index, 0) >= block.size for block in layout.blocks)

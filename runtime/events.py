@@ -1,0 +1,303 @@
+"""What is logged: events of a run, one record per step, and the sentence a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from runtime.plan import WorkerId
+
+Source = Literal["peers", "checkpoint", "initial"]
+"""Where state came from: other workers' memory, a durable checkpoint, or the initial seed."""
+
+Outcome = Literal["completed", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """Read back strictly: a field that this version does not know is an error, not skipped."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class RecoverySeconds(_Logged):
+    """Where the seconds of a recovery went."""
+
+    detect: float
+    agree: float
+    plan: float
+    move: float
+    redo: float
+
+    @property
+    def total(self) -> float:
+        return self.detect + self.agree + self.plan + self.move + self.redo
+
+
+@dataclass(frozen=True)
+class RunStarted(_Logged):
+    """``from_version`` completed steps lie behind; ``steps`` is where the run is to end."""
+
+    run: str
+    steps: int
+    workers: int
+    stages: int
+    from_version: int = 0
+    source: Source = "initial"
+
+
+@dataclass(frozen=True)
+class WorkerJoined(_Logged):
+    """``seconds``: how long the others waited at the step boundary."""
+
+    step: int
+    worker: WorkerId
+    workers_before: int
+    workers_after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WorkerLost(_Logged):
+    step: int
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recovered(_Logged):
+    """Training went on at ``step`` from the state of version ``from_version``."""
+
+    step: int
+    lost: tuple[WorkerId, ...]
+    reason: str
+    workers_before: int
+    workers_after: int
+    seconds: RecoverySeconds
+    source: Source
+    from_version: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class Paused(_Logged):
+    """Fewer workers than ``min_workers``: training waits and keeps its state."""
+
+    step: int
+    workers: int
+    min_workers: int
+
+
+@dataclass(frozen=True)
+class Resumed(_Logged):
+    """``seconds``: how long training was paused."""
+
+    step: int
+    workers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointWritten(_Logged):
+    """``seconds``: from the request to the manifest; training went on meanwhile."""
+
+    version: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSkipped(_Logged):
+    """A checkpoint that was not written or cannot be used; ``problem`` is a sentence."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class StepRepeated(_Logged):
+    """A gradient outgrew its scale: the step is done again with a smaller one."""
+
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class FaultInjected(_Logged):
+    """The recipe's fault: ``at`` is the moment in the step, ``signal`` what the worker got."""
+
+    step: int
+    worker: WorkerId
+    at: str
+    signal: str
+
+
+@dataclass(frozen=True)
+class RunFinished(_Logged):
+    """``step`` completed steps. ``detail`` says why, where the outcome is not "completed"."""
+
+    outcome: Outcome
+    step: int
+    workers: int
+    seconds: float
+    goodput: float
+    detail: str = ""
+
+
+Event = (
+    RunStarted
+    | WorkerJoined
+    | WorkerLost
+    | Recovered
+    | Paused
+    | Resumed
+    | CheckpointWritten
+    | CheckpointSkipped
+    | StepRepeated
+    | FaultInjected
+    | RunFinished
+)
+
+KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+@dataclass(frozen=True)
+class StepRecord(_Logged):
+    """One committed step.
+
+    ``loss`` and ``held_out_loss`` are means per sample or token, ``fingerprint`` is that of the
+    parameters after the step (modulo 2^64), ``attempts`` counts the tries (1: at once),
+    ``committed_at`` is the reporting worker's clock (seconds since 1970).
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    samples: int
+    tokens: int
+    seconds: float
+    workers: int
+    generation: int
+    fingerprint: int
+    held_out_loss: float | None = None
+    attempts: int = 1
+    committed_at: float = 0.0
+
+
+_ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (*KINDS.values(), StepRecord)
+}
+
+
+def _validate(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return _ADAPTERS[kind].validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or kind.__name__
+        raise ValueError(f"{kind.__name__}: {place}: {first['msg']}") from error
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """``{"kind": class name, field: value, ...}``, of JSON values."""
+    return {"kind": type(event).__name__, **asdict(event)}
+
+
+def from_json(record: Mapping[str, Any]) -> Event:
+    """Raises ValueError for an unknown kind and for missing, unknown or ill-typed fields."""
+    values = dict(record)
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of event; known are {', '.join(KINDS)}")
+    event: Event = _validate(KINDS[kind], values)
+    return event
+
+
+def step_to_json(record: StepRecord) -> dict[str, Any]:
+    """The fingerprint becomes 16 hexadecimal digits: many JSON readers round integers to 53 bits."""
+    return {**asdict(record), "fingerprint": f"{record.fingerprint:016x}"}
+
+
+def step_from_json(record: Mapping[str, Any]) -> StepRecord:
+    """Raises ValueError as ``from_json`` does."""
+    values = dict(record)
+    if isinstance(values.get("fingerprint"), str):
+        values["fingerprint"] = int(values["fingerprint"], 16)
+    step: StepRecord = _validate(StepRecord, values)
+    return step
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _lost(workers: tuple[WorkerId, ...], reason: str) -> str:
+    names = ", ".join(map(str, workers))
+    return f"{'worker' if len(workers) == 1 else 'workers'} {names} lost ({reason})"
+
+
+def _recovered(event: Recovered) -> str:
+    phases = ", ".join(
+        f"{field.name} {getattr(event.seconds, field.name):.2f}" for field in fields(event.seconds)
+    )
+    what = _lost(event.lost, event.reason) if event.lost else event.reason
+    text = (
+        f"step {event.step}  {what}: {event.workers_before} -> {event.workers_after} workers, "
+        f"recovered in {event.seconds.total:.2f} s ({phases})"
+    )
+    if event.source == "checkpoint":
+        text += f" from the checkpoint of step {event.from_version}: newer state was lost with its backups"
+    elif event.source == "initial":
+        text += " from the initial state: newer state was lost with its backups and there is no checkpoint"
+    return text
+
+
+def sentence(event: Event) -> str:
+    """One line for the terminal."""
+    match event:
+        case RunStarted():
+            origin = {
+                "initial": "from the initial state",
+                "checkpoint": f"from the checkpoint of step {event.from_version}",
+                "peers": f"from step {event.from_version}",
+            }[event.source]
+            return (
+                f"step {event.from_version}  {event.run} started {origin}: {_count(event.workers, 'worker')} "
+                f"in {_count(event.stages, 'stage')}, to step {event.steps}"
+            )
+        case WorkerJoined():
+            return (
+                f"step {event.step}  worker {event.worker} joined: {event.workers_before} -> "
+                f"{event.workers_after} workers in {event.seconds:.2f} s"
+            )
+        case WorkerLost():
+            return f"step {event.step}  {_lost((event.worker,), event.reason)}"
+        case Recovered():
+            return _recovered(event)
+        case Paused():
+            return (
+                f"step {event.step}  paused: {_count(event.workers, 'worker')} left, "
+                f"at least {event.min_workers} needed; state is kept"
+            )
+        case Resumed():
+            workers = _count(event.workers, "worker")
+            return f"step {event.step}  resumed with {workers} after {event.seconds:.2f} s"
+        case CheckpointWritten():
+            megabytes = event.bytes / 1e6
+            return f"step {event.version}  checkpoint written: {megabytes:.1f} MB in {event.seconds:.2f} s"
+        case CheckpointSkipped():
+            return f"checkpoint skipped: {event.problem}"
+        case StepRepeated():
+            return f"step {event.step}  repeated (try {event.attempt}): a gradient outgrew its scale"
+        case FaultInjected():
+            return f"step {event.step}  fault injected: {event.signal} to worker {event.worker} ({event.at})"
+        case RunFinished():
+            text = (
+                f"step {event.step}  {event.outcome} with {_count(event.workers, 'worker')} after "
+                f"{event.seconds:.1f} s, goodput {event.goodput:.1%}"
+            )
+            return f"{text}: {event.detail}" if event.detail else text

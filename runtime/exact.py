@@ -1,0 +1,224 @@
+"""Exact, order-free sums: gradients, their norm and parameter fingerprints.
+
+Floating-point addition is not associative; integer addition is. A gradient g becomes the integer
+``round(g * 2^s)``, held in float64, where every sum below 2^53 is exact. So any order, grouping
+or slicing of the additions gives the same bits. The exponent s of each tensor follows from the
+largest |g| of the step before (a maximum is order-free too) and leaves room for every
+contribution of a step and for growth from one step to the next.
+
+The approach is that of Demmel and Nguyen, "Parallel Reproducible Summation" (IEEE Transactions on
+Computers 64(7), 2015), with one pre-agreed bin per tensor.
+
+Vocabulary: a *contribution* is one gradient tensor from one micro-batch and one layer, so a
+tensor that L layers share gets micro-batches x L contributions a step. *Maxima* are float32
+vectors with one slot a tensor (by ``TensorSpec.index``), exponents are integers in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ACCUMULATOR_BITS = 52
+"""A sum's magnitude stays within 2^52; float64 holds integers exactly up to 2^53."""
+
+GROWTH_BITS = 6
+"""Gradients may grow by 2^6 from one step to the next before the step has to be redone."""
+
+EXPONENT_LIMIT = 120
+"""Exponents lie within +-120, so that 2^s and 2^-s are normal float32 numbers."""
+
+_CHUNK_CPU = 1 << 17  # squared_norm's exactness allows no more
+_CHUNK_GPU = 1 << 22
+
+
+class Workspace:
+    """Scratch memory for ``accumulate`` on one device; for one thread at a time.
+
+    Elements are handled in chunks that stay in a core's cache (512 KiB on a CPU), because three
+    passes over main memory would cost three times as much.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.chunk = _CHUNK_CPU if self.device.type == "cpu" else _CHUNK_GPU
+        self.scratch = torch.empty(self.chunk, dtype=torch.float32, device=self.device)
+
+
+def new_maxima(tensors: int, device: torch.device | str = "cpu") -> Tensor:
+    """The maxima of a step that has seen no contribution yet: zeros, float32, one a tensor."""
+    return torch.zeros(tensors, dtype=torch.float32, device=device)
+
+
+def accumulate(
+    accumulator_N: Tensor,
+    gradient: Tensor,
+    exponent: int | None,
+    maximum: Tensor,
+    workspace: Workspace,
+) -> None:
+    """Adds ``round(gradient * 2^exponent)`` and raises ``maximum`` to the largest |gradient|.
+
+    ``accumulator_N`` is flat, contiguous float64; ``gradient`` has N elements of any floating
+    type, shape and strides; ``maximum`` is a 0-dimensional float32 view into the maxima. Nothing
+    waits for the device. With ``exponent`` None (a probing pass) only the maximum is recorded.
+
+    Scaling by a power of two and rounding (to nearest, ties to even) are exact in float32: a
+    float32 number of 2^23 or more is an integer already. NaN and infinity end up in ``maximum``.
+    """
+    assert accumulator_N.numel() == gradient.numel(), "an accumulator per gradient, of the same size"
+    if gradient.numel() == 0:
+        return
+    gradient_N = gradient.detach().reshape(-1).to(torch.float32)
+    lowest, highest = torch.aminmax(gradient_N)
+    torch.maximum(maximum, highest, out=maximum)
+    torch.maximum(maximum, lowest.neg_(), out=maximum)
+    if exponent is None:
+        return
+    scale = math.ldexp(1.0, exponent)
+    if gradient_N.numel() <= workspace.chunk:  # most tensors: spared the cost of two splits
+        _add_scaled(accumulator_N, gradient_N, scale, workspace.scratch[: gradient_N.numel()])
+        return
+    chunks_N = torch.split(accumulator_N, workspace.chunk), torch.split(gradient_N, workspace.chunk)
+    for sums, part in zip(*chunks_N, strict=True):
+        _add_scaled(sums, part, scale, workspace.scratch[: part.numel()])
+
+
+def _add_scaled(sums: Tensor, part: Tensor, scale: float, scratch: Tensor) -> None:
+    torch.mul(part, scale, out=scratch)
+    sums.add_(scratch.round_())
+
+
+@torch.no_grad()
+def accumulate_fast(accumulator_N: Tensor, gradient: Tensor) -> None:
+    """Adds in float32: quicker, but the bits depend on the order of the additions.
+
+    NaN and infinity stay in the sum and so show in the gradient norm.
+    """
+    accumulator_N.add_(gradient.reshape(-1))
+
+
+def _sum_bits(contributions: int | Sequence[int], tensors: int) -> Tensor:
+    """How many bits the sum of that many terms may be longer than its largest: ceil(log2(n))."""
+    counts = [contributions] * tensors if isinstance(contributions, int) else contributions
+    assert len(counts) == tensors and all(count >= 1 for count in counts)
+    return torch.tensor([(count - 1).bit_length() for count in counts], dtype=torch.int64)
+
+
+def next_exponents(maxima_T: Tensor, contributions: int | Sequence[int]) -> Tensor:
+    """The exponents (int64, T) for the step after one with these maxima.
+
+    ``contributions`` is a step's count for every tensor, or one count a tensor. The largest
+    gradient seen lands below 2^(52 - ceil(log2(contributions)) - 6). A tensor whose gradients
+    were all zero is treated as if the largest had been below one. Maxima must be finite: see
+    ``first_non_finite``.
+    """
+    maxima_T = maxima_T.detach().cpu().to(torch.float64)
+    assert bool(torch.isfinite(maxima_T).all()), "exponents follow from finite gradients only"
+    magnitude_T = torch.frexp(maxima_T).exponent.to(torch.int64)
+    room_T = ACCUMULATOR_BITS - GROWTH_BITS - _sum_bits(contributions, maxima_T.numel())
+    return (room_T - magnitude_T).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+
+
+def overflowed(maxima_T: Tensor, exponents_T: Tensor, contributions: int | Sequence[int]) -> bool:
+    """Whether a sum of this step may have left the exact range, so that the step must be redone.
+
+    True if some ``maximum * 2^exponent`` reaches 2^(52 - ceil(log2(contributions))). Redone with
+    ``next_exponents(maxima_T, contributions)`` it cannot overflow again. Maxima must be finite.
+    """
+    maxima_T = maxima_T.detach().cpu().to(torch.float64)
+    assert bool(torch.isfinite(maxima_T).all()), "a non-finite gradient is not an overflow"
+    magnitude_T = torch.frexp(maxima_T).exponent.to(torch.int64)
+    limit_T = ACCUMULATOR_BITS - _sum_bits(contributions, maxima_T.numel())
+    beyond_T = (magnitude_T + exponents_T.cpu() > limit_T) & (maxima_T > 0)
+    return bool(beyond_T.any())
+
+
+def first_non_finite(maxima_T: Tensor) -> int | None:
+    """The index of the first tensor with a NaN or infinite gradient, or None."""
+    indices = (~torch.isfinite(maxima_T)).nonzero()
+    return int(indices[0]) if indices.numel() else None
+
+
+@torch.no_grad()
+def squared_norm(accumulator_N: Tensor) -> int:
+    """The sum of squares of the integers in a flat float64 accumulator, exactly.
+
+    Slices of one tensor add up to the whole as Python integers, however it was cut. Padding
+    (zeros) adds nothing. Each integer (magnitude up to 2^53) is split at bits 18 and 36 into
+    three signed parts of at most 2^17; then a dot product of up to 2^17 products of parts stays
+    within 2^51, exact in float64 in whatever order the library adds.
+    """
+    dots = []
+    for part in torch.split(accumulator_N, _CHUNK_CPU):
+        high = torch.mul(part, 2.0**-36).round_()
+        rest = torch.sub(part, high, alpha=2.0**36)
+        middle = torch.mul(rest, 2.0**-18).round_()
+        low = rest.sub_(middle, alpha=2.0**18)
+        dots += [
+            torch.dot(high, high),
+            torch.dot(high, middle),
+            torch.dot(high, low),
+            torch.dot(middle, middle),
+            torch.dot(middle, low),
+            torch.dot(low, low),
+        ]
+    if not dots:
+        return 0
+    total = 0
+    weights = (1 << 72, 1 << 55, 1 << 37, 1 << 36, 1 << 19, 1)
+    # One transfer from the device; the six dots of a chunk follow each other.
+    for place, value in enumerate(torch.stack(dots).tolist()):
+        total += int(value) * weights[place % 6]
+    return total
+
+
+def combine_squared_norms(squared_norms: Sequence[int], exponents: Sequence[int]) -> float:
+    """The squared norm of the un-normalised gradient sum over all tensors, rounded once.
+
+    ``squared_norms[i]`` is tensor i's ``squared_norm`` summed over all its slices, in units of
+    ``4^-exponents[i]``. The sum is an exact integer, so it does not depend on any order. Divide
+    the root by the count of samples (or tokens) for the norm of the mean gradient.
+    """
+    assert len(squared_norms) == len(exponents)
+    if not squared_norms:
+        return 0.0
+    finest = max(exponents)
+    total = sum(n << 2 * (finest - s) for n, s in zip(squared_norms, exponents, strict=True))
+    return math.ldexp(float(total), -2 * finest)
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """The factor of ``torch.nn.utils.clip_grad_norm_``: ``min(1, max_norm / (norm + 1e-6))``."""
+    return min(1.0, max_norm / (norm + 1e-6))
+
+
+@torch.no_grad()
+def mean_gradient(
+    accumulator_N: Tensor, exponent: int, multiplier: float, out: Tensor | None = None
+) -> Tensor:
+    """``accumulator * 2^-exponent * multiplier`` as float32 (N), into ``out`` if given.
+
+    ``multiplier`` is clip coefficient / count. Each element is rounded to float64 and then to
+    float32, by itself, so slices have the bits of the whole.
+    """
+    factor = math.ldexp(multiplier, -exponent)
+    if out is None:
+        out = torch.empty_like(accumulator_N, dtype=torch.float32)
+    chunk = _CHUNK_CPU if accumulator_N.device.type == "cpu" else _CHUNK_GPU
+    for part, sums in zip(torch.split(out, chunk), torch.split(accumulator_N, chunk), strict=True):
+        part.copy_(sums * factor)
+    return out
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> int:
+    """The sum of a contiguous float32 tensor's bit patterns, modulo 2^64.
+
+    Fingerprints of parts add up (modulo 2^64) to that of the whole; zeros add nothing. It tells
+    runs apart that differ by rounding; it is no defence against a forger.
+    """
+    return int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) % (1 << 64)

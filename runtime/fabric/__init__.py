@@ -1,0 +1,1 @@
+"""Point-to-point messages between workers, and collectives composed over them."""

@@ -1,0 +1,182 @@
+"""Messages as bytes: a fixed prefix, a small pickled header, then every tensor's memory, raw.
+
+prefix = header length (uint32) + payload length (uint64), network order; header = pickle of
+(tag, note, [(dtype, shape)]). Tensor bytes are in the sender's (little-endian) order and are read
+straight into new tensors: no tensor is pickled and large ones are copied by the kernel only.
+Nothing here is called before the peer has proved that it knows the job's secret, so unpickling is as
+safe as the job's own code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.fabric.interface import Message, Tag
+from runtime.plan import WorkerId
+
+_PREFIX = struct.Struct("!IQ")
+MAX_HEADER_BYTES = 64 << 20
+_STAGING_BYTES = 64 << 10
+_SCRATCH = memoryview(bytearray(1 << 20))  # where the bytes of dropped messages go; never read
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor of any dtype, bf16 included, that needs no gradient."""
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and in CPU memory. CUDA tensors pass through pinned memory."""
+    if tensor.device.type == "cpu":
+        return tensor.detach().contiguous()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return pinned.copy_(tensor.detach())
+
+
+def encode_head(tag: Tag, tensors: Sequence[Tensor], note: Any) -> bytes:
+    """Prefix and header. Raises ValueError if the note is too large."""
+    specs = [(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors]
+    header = pickle.dumps((tuple(tag), note, specs), protocol=pickle.HIGHEST_PROTOCOL)
+    if len(header) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"the note of message {tag.what!r} takes {len(header)} bytes, more than {MAX_HEADER_BYTES}; "
+            "send bulk data as tensors"
+        )
+    payload = sum(t.numel() * t.element_size() for t in tensors)
+    return _PREFIX.pack(len(header), payload) + header
+
+
+@dataclass(slots=True)
+class Head:
+    """What is known of a message before its tensors: ``size`` counts the payload's bytes."""
+
+    tag: Tag
+    note: Any
+    specs: list[tuple[str, tuple[int, ...]]]
+    size: int
+
+
+class Decoder:
+    """Turns one link's bytes into messages, without ever waiting.
+
+    The caller alternates ``space`` / ``filled`` (bytes come in) with ``head`` / ``begin`` /
+    ``message`` (they are taken out). Small messages come many to a read through a staging buffer;
+    the bulk of large ones is read straight into tensors. Raises ValueError, or whatever unpickling
+    raises, for bytes that are no message.
+    """
+
+    def __init__(self, sender: WorkerId) -> None:
+        self._sender = sender
+        self._staging = memoryview(bytearray(_STAGING_BYTES))
+        self._low = self._high = 0
+        self._parsing_header = False
+        self._head: Head | None = None
+        self._begun = False
+        self._discarding = False
+        self._tensors: list[Tensor] = []
+        self._payload = 0
+        self._expect(bytearray(_PREFIX.size))
+
+    def _expect(self, buffer: bytearray) -> None:
+        self._buffer = buffer
+        self._targets: deque[memoryview] = deque([memoryview(buffer)])
+
+    def space(self) -> memoryview:
+        """Where the next bytes are to be read to."""
+        if self._targets and len(self._targets[0]) >= _STAGING_BYTES:
+            return self._targets[0]
+        assert self._low == self._high, "staged bytes are used up before more are read"
+        self._low = self._high = 0
+        return self._staging
+
+    def filled(self, space: memoryview, count: int) -> None:
+        """``count`` bytes were read to ``space``, which came from the last call of ``space``."""
+        if space is self._staging:
+            self._high = count
+        else:
+            self._skip(count)
+
+    def head(self) -> Head | None:
+        """The head of the message that stands next, if it has come and has not begun."""
+        while self._head is None:
+            if not self._fill():
+                return None
+            if self._parsing_header:
+                self._head = self._parse()
+                self._parsing_header = False
+            else:
+                length, self._payload = _PREFIX.unpack(self._buffer)
+                if not 0 < length <= MAX_HEADER_BYTES:
+                    raise ValueError(f"a header of {length} bytes")
+                self._parsing_header = True
+                self._expect(bytearray(length))
+        return None if self._begun else self._head
+
+    def begin(self, *, discard: bool = False) -> None:
+        """Makes room for the payload of ``head``; with ``discard`` its bytes are thrown away."""
+        assert self._head is not None and not self._begun
+        self._begun, self._discarding = True, discard
+        self._tensors = []
+        if discard:
+            whole, rest = divmod(self._payload, len(_SCRATCH))
+            self._targets = deque([_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else []))
+            return
+        for name, shape in self._head.specs:
+            self._tensors.append(torch.empty(shape, dtype=getattr(torch, name)))
+        self._targets = deque(as_bytes(t) for t in self._tensors if t.numel())
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Payload bytes for which ``begin`` made room and which no ``message`` has returned."""
+        return self._payload if self._begun and not self._discarding else 0
+
+    def message(self) -> tuple[bool, Message | None]:
+        """(whether the message that began is whole, the message unless it was discarded)."""
+        if not self._begun or not self._fill():
+            return False, None
+        assert self._head is not None
+        message = None
+        if not self._discarding:
+            message = Message(self._sender, self._head.tag, self._tensors, self._head.note)
+        self._head, self._tensors, self._begun = None, [], False
+        self._expect(bytearray(_PREFIX.size))
+        return True, message
+
+    def _parse(self) -> Head:
+        tag, note, specs = pickle.loads(self._buffer)
+        size = 0
+        for name, shape in specs:
+            dtype = getattr(torch, name, None)
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"no such dtype: {name}")
+            elements = 1
+            for length in shape:
+                elements *= length
+            size += elements * dtype.itemsize
+        if size != self._payload:
+            raise ValueError(f"tensors of {size} bytes in a payload of {self._payload}")
+        return Head(Tag(*tag), note, specs, size)
+
+    def _fill(self) -> bool:
+        """Moves staged bytes to where they belong; True once nothing is missing there."""
+        while self._targets and self._low < self._high:
+            count = min(len(self._targets[0]), self._high - self._low)
+            self._targets[0][:count] = self._staging[self._low : self._low + count]
+            self._low += count
+            self._skip(count)
+        return not self._targets
+
+    def _skip(self, count: int) -> None:
+        if count == len(self._targets[0]):
+            self._targets.popleft()
+        else:
+            self._targets[0] = self._targets[0][count:]

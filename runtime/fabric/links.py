@@ -1,0 +1,150 @@
+"""One direction of one lane between two endpoints: who dials writes, who accepted reads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from runtime.fabric.framing import Decoder
+from runtime.fabric.handshake import Lane, dial
+from runtime.plan import WorkerId
+
+_log = logging.getLogger(__name__)
+
+DIAL_SECONDS = 10.0
+_BUFFERS_PER_CALL = 512  # below IOV_MAX (1024 on Linux and macOS)
+
+
+def tune(sock: socket.socket) -> None:
+    """No Nagle delay, and keep-alive so that a vanished machine shows on idle links in about 10 s.
+
+    Buffer sizes are left to the kernel: setting them turns its autotuning off. There is no
+    TCP_USER_TIMEOUT because it would also end links to peers that live but hold us back.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # Linux; macOS knows some of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class OutgoingLink:
+    """Written to by any thread that holds ``lock``; watched for its end by the receiver thread."""
+
+    def __init__(self, peer: WorkerId, lane: Lane) -> None:
+        self.peer = peer
+        self.lane = lane
+        self.lock = threading.Lock()
+        self.sock: socket.socket | None = None
+        self._shut = False
+
+    def open(self, address: str, secret: bytes, worker: WorkerId) -> None:
+        """Dials and shakes hands; ``lock`` is held. Raises OSError and handshake.Refused."""
+        deadline = time.monotonic() + DIAL_SECONDS
+        host, _, port = address.rpartition(":")
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        self.sock = sock  # from here on ``shut`` ends the dialling too
+        if self._shut:
+            raise ConnectionAbortedError("the link was closed while it was made")
+        tune(sock)
+        sock.settimeout(DIAL_SECONDS)
+        sock.connect(target)
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        dial(sock, secret, worker, self.peer, self.lane)
+        sock.setblocking(False)
+
+    def write(
+        self, buffers: Sequence[bytes | memoryview], blocked: Callable[[], AbstractContextManager[None]]
+    ) -> int:
+        """Writes all of it, whatever happens meanwhile, or raises OSError; ``lock`` is held.
+
+        Waits inside ``blocked()`` while the peer reads nothing. Returns the number of bytes.
+        """
+        assert self.sock is not None
+        left = [memoryview(b) for b in buffers if len(b)]
+        total, first = 0, 0
+        while first < len(left):
+            try:
+                count = self.sock.sendmsg(left[first : first + _BUFFERS_PER_CALL])
+            except BlockingIOError:
+                with blocked():
+                    poll = select.poll()
+                    poll.register(self.sock, select.POLLOUT)
+                    poll.poll()  # ``shut`` ends this as well: the socket then polls as hung up
+                continue
+            total += count
+            while first < len(left) and count >= len(left[first]):
+                count -= len(left[first])
+                first += 1
+            if count:
+                left[first] = left[first][count:]
+        return total
+
+    @property
+    def is_shut(self) -> bool:
+        return self._shut
+
+    def shut(self) -> None:
+        """Ends the connection and wakes whoever dials or writes. Any thread, never waits."""
+        self._shut = True
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def dispose(self) -> None:
+        """Closes the socket after ``shut``, once its writer has let go of it."""
+        self.shut()
+        with self.lock:
+            if self.sock is not None:
+                self.sock.close()
+
+
+class IncomingLink:
+    """Read by the receiver thread alone."""
+
+    def __init__(self, peer: WorkerId, lane: Lane, sock: socket.socket) -> None:
+        self.peer = peer
+        self.lane = lane
+        self.sock = sock
+        self.decoder = Decoder(peer)
+
+
+class SendQueue:
+    """A thread, started when first needed, that does in order what nobody waits for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def put(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """Ends the thread after the job at hand; jobs must be quick by then."""
+        self._jobs.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                _log.exception("a background send failed")
+            del job  # let go of its tensors before the next one comes

@@ -1,0 +1,144 @@
+"""Prometheus metrics of a run, all with the label ``run``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from runtime.events import (
+    CheckpointWritten,
+    Event,
+    Paused,
+    Recovered,
+    RecoverySeconds,
+    Resumed,
+    RunStarted,
+    StepRecord,
+    WorkerJoined,
+)
+from runtime.goodput import BADPUT, Ledger
+
+STEP_SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
+_PHASES = tuple(field.name for field in fields(RecoverySeconds))
+
+
+class Metrics:
+    """One run's metrics in a registry of their own, so that several runs fit in one process.
+
+    ``observe_*`` may be called from any thread but for each kind from one at a time.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.registry = CollectorRegistry()
+        self._run = run
+        self._served: tuple[Any, Thread] | None = None
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"reknit_{name}", text, ["run"], registry=self.registry).labels(run)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"reknit_{name}", text, ["run"], registry=self.registry).labels(run)
+
+        self._step = gauge("step", "Newest committed step")
+        self._loss = gauge("loss", "Training loss of the newest step")
+        self._held_out_loss = gauge("held_out_loss", "Newest loss on held-out data")
+        self._gradient_norm = gauge("gradient_norm", "Global gradient norm before clipping")
+        self._learning_rate = gauge("learning_rate", "Learning rate of the newest step")
+        self._workers = gauge("workers", "Workers that train")
+        self._generation = gauge("generation", "Membership changes so far")
+        self._checkpoint_step = gauge("checkpoint_step", "Steps behind the newest durable checkpoint")
+        self._goodput_ratio = gauge("goodput_ratio", "Productive share of the wall time")
+        self._tokens = counter("tokens", "Tokens trained on")
+        self._samples = counter("samples", "Samples trained on")
+        self._repeats = counter("step_repeats", "Extra attempts at steps")
+        self._recoveries = counter("recoveries", "Losses of workers recovered from")
+        self._goodput = counter("goodput_seconds", "Productive seconds of committed steps")
+        self._step_seconds = Histogram(
+            "reknit_step_seconds",
+            "Seconds from one committed step to the next",
+            ["run"],
+            buckets=STEP_SECONDS_BUCKETS,
+            registry=self.registry,
+        ).labels(run)
+        recovery_seconds = Counter(
+            "reknit_recovery_seconds", "Seconds of recovery", ["run", "phase"], registry=self.registry
+        )
+        badput = Counter(
+            "reknit_badput_seconds", "Seconds that trained nothing", ["run", "cause"], registry=self.registry
+        )
+        # Every series exists from the start, at zero: rate() sees the first increase too.
+        self._recovery_seconds = {phase: recovery_seconds.labels(run, phase) for phase in _PHASES}
+        self._badput = {cause: badput.labels(run, cause) for cause in BADPUT}
+        self._booked: dict[str, int] = {}
+
+    def observe_step(self, record: StepRecord) -> None:
+        self._step.set(record.step)
+        self._loss.set(record.loss)
+        if record.held_out_loss is not None:
+            self._held_out_loss.set(record.held_out_loss)
+        self._gradient_norm.set(record.grad_norm)
+        self._learning_rate.set(record.learning_rate)
+        self._workers.set(record.workers)
+        self._generation.set(record.generation)
+        self._tokens.inc(record.tokens)
+        self._samples.inc(record.samples)
+        self._repeats.inc(record.attempts - 1)
+        self._step_seconds.observe(record.seconds)
+
+    def observe_event(self, event: Event) -> None:
+        match event:
+            case Recovered():
+                if event.lost:
+                    self._recoveries.inc()
+                for phase in _PHASES:
+                    self._recovery_seconds[phase].inc(getattr(event.seconds, phase))
+                self._workers.set(event.workers_after)
+            case WorkerJoined():
+                self._workers.set(event.workers_after)
+            case RunStarted() | Paused() | Resumed():
+                self._workers.set(event.workers)
+            case CheckpointWritten():
+                self._checkpoint_step.set(event.version)
+
+    def observe_ledger(self, ledger: Ledger) -> None:
+        """A counter never falls: where time was booked under another cause afterwards, the
+        counter it left waits until the ledger has caught up. The ratio is always the ledger's.
+        """
+        self._goodput_ratio.set(ledger.goodput)
+        self._raise_to(self._goodput, "productive", ledger.committed)
+        for cause, counter in self._badput.items():
+            self._raise_to(counter, cause, ledger.nanoseconds[cause])
+
+    def _raise_to(self, counter: Counter, cause: str, nanoseconds: int) -> None:
+        booked = self._booked.get(cause, 0)
+        if nanoseconds > booked:
+            counter.inc((nanoseconds - booked) / 1e9)
+            self._booked[cause] = nanoseconds
+
+    def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
+        """Serves the metrics over HTTP until ``close`` and returns the port (0: any free one).
+
+        Raises ValueError if the port cannot be had.
+        """
+        assert self._served is None, "already served"
+        try:
+            server, thread = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise ValueError(
+                f"metrics cannot be served at {host}:{port} ({error.strerror}): set metrics.port to a "
+                f"free port, or to 0 for any"
+            ) from error
+        self._served = server, thread
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Stops serving and frees the port. Idempotent."""
+        if self._served is not None:
+            server, thread = self._served
+            self._served = None
+            server.shutdown()
+            server.server_close()
+            thread.join()

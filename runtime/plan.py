@@ -1,0 +1,109 @@
+"""The plan: who holds which layers, owns and backs up which shards, computes which micro-batch.
+
+Plans are immutable values. A change of membership makes a new plan with a higher generation; no
+plan is ever edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+WorkerId = int
+
+CONTROLLER: WorkerId = -1
+"""The controller's address on the fabric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers ``first`` to ``stop - 1``, held by every worker of the stage group ``workers``."""
+
+    first: int
+    stop: int
+    workers: tuple[WorkerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Elements ``start`` to ``stop - 1`` of a block: parameters and optimizer state.
+
+    ``backup`` is None only while there is a single worker.
+    """
+
+    block: int
+    start: int
+    stop: int
+    owner: WorkerId
+    backup: WorkerId | None
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Work divided among the members of one generation.
+
+    ``assignment[k][m]`` is the worker that computes micro-batch m at stage k. ``shards`` lists
+    every block's shards in order of (block, start); together they cover each block once.
+    """
+
+    generation: int
+    stages: tuple[Stage, ...]
+    assignment: tuple[tuple[WorkerId, ...], ...]
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def workers(self) -> tuple[WorkerId, ...]:
+        """Every member, ascending."""
+        return tuple(sorted(worker for stage in self.stages for worker in stage.workers))
+
+    @property
+    def micro_batches(self) -> int:
+        return len(self.assignment[0])
+
+    @cached_property
+    def _stage_of(self) -> dict[WorkerId, int]:
+        return {worker: k for k, stage in enumerate(self.stages) for worker in stage.workers}
+
+    def stage_of(self, worker: WorkerId) -> int:
+        """The index of the stage that ``worker`` holds. Raises KeyError for a non-member."""
+        return self._stage_of[worker]
+
+    @cached_property
+    def _stage_of_layer(self) -> tuple[int, ...]:
+        return tuple(k for k, stage in enumerate(self.stages) for _ in range(stage.first, stage.stop))
+
+    def holders(self, layers: tuple[int, ...]) -> tuple[WorkerId, ...]:
+        """The workers, ascending, that hold any of ``layers`` (a block's ``layers``, say)."""
+        stages = {self._stage_of_layer[layer] for layer in layers}
+        return tuple(sorted(worker for k in stages for worker in self.stages[k].workers))
+
+    def shards_of(self, block: int) -> Iterator[Shard]:
+        return (shard for shard in self.shards if shard.block == block)
+
+    def owned_by(self, worker: WorkerId) -> Iterator[Shard]:
+        return (shard for shard in self.shards if shard.owner == worker)
+
+    def backed_up_by(self, worker: WorkerId) -> Iterator[Shard]:
+        return (shard for shard in self.shards if shard.backup == worker)
+
+    def micro_batches_of(self, worker: WorkerId) -> tuple[int, ...]:
+        """The micro-batches, ascending, that ``worker`` computes at its stage."""
+        row = self.assignment[self.stage_of(worker)]
+        return tuple(m for m, other in enumerate(row) if other == worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker as the planner sees it.
+
+    ``domain`` names its failure domain; ``speed`` is relative to the others (1.0 = typical).
+    """
+
+    worker: WorkerId
+    domain: str
+    speed: float = 1.0

@@ -1,0 +1,189 @@
+"""What controller and workers say to each other on the control channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from runtime.checkpoint import ShardFile
+from runtime.events import StepRecord
+from runtime.plan import Plan, WorkerId
+from runtime.resharding import Holding, Transfer
+
+Exponents = tuple[int, ...] | None
+"""Scale exponents of every tensor; None before the probing pass."""
+
+StateSource = Literal["peers", "checkpoint", "initial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Controller to worker: leave what you wait for and report what you hold."""
+
+    generation: int
+    lost: tuple[WorkerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Controller to worker: go on from ``version`` completed steps under ``plan``.
+
+    ``transfers`` are all transfers of the change; a worker picks its own. ``checkpoint`` names the
+    manifest's directory when state comes from there.
+    """
+
+    plan: Plan
+    version: int
+    source: StateSource
+    addresses: Mapping[WorkerId, str]
+    transfers: tuple[Transfer, ...]
+    exponents: Exponents
+    stop_at: int
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Controller to worker: end the run at the next step boundary that all agree on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Controller to worker: the run is over, or you were fenced out; let go of everything."""
+
+    reason: str
+
+
+Command = Interrupt | Resume | Stop | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Worker to controller: what I hold, in answer to ``Interrupt``.
+
+    ``working`` maps a block to the version of its full working parameters; ``exponents`` has an
+    entry for every version held; ``step_elapsed`` is the age in seconds of the step that was cut
+    short (0 at a boundary).
+    """
+
+    worker: WorkerId
+    generation: int
+    holdings: tuple[Holding, ...]
+    working: Mapping[int, int]
+    exponents: Mapping[int, Exponents]
+    step_elapsed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Worker to controller: under way again in ``generation``. Seconds and bytes of the move."""
+
+    worker: WorkerId
+    generation: int
+    seconds: float
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Worker to controller: a step was committed. Told by the plan's first worker, perhaps twice."""
+
+    worker: WorkerId
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Worker to controller: seconds per micro-batch and layer, and where a step's time went."""
+
+    worker: WorkerId
+    step: int
+    forward: Mapping[int, float]
+    backward: Mapping[int, float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    resident_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Worker to controller: a gradient outgrew its scale, the step is computed again."""
+
+    worker: WorkerId
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Worker to controller: my shards' part of the checkpoint of ``version`` is on disk."""
+
+    worker: WorkerId
+    generation: int
+    version: int
+    exponents: Exponents
+    file: ShardFile
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """Worker to controller: my part of a checkpoint could not be written. Training goes on."""
+
+    worker: WorkerId
+    version: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Worker to controller: I stopped at ``version``, everything of mine is written."""
+
+    worker: WorkerId
+    generation: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """Worker to controller: my link to ``peer`` broke."""
+
+    worker: WorkerId
+    peer: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Worker to controller: the user's code or data raised; going on would only repeat it."""
+
+    worker: WorkerId
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Injecting:
+    """Worker to controller, just before it injects a fault into itself: when (``time.time()``).
+
+    For the record alone: detection does not use it.
+    """
+
+    worker: WorkerId
+    step: int
+    where: str
+    signal: str
+    at: float
+
+
+Report = (
+    Held
+    | Moved
+    | Stepped
+    | Measured
+    | Repeated
+    | Written
+    | Unwritten
+    | Finished
+    | PeerLost
+    | Failing
+    | Injecting
+)

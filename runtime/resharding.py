@@ -1,0 +1,223 @@
+"""From what workers hold to what a plan asks for: disjoint worker-to-worker transfers.
+
+State is known by intervals of blocks, not by rank, so any plan can follow any other: what is missing is
+the wanted interval minus what is there, and it comes from whoever holds it (the intersection of old
+and new layouts). Nothing here touches a tensor.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from runtime.layout import Layout
+from runtime.plan import Plan, WorkerId
+
+Interval = tuple[int, int]
+"""Elements start to stop - 1 of a block; never empty in a normalised list."""
+
+BYTES = {"parameters": 4, "state": 12}
+"""Bytes per element moved: float32 parameters, or those with exp_avg and exp_avg_sq."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A worker holds elements ``start`` to ``stop - 1`` of ``block``: parameters, exp_avg and
+    exp_avg_sq as they were after ``version`` completed optimizer steps."""
+
+    block: int
+    start: int
+    stop: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """``source`` sends elements ``start`` to ``stop - 1`` of ``block`` to ``target``: working
+    parameters alone, or the state (parameters included)."""
+
+    source: WorkerId
+    target: WorkerId
+    block: int
+    start: int
+    stop: int
+    what: Literal["state", "parameters"]
+
+    @property
+    def bytes(self) -> int:
+        return (self.stop - self.start) * BYTES[self.what]
+
+
+def normalise(intervals: Iterable[Interval]) -> list[Interval]:
+    """Ascending, disjoint, non-adjacent and non-empty intervals that cover the same elements."""
+    merged: list[Interval] = []
+    for start, stop in sorted(intervals):
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def subtract(wanted: Iterable[Interval], present: Iterable[Interval]) -> list[Interval]:
+    """The normalised elements of ``wanted`` that are not in ``present``."""
+    holes = normalise(present)
+    missing: list[Interval] = []
+    for start, stop in normalise(wanted):
+        for hole_start, hole_stop in holes:
+            if hole_stop <= start:
+                continue
+            if hole_start >= stop:
+                break
+            if start < hole_start:
+                missing.append((start, hole_start))
+            start = hole_stop
+        if start < stop:
+            missing.append((start, stop))
+    return missing
+
+
+def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interval]:
+    """The normalised elements that are in both."""
+    others = normalise(other)
+    return [
+        (max(start, other_start), min(stop, other_stop))
+        for start, stop in normalise(one)
+        for other_start, other_stop in others
+        if max(start, other_start) < min(stop, other_stop)
+    ]
+
+
+def newest_complete_version(layout: Layout, holdings: Mapping[WorkerId, Sequence[Holding]]) -> int | None:
+    """The newest version at which all workers together hold every element of every block, or None.
+
+    That is where work goes on after a loss: an older one would repeat steps for nothing, and a newer
+    one is lost in part.
+    """
+    held: dict[int, dict[int, list[Interval]]] = {}
+    for sequence in holdings.values():
+        for holding in sequence:
+            blocks = held.setdefault(holding.version, {})
+            blocks.setdefault(holding.block, []).append((holding.start, holding.stop))
+    for version in sorted(held, reverse=True):
+        blocks = held[version]
+        if all(not subtract([(0, block.size)], blocks.get(block.index, ())) for block in layout.blocks):
+            return version
+    return None
+
+
+def plan_transfers(
+    layout: Layout,
+    plan: Plan,
+    version: int,
+    holdings: Mapping[WorkerId, Sequence[Holding]],
+    working: Mapping[WorkerId, Mapping[int, int]],
+) -> tuple[Transfer, ...]:
+    """What must move so that ``plan`` can go on from ``version``.
+
+    ``holdings`` and ``working`` (``working[w][block]`` = version of the full parameters in w's
+    model) name every worker that can send, members of ``plan`` or not: leave lost ones out.
+    Afterwards every owner and backup has its shards' state, and every holder of a block its full
+    parameters, given that a worker copies by itself what it has: state pieces at ``version`` into
+    new shards, and the parameters of state it has or receives into its model.
+
+    Order: parameters first (the next forward waits for them), then owners' state, then backups';
+    inside each by block, target, start. Transfers of one kind to one target are disjoint. Each
+    segment comes from the source with the fewest bytes to send so far, then the lowest id.
+
+    Every element must be held at ``version`` by someone (``newest_complete_version`` finds such a
+    version); AssertionError where nobody holds a wanted one.
+    """
+    sources = _Sources(layout, version, holdings, working)
+    owned: dict[tuple[int, WorkerId], list[Interval]] = {}
+    backed_up: dict[tuple[int, WorkerId], list[Interval]] = {}
+    for shard in plan.shards:
+        owned.setdefault((shard.block, shard.owner), []).append((shard.start, shard.stop))
+        if shard.backup is not None:
+            backed_up.setdefault((shard.block, shard.backup), []).append((shard.start, shard.stop))
+
+    transfers: list[Transfer] = []
+    for block in layout.blocks:
+        for target in plan.holders(block.layers):
+            if working.get(target, {}).get(block.index) == version:
+                continue
+            key = (block.index, target)
+            present = [*sources.local(*key), *owned.get(key, ()), *backed_up.get(key, ())]
+            missing = subtract([(0, block.size)], present)
+            transfers += sources.send(block.index, target, missing, "parameters")
+    for wanted in (owned, backed_up):
+        for (block_index, target), intervals in sorted(wanted.items()):
+            missing = subtract(intervals, sources.local(block_index, target))
+            transfers += sources.send(block_index, target, missing, "state")
+    return tuple(transfers)
+
+
+class _Sources:
+    """Who has what at one version, and how much each was asked to send."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        version: int,
+        holdings: Mapping[WorkerId, Sequence[Holding]],
+        working: Mapping[WorkerId, Mapping[int, int]],
+    ) -> None:
+        self._bytes_to_send = dict.fromkeys({*holdings, *working}, 0)
+        self._local: dict[tuple[int, WorkerId], list[Interval]] = {}
+        for worker, sequence in holdings.items():
+            for holding in sequence:
+                if holding.version == version:
+                    key = (holding.block, worker)
+                    self._local.setdefault(key, []).append((holding.start, holding.stop))
+        by_block: dict[int, list[tuple[WorkerId, list[Interval]]]] = {b.index: [] for b in layout.blocks}
+        for (block, worker), intervals in sorted(self._local.items()):
+            by_block[block].append((worker, normalise(intervals)))
+        # Between two neighbouring bounds the set of holders is the same: look it up once per block.
+        self._bounds: dict[int, list[int]] = {}
+        self._holders: dict[int, list[list[WorkerId]]] = {}
+        for block, held in by_block.items():
+            bounds = sorted({bound for _, intervals in held for interval in intervals for bound in interval})
+            holders: list[list[WorkerId]] = [[] for _ in bounds]
+            for worker, intervals in held:
+                for start, stop in intervals:
+                    for i in range(bisect_left(bounds, start), bisect_left(bounds, stop)):
+                        holders[i].append(worker)
+            self._bounds[block], self._holders[block] = bounds, holders
+        self._full = {
+            block.index: [
+                w for w, versions in sorted(working.items()) if versions.get(block.index) == version
+            ]
+            for block in layout.blocks
+        }
+
+    def local(self, block: int, worker: WorkerId) -> Sequence[Interval]:
+        """The pieces of state that ``worker`` itself holds at the version."""
+        return self._local.get((block, worker), ())
+
+    def send(
+        self, block: int, target: WorkerId, missing: Iterable[Interval], what: Literal["state", "parameters"]
+    ) -> list[Transfer]:
+        """Cuts ``missing`` where the set of holders changes and gives each segment a source."""
+        transfers: list[Transfer] = []
+        bounds, holders = self._bounds[block], self._holders[block]
+        full = self._full[block] if what == "parameters" else []
+        for start, stop in missing:
+            cuts = [start, *bounds[bisect_right(bounds, start) : bisect_left(bounds, stop)], stop]
+            for segment_start, segment_stop in pairwise(cuts):
+                i = bisect_right(bounds, segment_start) - 1
+                candidates = (holders[i] if i >= 0 else []) + full
+                assert candidates, f"nobody holds elements {segment_start}.. of block {block}"
+                source = min(candidates, key=lambda worker: (self._bytes_to_send[worker], worker))
+                last = transfers[-1] if transfers else None
+                if last is not None and last.source == source and last.stop == segment_start:
+                    segment_start = transfers.pop().start
+                    self._bytes_to_send[source] -= last.bytes
+                transfer = Transfer(source, target, block, segment_start, segment_stop, what)
+                self._bytes_to_send[source] += transfer.bytes
+                transfers.append(transfer)
+        return transfers

@@ -1,0 +1,256 @@
+"""The run folder: everything a run leaves on local disk, and how it is read back.
+
+``recipe.toml`` (resolved), ``run.json`` (seed, versions, device), ``events.jsonl`` and
+``steps.jsonl`` (append-only), ``checkpoints/``, ``logs/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from runtime.events import Event, StepRecord, from_json, step_from_json, step_to_json, to_json
+from runtime.plan import WorkerId
+
+_SUPERSEDED_FROM = "superseded_from"
+
+
+class JsonLinesWriter:
+    """Appends JSON objects, one a line, each with a single write: what a killed process has
+    appended is in the file. A torn last line (the machine died) is cut off on opening. Thread-safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Raises OSError."""
+        line = json.dumps(dict(record)).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+    def close(self) -> None:
+        """Forces everything to disk. Idempotent."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The records, and a sentence about a torn last line if there is one (else None).
+
+    A file that is not there has no records. Raises ValueError, naming file and line, for a line that
+    is no JSON object anywhere else.
+    """
+    if not path.exists():
+        return [], None
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is no JSON object")
+        records.append(record)
+    torn = f"{path}, line {len(lines) + 1} is torn ({len(tail)} bytes) and was left out." if tail else None
+    return records, torn
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """``time`` is in seconds since 1970."""
+
+    time: float
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    """``torn`` tells of a last line that was cut short, else None."""
+
+    events: tuple[LoggedEvent, ...]
+    torn: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """The steps of the run as it stands, ascending; ``torn`` as in ``EventLog``."""
+
+    steps: tuple[StepRecord, ...]
+    torn: str | None
+
+
+def default_path(recipe_name: str, parent: Path = Path("runs"), now: datetime | None = None) -> Path:
+    """``runs/<recipe name>-<YYYYmmdd-HHMMSS>-<4 hex digits>``, local time."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", recipe_name).strip("-.") or "run"
+    stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
+    return parent / f"{name}-{stamp}-{secrets.token_hex(2)}"
+
+
+class RunFolder:
+    """The folder of one run. Writing is for one process, reading for any."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self._events: JsonLinesWriter | None = None
+        self._steps: JsonLinesWriter | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | Path, recipe_toml: str, facts: Mapping[str, Any], *, resume: bool = False
+    ) -> RunFolder:
+        """Makes the folder, or with ``resume`` takes up the one that is there.
+
+        ``facts`` (seed, versions, threads, device kind: JSON values) go to ``run.json``; a resume adds
+        its own to the list ``resumes``, and keeps a recipe that it changes as ``recipe-<n>.toml``.
+        Raises ValueError if the folder holds a run already, or none to resume.
+        """
+        folder = cls(path)
+        if folder.exists() and not resume:
+            raise ValueError(
+                f"{folder.path} already holds a run: choose another folder, or go on with it by --resume"
+            )
+        if resume and not folder.exists():
+            raise ValueError(f"{folder.path} holds no run to resume: start it without --resume")
+        folder.logs.mkdir(parents=True, exist_ok=True)
+        recorded: dict[str, Any]
+        if resume:
+            recorded = folder.facts()
+            recorded["resumes"] = [*recorded.get("resumes", []), dict(facts)]
+            if folder.recipe.exists() and folder.recipe.read_text(encoding="utf-8") != recipe_toml:
+                folder.recipe.replace(folder.path / f"recipe-{len(recorded['resumes'])}.toml")
+        else:
+            recorded = dict(facts)
+        _replace(folder.recipe, recipe_toml)
+        _replace(folder.facts_file, json.dumps(recorded, indent=2) + "\n")
+        return folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def facts_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def steps_file(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def worker_log(self, worker: WorkerId) -> Path:
+        return self.logs / f"worker-{worker}.log"
+
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.facts_file.exists()
+
+    def facts(self) -> dict[str, Any]:
+        """The content of ``run.json``. Raises ValueError if there is no run or it is not readable."""
+        try:
+            facts = json.loads(self.facts_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} holds no run: it has no run.json") from None
+        except ValueError as error:
+            raise ValueError(f"{self.facts_file} is no JSON: {error}") from error
+        return dict(facts)
+
+    def log_event(self, event: Event, time: float) -> None:
+        """``time`` in seconds since 1970. Raises OSError."""
+        if self._events is None:
+            self._events = JsonLinesWriter(self.events_file)
+        self._events.append({"time": time, **to_json(event)})
+
+    def log_step(self, record: StepRecord) -> None:
+        """Raises OSError."""
+        self._step_writer().append(step_to_json(record))
+
+    def supersede_steps(self, version: int) -> None:
+        """The run goes on from ``version`` completed steps: what was recorded of step ``version`` and
+        later no longer holds. The lines stay in the file, the readers leave them out.
+        """
+        self._step_writer().append({_SUPERSEDED_FROM: version})
+
+    def read_events(self) -> EventLog:
+        """Raises ValueError, naming file and line, for a line that is no event."""
+        records, torn = read_json_lines(self.events_file)
+        events = []
+        for number, record in enumerate(records, start=1):
+            try:
+                time = float(record.pop("time"))
+                events.append(LoggedEvent(time, from_json(record)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.events_file}, line {number} is no event: {error}") from error
+        return EventLog(tuple(events), torn)
+
+    def read_steps(self) -> StepLog:
+        """The last record of each step that was not superseded. Raises ValueError, naming file and
+        line, for a line that is no step.
+        """
+        records, torn = read_json_lines(self.steps_file)
+        steps: dict[int, StepRecord] = {}
+        for number, record in enumerate(records, start=1):
+            try:
+                if _SUPERSEDED_FROM in record:
+                    first = int(record[_SUPERSEDED_FROM])
+                    steps = {step: kept for step, kept in steps.items() if step < first}
+                else:
+                    parsed = step_from_json(record)
+                    steps[parsed.step] = parsed
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.steps_file}, line {number} is no step: {error}") from error
+        return StepLog(tuple(steps[step] for step in sorted(steps)), torn)
+
+    def close(self) -> None:
+        """Closes the logs; a later ``log_*`` opens them again. Idempotent."""
+        for writer in (self._events, self._steps):
+            if writer is not None:
+                writer.close()
+        self._events = self._steps = None
+
+    def _step_writer(self) -> JsonLinesWriter:
+        if self._steps is None:
+            self._steps = JsonLinesWriter(self.steps_file)
+        return self._steps
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,0 +1,16 @@
+"""The one place that reads environment variables.
+
+What a job computes is set by its recipe alone; the environment says only where this machine
+keeps things.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept between runs: ``$REKNIT_CACHE``, else ``~/.cache/reknit``."""
+    folder = os.environ.get("REKNIT_CACHE", "")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reknit"
