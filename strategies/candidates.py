@@ -1,0 +1,139 @@
+"""Divisions of layers and workers worth weighing: from the least change to a fresh cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from runtime.plan import Member, Plan, WorkerId
+from strategies.costs import Division, Predictor
+from strategies.partition import cut_for_groups, cut_layers
+
+
+def divisions_of(
+    predictor: Predictor,
+    members: Sequence[Member],
+    counts: Sequence[int],
+    previous: Plan | None,
+    *,
+    limited: bool,
+) -> dict[Division, str]:
+    """Every candidate with ``counts`` stages or as many as ``previous``, if that is among them, and
+    its name. ``limited``: leave out cuts that cannot fit the workers' memory (a candidate may still
+    not fit). Deterministic; the same division is listed once, under the name of the least change."""
+    found: dict[Division, str] = {}
+    spread = _spread(members)
+    if previous is not None and len(previous.stages) in counts:
+        bounds = (0, *(stage.stop for stage in previous.stages))
+        kept = _keep_groups(predictor, previous, bounds, spread)
+        if kept is not None:
+            found[kept] = "kept the cut and re-dealt micro-batches"
+            found.setdefault(_recut(predictor, kept.groups), "kept the groups and cut the layers anew")
+        regrouped_sizes = _regroup(predictor, bounds, len(members))
+        regrouped = Division(bounds, _nearest_groups(predictor, previous, bounds, regrouped_sizes, spread))
+        found.setdefault(regrouped, "kept the cut and regrouped workers")
+
+    stage_before = {w: k for k, s in enumerate(previous.stages) for w in s.workers} if previous else {}
+    order = sorted(spread, key=lambda worker: stage_before.get(worker, len(stage_before)))
+    speeds = [predictor.speed[worker] for worker in order]
+    fewest = predictor.fewest_workers() if limited else None
+    for count in counts:
+        cut = cut_layers(predictor.layer_seconds, speeds, predictor.micro_batches, count, fewest)
+        if cut is not None:
+            groups = _runs(order, cut.sizes)
+            for worker in order[sum(cut.sizes) :]:
+                k = _busiest(predictor, cut.bounds, groups)
+                groups[k] = tuple(sorted((*groups[k], worker)))
+            anew = Division(cut.bounds, tuple(groups))
+            found.setdefault(anew, "cut the layers anew")
+            if previous is not None:
+                near = _nearest_groups(predictor, previous, cut.bounds, [len(g) for g in groups], spread)
+                found.setdefault(Division(cut.bounds, near), "cut the layers anew")
+        # Even groups load the busiest a little more, but a pipeline of equals has fewer gaps.
+        smaller, larger = divmod(len(order), count)
+        front = tuple(smaller + (k < larger) for k in range(count))
+        for sizes in (front, front[::-1]):
+            even = _recut(predictor, tuple(_runs(order, sizes)))
+            if previous is not None:
+                even = _recut(predictor, _nearest_groups(predictor, previous, even.bounds, sizes, spread))
+            found.setdefault(even, "evened the groups and cut the layers anew")
+    return found
+
+
+def _runs(order: Sequence[WorkerId], sizes: Sequence[int]) -> list[tuple[WorkerId, ...]]:
+    return [
+        tuple(sorted(order[stop - size : stop])) for size, stop in zip(sizes, accumulate(sizes), strict=True)
+    ]
+
+
+def _recut(predictor: Predictor, groups: tuple[tuple[WorkerId, ...], ...]) -> Division:
+    rounds = [predictor.rounds(group) for group in groups]
+    return Division(cut_for_groups(predictor.layer_seconds, rounds), groups)
+
+
+def _spread(members: Sequence[Member]) -> list[WorkerId]:
+    """Members in turn from every failure domain, so that a run of them, a stage group, spans several
+    and outlives the loss of one; by ascending id inside a domain."""
+    taken: dict[str, int] = {}
+    turns = []
+    for member in members:
+        turn = taken.get(member.domain, 0)
+        taken[member.domain] = turn + 1
+        turns.append((turn, member.worker))
+    return [worker for _, worker in sorted(turns)]
+
+
+def _busiest(predictor: Predictor, bounds: tuple[int, ...], groups: Sequence[tuple[WorkerId, ...]]) -> int:
+    return max(range(len(groups)), key=lambda k: predictor.load(bounds[k], bounds[k + 1], groups[k]))
+
+
+def _keep_groups(
+    predictor: Predictor, previous: Plan, bounds: tuple[int, ...], spread: Sequence[WorkerId]
+) -> Division | None:
+    """Survivors stay; new workers first fill empty stages, then join whichever is the busiest."""
+    present = set(spread)
+    groups = [tuple(w for w in stage.workers if w in present) for stage in previous.stages]
+    stayed = {worker for group in groups for worker in group}
+    newcomers = sorted((w for w in spread if w not in stayed), key=lambda w: -predictor.speed[w])
+    for worker in newcomers:
+        k = groups.index(()) if () in groups else _busiest(predictor, bounds, groups)
+        groups[k] = tuple(sorted((*groups[k], worker)))
+    return None if () in groups else Division(bounds, tuple(groups))
+
+
+def _regroup(predictor: Predictor, bounds: tuple[int, ...], workers: int) -> list[int]:
+    """Group sizes for a fixed cut: each next worker goes where a micro-batch round takes longest."""
+    seconds = [predictor.seconds_of(first, stop) for first, stop in pairwise(bounds)]
+    sizes = [1] * len(seconds)
+    for _ in range(workers - len(sizes)):
+        k = max(range(len(sizes)), key=lambda k: seconds[k] * -(-predictor.micro_batches // sizes[k]))
+        sizes[k] += 1
+    return sizes
+
+
+def _nearest_groups(
+    predictor: Predictor,
+    previous: Plan,
+    bounds: tuple[int, ...],
+    sizes: Sequence[int],
+    spread: Sequence[WorkerId],
+) -> tuple[tuple[WorkerId, ...], ...]:
+    """Groups of these sizes in which workers keep as many parameter bytes as a greedy match finds."""
+    present = set(spread)
+    waiting = [[w for w in stage.workers if w in present] for stage in previous.stages]
+    groups: list[list[WorkerId]] = [[] for _ in sizes]
+    overlaps = sorted(
+        (-predictor.bytes_of(max(old.first, bounds[k]), min(old.stop, bounds[k + 1])), o, k)
+        for o, old in enumerate(previous.stages)
+        for k in range(len(sizes))
+        if max(old.first, bounds[k]) < min(old.stop, bounds[k + 1])
+    )
+    for _, o, k in overlaps:
+        count = min(len(waiting[o]), sizes[k] - len(groups[k]))
+        groups[k] += waiting[o][:count]
+        del waiting[o][:count]
+    placed = {worker for group in groups for worker in group}
+    rest = iter([worker for worker in spread if worker not in placed])
+    for group, size in zip(groups, sizes, strict=True):
+        group.extend(next(rest) for _ in range(size - len(group)))
+    return tuple(tuple(sorted(group)) for group in groups)

@@ -1,0 +1,178 @@
+"""What a division of work costs: predicted seconds a step, bytes to move, bytes in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.layout import Layout
+from runtime.plan import Member, Plan, WorkerId
+from strategies.partition import OUT_OF_REACH, group_rounds
+
+# All in multiples of a stage's float32 parameters.
+STATE = 3
+"""Parameters, exp_avg and exp_avg_sq of a shard."""
+
+WORKING = 3
+"""A worker's working parameters (1) and its float64 accumulators (2)."""
+
+KEPT = STATE + 2 * STATE + 2 * STATE
+"""Live optimizer shard, its last two versions and the backups of as much, over the group size."""
+
+SYNCHRONISED = 3
+"""Reduce-scatter of float64 sums (2) and all-gather of parameters (1), times (g - 1) / g."""
+
+BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Measured costs, one entry per layer.
+
+    ``forward_seconds`` and ``backward_seconds`` are per micro-batch at speed 1.0;
+    ``parameter_bytes`` count float32 parameters (a shared one in every layer that uses it);
+    ``boundary_bytes[l]`` passes from layer l to l + 1 per micro-batch (empty: unknown, taken as 0).
+    A move's seconds are spread over ``amortised_steps`` steps. ``worker_memory_bytes`` is what a
+    worker has for parameters, accumulators, state and backups, activations excluded; None: plenty.
+    """
+
+    forward_seconds: tuple[float, ...]
+    backward_seconds: tuple[float, ...]
+    parameter_bytes: tuple[int, ...]
+    link_bytes_per_second: float = 1e9
+    boundary_bytes: tuple[int, ...] = ()
+    amortised_steps: int = 100
+    worker_memory_bytes: int | None = None
+
+    @classmethod
+    def unmeasured(cls, layout: Layout, seconds: float = 0.01) -> CostModel:
+        """Before the first measurement: every layer takes ``seconds`` forward, twice that backward."""
+        return cls(
+            forward_seconds=(seconds,) * layout.layers,
+            backward_seconds=(2 * seconds,) * layout.layers,
+            parameter_bytes=tuple(
+                BYTES_PER_PARAMETER * sum(block.size for block in layout.blocks_of(layer, layer + 1))
+                for layer in range(layout.layers)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Layers cut at ``bounds``; ``groups[k]``, ascending, holds layers bounds[k] to bounds[k+1] - 1."""
+
+    bounds: tuple[int, ...]
+    groups: tuple[tuple[WorkerId, ...], ...]
+
+    def stages(self) -> Iterator[tuple[int, int, tuple[WorkerId, ...]]]:
+        """(first layer, stop layer, group) of every stage."""
+        return zip(self.bounds, self.bounds[1:], self.groups, strict=False)
+
+
+class Predictor:
+    """Closed-form predictions for one set of members; a few microseconds per stage each."""
+
+    def __init__(
+        self, costs: CostModel, members: Sequence[Member], micro_batches: int, previous: Plan | None
+    ) -> None:
+        self.costs, self.micro_batches, self.previous = costs, micro_batches, previous
+        self.speed = {member.worker: member.speed for member in members}
+        self.layer_seconds = [
+            f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)
+        ]
+        self._seconds_before = list(accumulate(self.layer_seconds, initial=0.0))
+        self._bytes_before = list(accumulate(costs.parameter_bytes, initial=0))
+        self._rounds: dict[tuple[WorkerId, ...], float] = {}
+        stages = previous.stages if previous is not None else ()
+        self._held = {w: (stage.first, stage.stop) for stage in stages for w in stage.workers}
+        self._group = [stage.workers for stage in stages for _ in range(stage.first, stage.stop)]
+
+    def seconds_of(self, first: int, stop: int) -> float:
+        """Forward and backward of layers first to stop - 1, one micro-batch at speed 1.0."""
+        return self._seconds_before[stop] - self._seconds_before[first]
+
+    def bytes_of(self, first: int, stop: int) -> int:
+        """Parameter bytes of layers first to stop - 1; 0 where the range is empty."""
+        return self._bytes_before[stop] - self._bytes_before[first] if first < stop else 0
+
+    def rounds(self, group: tuple[WorkerId, ...]) -> float:
+        """``group_rounds`` of the group's speeds, remembered: candidates share many groups."""
+        rounds = self._rounds.get(group)
+        if rounds is None:
+            rounds = group_rounds([self.speed[worker] for worker in group], self.micro_batches)
+            self._rounds[group] = rounds
+        return rounds
+
+    def load(self, first: int, stop: int, group: tuple[WorkerId, ...]) -> float:
+        """Seconds for which the busiest worker of a stage group computes in a step."""
+        return self.seconds_of(first, stop) * self.rounds(group)
+
+    def pipeline_seconds(self, division: Division) -> float:
+        """Computation with fill and drain: the bottleneck's load and one pass of the other stages.
+
+        With equal groups and stages this is 1F1B's (M / g + P - 1) (forward + backward).
+        """
+        passes, longest = 0.0, 0.0
+        for first, stop, group in division.stages():
+            once = self.seconds_of(first, stop) * len(group) / sum(self.speed[w] for w in group)
+            passes += once
+            longest = max(longest, self.load(first, stop, group) - once)
+        return passes + longest
+
+    def communication_seconds(self, division: Division) -> float:
+        """Gradients and parameters of the slowest group, and one micro-batch over every boundary and
+        back (the other micro-batches' messages overlap with computation)."""
+        link = self.costs.link_bytes_per_second
+        synchronised = max(
+            SYNCHRONISED * self.bytes_of(first, stop) * (len(group) - 1) / len(group)
+            for first, stop, group in division.stages()
+        )
+        crossed = 0
+        if self.costs.boundary_bytes:
+            crossed = 2 * sum(self.costs.boundary_bytes[bound - 1] for bound in division.bounds[1:-1])
+        return (synchronised + crossed) / link
+
+    def moves(self, division: Division) -> tuple[int, float]:
+        """(bytes over all links, seconds of the worker that receives most) to get there from the
+        previous plan. Takes the state and backups of a layer as moved whole where its group
+        changes: an upper bound, fit to compare candidates. (0, 0.0) for a first plan."""
+        if self.previous is None:
+            return 0, 0.0
+        total, most = 0, 0.0
+        for first, stop, group in division.stages():
+            changed = sum(
+                self.costs.parameter_bytes[layer]
+                for layer in range(first, stop)
+                if self._group[layer] != group
+            )
+            total += 2 * STATE * changed
+            for worker in group:
+                held_first, held_stop = self._held.get(worker, (0, 0))
+                kept = self.bytes_of(max(first, held_first), min(stop, held_stop))
+                new = self.bytes_of(first, stop) - kept
+                total += new
+                most = max(most, new + 2 * STATE * changed / len(group))
+        return total, most / self.costs.link_bytes_per_second
+
+    def memory_bytes(self, division: Division) -> int:
+        """The largest worker's parameters, accumulators, state, versions and backups."""
+        return max(
+            -(-self.bytes_of(first, stop) * (WORKING * len(group) + KEPT) // len(group))
+            for first, stop, group in division.stages()
+        )
+
+    def fewest_workers(self) -> NDArray[np.int64] | None:
+        """[first layer, stop layer] -> the smallest group that fits the memory limit, for
+        ``cut_layers``; None where there is no limit."""
+        limit = self.costs.worker_memory_bytes
+        if limit is None:
+            return None
+        before = np.asarray(self._bytes_before, dtype=np.int64)
+        held = np.maximum(before[None, :] - before[:, None], 0)
+        room = limit - WORKING * held
+        fewest = -(-KEPT * held // np.maximum(room, 1))
+        return np.where(room > 0, np.maximum(fewest, 1), OUT_OF_REACH)

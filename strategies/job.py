@@ -1,0 +1,55 @@
+"""What a job computes, in terms that every worker understands. Picklable; made by ``jobs``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from strategies.model import ModelBuilder
+from strategies.optimizer import OptimizerSettings
+from strategies.pipeline import Data
+from strategies.stage import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that worker ``worker`` injects into itself in step ``step`` at ``at``.
+
+    ``at`` names a place in the step: forward, backward, reduce, exchange, optimizer, gather, backup,
+    checkpoint or recovery. ``micro_batch`` narrows forward and backward down (None: the first one).
+    """
+
+    worker: int
+    step: int
+    at: str
+    micro_batch: int | None = None
+    signal: str = "SIGKILL"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the bits of a run depend on, and where its checkpoints go.
+
+    Steps count from 1; step t turns version t - 1 of the parameters into version t.
+    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
+    is written always); ``tokens_per_sample`` is for display.
+    """
+
+    build_model: ModelBuilder
+    build_data: Callable[[], Data]
+    seed: int
+    steps: int
+    micro_batches: int
+    micro_batch_size: int
+    optimizer: OptimizerSettings
+    precision: Precision = Precision()
+    reduction: Literal["exact", "fast"] = "exact"
+    threads: int = 1
+    held_out_every: int = 0
+    held_out_micro_batches: int = 0
+    checkpoint_every: int = 0
+    checkpoint_root: str = ""
+    tokens_per_sample: int = 0
+    inbox_limit_bytes: int = 256 << 20
+    faults: tuple[Fault, ...] = ()

@@ -1,0 +1,170 @@
+"""One worker's part in a change of plan: state comes from peers, from a checkpoint or from the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from runtime.checkpoint import CheckpointReader, load_manifest
+from runtime.fabric.interface import Endpoint, Tag
+from runtime.layout import Layout
+from runtime.plan import Shard, WorkerId
+from runtime.protocol import Resume
+from runtime.resharding import Transfer
+from runtime.snapshots import ROWS, Piece, ShardStore
+from strategies.job import Job
+from strategies.model import build_model, flat_parameters
+from strategies.stage import StageModel
+from strategies.zero import piece_of
+
+
+@dataclass
+class Mover:
+    """Brings a worker from what it holds to what ``resume`` wants of it.
+
+    ``move`` returns as soon as the next forward can run; optimizer state that is only needed for the
+    update may still be on its way and is taken in by ``settle``.
+    """
+
+    job: Job
+    layout: Layout
+    endpoint: Endpoint
+    worker: WorkerId
+    stage: StageModel
+    store: ShardStore
+    resume: Resume
+    bytes_received: int = 0
+    _fresh: dict[Shard, Tensor] = field(default_factory=dict)
+    _owed: list[Transfer] = field(default_factory=list)
+
+    def move(self) -> None:
+        """Working parameters and held layers as the new plan has them, at its version."""
+        plan, version = self.resume.plan, self.resume.version
+        stage = plan.stages[plan.stage_of(self.worker)]
+        if self.resume.source == "peers":
+            self.store.drop(after=version)
+            self._send()
+            self.stage.hold(stage.first, stage.stop)
+            self._receive()
+        else:
+            self.store.clear()
+            self.stage.hold(stage.first, stage.stop)
+            if self.resume.source == "checkpoint":
+                self._load_checkpoint()
+            else:
+                self._initialise()
+        for block in self.stage.version:
+            self.stage.version[block] = version
+
+    def settle(self) -> None:
+        """Waits for the optimizer state that is still owed. Does nothing the second time."""
+        for transfer in self._owed:
+            self._take(transfer)
+        for shard, state_3N in self._fresh.items():
+            self.store.put(piece_of(shard), self.resume.version, state_3N)
+        self._owed.clear()
+        self._fresh.clear()
+
+    def _kept(self) -> list[Shard]:
+        plan = self.resume.plan
+        return [*plan.owned_by(self.worker), *plan.backed_up_by(self.worker)]
+
+    # --- from peers -------------------------------------------------------------------------
+
+    def _tag(self, transfer: Transfer) -> Tag:
+        plan = self.resume.plan
+        index = (transfer.block, transfer.start, transfer.stop)
+        return Tag(plan.generation, self.resume.version, 0, "move " + transfer.what, index)
+
+    def _send(self) -> None:
+        version = self.resume.version
+        for transfer in self.resume.transfers:
+            if transfer.source != self.worker:
+                continue
+            piece = (transfer.block, transfer.start, transfer.stop)
+            if transfer.what == "parameters" and self.stage.version.get(transfer.block) == version:
+                tensor = self.stage.working[transfer.block][transfer.start : transfer.stop]
+            else:
+                state_3N = self.store.read(piece, version)
+                assert state_3N is not None, f"{transfer} cannot be served at version {version}"
+                tensor = state_3N if transfer.what == "state" else state_3N[0]
+            self.endpoint.send(transfer.target, self._tag(transfer), [tensor], background=True)
+
+    def _receive(self) -> None:
+        version = self.resume.version
+        stale = {block for block, held in self.stage.version.items() if held != version}
+        for block in stale:
+            size = self.layout.blocks[block].size
+            for start, stop, state_3N in self.store.parts((block, 0, size), version):
+                self.stage.working[block][start:stop] = state_3N[0]
+        for shard in self._kept():
+            if self.store.get(piece_of(shard), version) is None:
+                self._fresh[shard] = self._local_parts(piece_of(shard), version)
+        coming = [transfer for transfer in self.resume.transfers if transfer.target == self.worker]
+        states = [transfer for transfer in coming if transfer.what == "state"]
+        self._owed = [transfer for transfer in states if transfer.block not in stale]
+        for transfer in states:
+            if transfer.block in stale:  # the working parameters need it before the next forward
+                state_3N = self._take(transfer)
+                working = self.stage.working[transfer.block]
+                working[transfer.start : transfer.stop] = state_3N[0]
+        for shard in [shard for shard in self._fresh if not any(_meet(t, shard) for t in self._owed)]:
+            self.store.put(piece_of(shard), version, self._fresh.pop(shard))
+        for transfer in coming:
+            if transfer.what == "parameters":
+                message = self.endpoint.receive(transfer.source, self._tag(transfer))
+                self.bytes_received += message.tensors[0].nbytes
+                self.stage.working[transfer.block][transfer.start : transfer.stop] = message.tensors[0]
+
+    def _local_parts(self, piece: Piece, version: int) -> Tensor:
+        state_3N = self.store.buffer(piece[2] - piece[1])
+        for start, stop, part in self.store.parts(piece, version):
+            state_3N[:, start - piece[1] : stop - piece[1]] = part
+        return state_3N
+
+    def _take(self, transfer: Transfer) -> Tensor:
+        """Receives a transfer into every new shard that it is a part of; returns it."""
+        message = self.endpoint.receive(transfer.source, self._tag(transfer))
+        state_3N = message.tensors[0]
+        self.bytes_received += state_3N.nbytes
+        for shard, fresh_3N in self._fresh.items():
+            if _meet(transfer, shard):
+                start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
+                fresh_3N[:, start - shard.start : stop - shard.start] = state_3N[
+                    :, start - transfer.start : stop - transfer.start
+                ]
+        return state_3N
+
+    # --- from a checkpoint or the seed ------------------------------------------------------
+
+    def _load_checkpoint(self) -> None:
+        root, version = self.resume.checkpoint, self.resume.version
+        assert root is not None
+        with CheckpointReader(root, load_manifest(root, version)) as reader:
+            for block, working in self.stage.working.items():
+                working.copy_(reader.read_state(block, 0, self.layout.blocks[block].size)[0])
+            for shard in self._kept():
+                self.store.put(piece_of(shard), version, reader.read_state(*piece_of(shard)))
+
+    def _initialise(self) -> None:
+        model = build_model(self.job.build_model, self.job.seed)
+        kept = self._kept()
+        for block in self.layout.blocks:
+            shards = [shard for shard in kept if shard.block == block.index]
+            working = self.stage.working.get(block.index)
+            if not shards and working is None:
+                continue
+            flat_N = flat_parameters(model, block)
+            if working is not None:
+                working.copy_(flat_N)
+            for shard in shards:
+                state_3N = flat_N.new_zeros(ROWS, shard.size)
+                state_3N[0] = flat_N[shard.start : shard.stop]
+                self.store.put(piece_of(shard), 0, state_3N)
+
+
+def _meet(transfer: Transfer, shard: Shard) -> bool:
+    return (
+        transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop
+    )

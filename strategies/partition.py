@@ -1,0 +1,209 @@
+"""Layers into stages, workers into stage groups, micro-batches over workers: the arithmetic.
+
+The planner builds its candidates from these; each function is pure and solves one problem.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.plan import WorkerId
+
+TOLERANCE = 1e-4
+"""How far above the optimum ``cut_layers`` may stop, relative; measured seconds are far coarser."""
+
+EQUAL_SPEEDS = 1.05
+"""Workers whose speeds differ by no more than this factor count as equally fast (it is noise)."""
+
+OUT_OF_REACH = 1 << 40
+"""More workers than there ever are: no group can hold that stage."""
+
+
+def deal_micro_batches(group: Sequence[tuple[WorkerId, float]], micro_batches: int) -> tuple[WorkerId, ...]:
+    """The worker of each micro-batch, from (worker, speed) pairs: always the one that would finish it
+    first, then the lowest id.
+
+    Minimal in the finish time of the group (list scheduling of equal jobs on uniform machines),
+    and consecutive micro-batches go round the group. Workers beyond the last useful one get none.
+    """
+    finish = [(1 / speed, worker, 1, speed) for worker, speed in group]
+    heapq.heapify(finish)
+    dealt = []
+    for _ in range(micro_batches):
+        _, worker, count, speed = finish[0]
+        dealt.append(worker)
+        heapq.heapreplace(finish, ((count + 1) / speed, worker, count + 1, speed))
+    return tuple(dealt)
+
+
+def group_rounds(speeds: Sequence[float], micro_batches: int) -> float:
+    """The finish time of ``deal_micro_batches`` where one micro-batch takes 1 at speed 1.0."""
+    if len(set(speeds)) == 1:
+        return -(-micro_batches // len(speeds)) / speeds[0]
+    finish = [(1 / speed, 1, speed) for speed in speeds]
+    heapq.heapify(finish)
+    latest = 0.0
+    for _ in range(micro_batches):
+        latest, count, speed = finish[0]
+        heapq.heapreplace(finish, ((count + 1) / speed, count + 1, speed))
+    return latest
+
+
+def speeds_equal(speeds: Sequence[float]) -> bool:
+    return max(speeds) <= EQUAL_SPEEDS * min(speeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Stage k holds layers ``bounds[k]`` to ``bounds[k+1] - 1`` and needs ``sizes[k]`` workers.
+
+    ``seconds`` is the largest stage's time for all its micro-batches. The sizes may sum to less
+    than all workers: the rest cannot lower the maximum.
+    """
+
+    bounds: tuple[int, ...]
+    sizes: tuple[int, ...]
+    seconds: float
+
+
+def cut_layers(
+    layer_seconds: Sequence[float],
+    speeds: Sequence[float],
+    micro_batches: int,
+    stages: int,
+    fewest_workers: NDArray[np.int64] | None = None,
+) -> Cut | None:
+    """Cuts layers into ``stages`` contiguous stages and workers into groups: least largest stage time.
+
+    The minimax dynamic programme over cut and group size together of PipeDream (Narayanan et al.,
+    SOSP'19, sec. 3.1), f[k][l][w] = min over l', w' of max(f[k-1][l'][w-w'], time(l'..l on w')),
+    solved the other way round: for a time limit T, reach[k][l] = the fewest workers with which k
+    stages compute layers 0..l-1 within T; then T is bisected. That is O(K L^2) per limit
+    instead of O(K L^2 W^2) altogether and exact to ``TOLERANCE``.
+
+    Stage time is seconds x ceil(micro-batches / workers) / speed where all are equally fast,
+    and seconds x micro-batches / (sum of the group's speeds) where they are not; groups are then
+    runs of ``speeds`` in the given order. ``fewest_workers[l', l]`` is a lower bound on the group
+    of a stage of layers l' to l-1 (memory; ``OUT_OF_REACH`` forbids the stage).
+    Returns None where that bound leaves no solution. Needs stages <= workers and <= layers.
+    """
+    layers, workers = len(layer_seconds), len(speeds)
+    assert 1 <= stages <= min(layers, workers)
+    search = _Search(layer_seconds, speeds, micro_batches, stages, fewest_workers)
+    work = float(search.seconds[0, layers]) * micro_batches
+    low = work / float(search.power[-1])
+    upper = 2 * work / min(speeds)  # enough for one worker, even the slowest, per stage
+    limit = low
+    while (best := search.within(limit)) is None:
+        if limit >= upper:
+            return None
+        low, limit = limit, min(limit * 1.1, upper)
+    while best.seconds > low * (1 + TOLERANCE):
+        limit = (low + best.seconds) / 2
+        better = search.within(limit)
+        if better is None:
+            low = limit
+        else:
+            best = better
+    return best
+
+
+def cut_for_groups(layer_seconds: Sequence[float], rounds: Sequence[float]) -> tuple[int, ...]:
+    """The bounds of stages, one layer or more each, with the least max of seconds[k] x ``rounds[k]``.
+
+    For stage groups that are given (``rounds`` as of ``group_rounds``): the same programme with the
+    group sizes fixed, f[k][l] = min over l' of max(f[k-1][l'], seconds(l'..l) x rounds[k]), exactly.
+    """
+    layers = len(layer_seconds)
+    assert 1 <= len(rounds) <= layers
+    before = np.concatenate(([0.0], np.cumsum(np.asarray(layer_seconds, dtype=np.float64))))
+    index = np.arange(layers + 1)
+    seconds = np.where(index[:, None] < index[None, :], before[None, :] - before[:, None], np.inf)
+    longest = np.full(layers + 1, np.inf)
+    longest[0] = 0.0
+    origins = []
+    for each in rounds:
+        through = np.maximum(longest[:, None], seconds * each)
+        origin = through.argmin(axis=0)
+        longest = through[origin, index]
+        origins.append(origin)
+    bounds = [layers]
+    for origin in reversed(origins):
+        bounds.append(int(origin[bounds[-1]]))
+    return tuple(reversed(bounds))
+
+
+class _Search:
+    """Answers, for one problem and any time limit: is there a cut within the limit?"""
+
+    def __init__(
+        self,
+        layer_seconds: Sequence[float],
+        speeds: Sequence[float],
+        micro_batches: int,
+        stages: int,
+        fewest_workers: NDArray[np.int64] | None,
+    ) -> None:
+        self.layers, self.stages, self.micro_batches = len(layer_seconds), stages, micro_batches
+        self.equal = speeds_equal(speeds)
+        self.power = np.concatenate(([0.0], np.cumsum(np.asarray(speeds, dtype=np.float64))))
+        self.speed = float(self.power[-1]) / len(speeds)
+        before = np.concatenate(([0.0], np.cumsum(np.asarray(layer_seconds, dtype=np.float64))))
+        self.tiny = max(float(before[-1]), 1e-9) * 1e-9  # layers that take no time divide by zero
+        self.seconds = np.maximum(before[None, :] - before[:, None], self.tiny)
+        index = np.arange(self.layers + 1)
+        self.forbidden = index[:, None] >= index[None, :]
+        self.fewest = np.ones_like(self.seconds, dtype=np.int64) if fewest_workers is None else fewest_workers
+
+    def within(self, limit: float) -> Cut | None:
+        size = self._sizes(limit) if self.equal else None
+        reach = np.full(self.layers + 1, OUT_OF_REACH, dtype=np.int64)
+        reach[0] = 0
+        reaches, origins = [reach], []
+        for _ in range(self.stages):
+            end = reach[:, None] + size if size is not None else self._ends(reach, limit)
+            origin = end.argmin(axis=0)
+            reach = end[origin, np.arange(self.layers + 1)]
+            reaches.append(reach)
+            origins.append(origin)
+        if reach[self.layers] >= len(self.power):
+            return None
+        bounds, positions = [self.layers], [int(reach[self.layers])]
+        for origin, earlier in zip(reversed(origins), reversed(reaches[:-1]), strict=True):
+            bounds.append(int(origin[bounds[-1]]))
+            positions.append(int(earlier[bounds[-1]]))
+        bounds.reverse()
+        positions.reverse()
+        sizes = tuple(b - a for a, b in pairwise(positions))
+        seconds = max(
+            float(self.seconds[first, stop]) * self._rounds(a, b)
+            for first, stop, a, b in zip(bounds, bounds[1:], positions, positions[1:], strict=False)
+        )
+        return Cut(tuple(bounds), sizes, seconds)
+
+    def _rounds(self, first: int, stop: int) -> float:
+        if self.equal:
+            return -(-self.micro_batches // (stop - first)) / self.speed
+        return self.micro_batches / float(self.power[stop] - self.power[first])
+
+    def _sizes(self, limit: float) -> NDArray[np.int64]:
+        """The fewest equally fast workers for each stage, [first layer, stop layer]."""
+        each = np.minimum(limit * (1 + 1e-12) * self.speed / self.seconds + 1e-9, self.micro_batches)
+        each = each.astype(np.int64)
+        size = np.maximum(-(-self.micro_batches // np.maximum(each, 1)), self.fewest)
+        return np.where(self.forbidden | (each < 1), OUT_OF_REACH, size)
+
+    def _ends(self, reach: NDArray[np.int64], limit: float) -> NDArray[np.int64]:
+        """Where the group of each stage ends if it begins at ``reach[first layer]``."""
+        begin = np.minimum(reach, len(self.power))
+        power = np.append(self.power, np.inf)[begin]
+        needed = power[:, None] + self.seconds * (self.micro_batches / limit) * (1 - 1e-12)
+        end = np.searchsorted(self.power, needed)
+        end = np.maximum(end, begin[:, None] + self.fewest)
+        return np.where(self.forbidden | (end >= len(self.power)), OUT_OF_REACH, end)

@@ -1,0 +1,189 @@
+"""One pass of micro-batches through the stages, as one worker of the pipeline sees it.
+
+The worker is driven by messages: whichever micro-batch is ready next goes next, backward before
+forward (1F1B), with a bound on those in flight. Exact sums are order-free, so any order is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from runtime.fabric.interface import Endpoint, Message, Tag
+from runtime.plan import Plan, WorkerId
+from strategies.boundary import Value, flatten, unflatten
+from strategies.schedule import in_flight_limit
+from strategies.stage import Activation, Gradients, StageModel
+
+FaultPoint = Callable[[str, int, int], None]
+"""(where, step, micro-batch): a place at which a fault may be injected."""
+
+
+class Data(Protocol):
+    """A data set as the pipeline reads it: pure functions of their arguments."""
+
+    def micro_batch(self, step: int, micro_batch: int) -> tuple[Value, Value]:
+        """(inputs of the first layer, targets of the loss)."""
+        ...
+
+    def held_out(self, micro_batch: int) -> tuple[Value, Value]:
+        """As ``micro_batch``, of samples that are never trained on."""
+        ...
+
+
+Losses = dict[int, tuple[float, int]]
+"""Micro-batch -> (summed loss, number of samples or tokens in it)."""
+
+
+@dataclass
+class Waiting:
+    """Seconds a worker spent waiting for peers and for data."""
+
+    peers: float = 0.0
+    data: float = 0.0
+
+
+@dataclass
+class Pipeline:
+    """One worker's part in the passes of one plan."""
+
+    endpoint: Endpoint
+    plan: Plan
+    worker: WorkerId
+    stage: StageModel
+    data: Data
+    fault: FaultPoint
+    waiting: Waiting = field(default_factory=Waiting)
+
+    def __post_init__(self) -> None:
+        self._position = self.plan.stage_of(self.worker)
+        self._is_first = self._position == 0
+        self._is_last = self._position == len(self.plan.stages) - 1
+        self._limit = in_flight_limit(self.plan, self.worker)
+
+    def train(self, step: int, attempt: int, exponents: Sequence[int] | None) -> Losses:
+        """Forward and backward of all this worker's micro-batches; gradients end in the exact sums.
+
+        Returns the losses of the micro-batches that this worker finished (last stage only).
+        Raises Interrupted when the membership changes meanwhile.
+        """
+        mine = self.plan.micro_batches_of(self.worker)
+        to_start = deque(mine)
+        in_flight: dict[int, list[Activation]] = {}
+        losses: Losses = {}
+        forward_tag = self._tag(step, attempt, "forward")
+        backward_tag = self._tag(step, attempt, "backward")
+        finished = started = 0
+        while finished < len(mine):
+            may_start = started < len(mine) and len(in_flight) < self._limit
+            message = self._next_message(may_start, bool(in_flight), forward_tag, backward_tag)
+            if message is not None and message.tag.what == "backward":
+                micro_batch = _micro_batch(message.tag)
+                gradients = _unpack_gradients(message)
+            else:
+                if message is None:
+                    micro_batch = to_start.popleft()
+                    value = self._input(step, micro_batch)
+                else:
+                    micro_batch = _micro_batch(message.tag)
+                    value = unflatten(message.tensors, message.note)
+                self.fault("forward", step, micro_batch)
+                value, in_flight[micro_batch] = self.stage.forward(
+                    step, micro_batch, value, train=True, check=self.endpoint.check
+                )
+                started += 1
+                if not self._is_last:
+                    self._send_value(self._position + 1, forward_tag, micro_batch, value)
+                    continue
+                targets = self._targets(step, micro_batch)
+                loss, count, gradients = self.stage.loss_of(value, targets, train=True)
+                losses[micro_batch] = (loss, count)
+            self.fault("backward", step, micro_batch)
+            gradients = self.stage.backward(
+                step, micro_batch, in_flight.pop(micro_batch), gradients, exponents, check=self.endpoint.check
+            )
+            finished += 1
+            if not self._is_first:
+                self._send_gradients(backward_tag, micro_batch, gradients)
+        return losses
+
+    def evaluate(self, step: int, attempt: int, micro_batches: int) -> Losses:
+        """Forward of held-out micro-batches 0 to ``micro_batches`` - 1; returns this worker's losses."""
+        tag = self._tag(step, attempt, "held-out")
+        mine = [m for m in range(micro_batches) if self._worker_at(self._position, m) == self.worker]
+        losses: Losses = {}
+        for expected in mine:
+            if self._is_first:
+                micro_batch, value = expected, self.data.held_out(expected)[0]
+            else:
+                message = self._wait([tag])
+                micro_batch, value = _micro_batch(message.tag), unflatten(message.tensors, message.note)
+            value, _ = self.stage.forward(step, micro_batch, value, train=False, check=self.endpoint.check)
+            if self._is_last:
+                targets = self.data.held_out(micro_batch)[1]
+                loss, count, _ = self.stage.loss_of(value, targets, train=False)
+                losses[micro_batch] = (loss, count)
+            else:
+                self._send_value(self._position + 1, tag, micro_batch, value)
+        return losses
+
+    def _tag(self, step: int, attempt: int, what: str) -> Tag:
+        return Tag(self.plan.generation, step, attempt, what)
+
+    def _worker_at(self, position: int, micro_batch: int) -> WorkerId:
+        return self.plan.assignment[position][micro_batch % self.plan.micro_batches]
+
+    def _next_message(
+        self, may_start: bool, any_in_flight: bool, forward: Tag, backward: Tag
+    ) -> Message | None:
+        """The next thing to do: a message, or None for a new micro-batch of the first stage."""
+        backwards = [backward] if any_in_flight and not self._is_last else []
+        if self._is_first:
+            if not may_start:
+                return self._wait(backwards)
+            return self.endpoint.poll_any(backwards) if backwards else None
+        return self._wait([*backwards, forward] if may_start else backwards)
+
+    def _wait(self, tags: list[Tag]) -> Message:
+        began = time.perf_counter()
+        message = self.endpoint.receive_any(tags)
+        self.waiting.peers += time.perf_counter() - began
+        return message
+
+    def _input(self, step: int, micro_batch: int) -> Value:
+        began = time.perf_counter()
+        inputs, _ = self.data.micro_batch(step, micro_batch)
+        self.waiting.data += time.perf_counter() - began
+        return inputs
+
+    def _targets(self, step: int, micro_batch: int) -> Value:
+        began = time.perf_counter()
+        _, targets = self.data.micro_batch(step, micro_batch)
+        self.waiting.data += time.perf_counter() - began
+        return targets
+
+    def _send_value(self, position: int, tag: Tag, micro_batch: int, value: Value) -> None:
+        tensors, spec = flatten(value)
+        to = self._worker_at(position, micro_batch)
+        self.endpoint.send(to, tag._replace(index=micro_batch), tensors, spec)
+
+    def _send_gradients(self, tag: Tag, micro_batch: int, gradients: Gradients) -> None:
+        flowing = [gradient is not None for gradient in gradients]
+        tensors: list[Tensor] = [gradient for gradient in gradients if gradient is not None]
+        to = self._worker_at(self._position - 1, micro_batch)
+        self.endpoint.send(to, tag._replace(index=micro_batch), tensors, flowing)
+
+
+def _micro_batch(tag: Tag) -> int:
+    assert isinstance(tag.index, int), "pipeline messages are indexed by micro-batch"
+    return tag.index
+
+
+def _unpack_gradients(message: Message) -> Gradients:
+    tensors: Any = iter(message.tensors)
+    return [next(tensors) if flows else None for flows in message.note]

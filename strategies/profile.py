@@ -1,0 +1,99 @@
+"""A worker's warm-up: every layer runs once, is timed, and is checked for what cannot be exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from runtime.streams import seed_layer
+from strategies.boundary import Value, flatten, unflatten
+from strategies.model import Model
+from strategies.stage import Precision
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next."""
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    boundary_bytes: tuple[int, ...]
+
+
+def profile(
+    model: Model, inputs: Value, targets: Value, *, seed: int, precision: Precision, device: torch.device
+) -> Profile:
+    """Runs one micro-batch through the layers, one at a time, and through the loss.
+
+    Raises ValueError for a layer that changes its buffers in forward and for a loss that does not
+    return (scalar, count).
+    """
+    forward: list[float] = []
+    backward: list[float] = []
+    boundary_bytes: list[int] = []
+    value = inputs
+    for index, layer in enumerate(model.layers):
+        layer.to(device)
+        layer.train()
+        tensors, spec = flatten(value)
+        tensors = [tensor.to(device).detach() for tensor in tensors]
+        for _ in range(2):  # the first run pays for lazy initialisation
+            leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+            buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
+            began = time.perf_counter()
+            seed_layer(seed, 0, 0, index, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
+                outputs, output_spec = flatten(layer(unflatten(leaves, spec)))
+            _synchronise(device)
+            seconds_forward = time.perf_counter() - began
+            _refuse_changed_buffers(index, layer, buffers)
+            began = time.perf_counter()
+            _backward(outputs, leaves, layer)
+            _synchronise(device)
+            seconds_backward = time.perf_counter() - began
+        forward.append(seconds_forward)
+        backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
+        boundary_bytes.append(sum(tensor.nbytes for tensor in outputs))
+        value = unflatten([tensor.detach() for tensor in outputs], output_spec)
+    _check_loss(model, value, targets, device)
+    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes))
+
+
+def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor], layer: nn.Module) -> None:
+    roots = [output for output in outputs if output.requires_grad]
+    wanted = [t for t in [*leaves, *layer.parameters()] if t.requires_grad]
+    if roots and wanted:
+        torch.autograd.grad(roots, wanted, [torch.ones_like(root) for root in roots], allow_unused=True)
+
+
+def _refuse_changed_buffers(
+    index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]
+) -> None:
+    after = dict(layer.named_buffers())
+    for name, buffer, version in before:
+        if after.get(name) is not buffer or buffer._version != version:
+            raise ValueError(
+                f"layer {index} ({type(layer).__name__}) changes its buffer {name} in forward, so its result "
+                "would depend on which worker computed which micro-batch; make the layer stateless"
+            )
+
+
+def _check_loss(model: Model, output: Value, targets: Value, device: torch.device) -> None:
+    tensors, spec = flatten(targets)
+    result = model.loss(output, unflatten([tensor.to(device) for tensor in tensors], spec))
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)):
+        raise ValueError("the loss must return (sum of the losses, number of samples or tokens)")
+    if result[0].ndim != 0 or result[0].dtype != torch.float32:
+        raise ValueError(
+            f"the loss must return its sum as a float32 scalar, not {result[0].dtype} of shape "
+            f"{tuple(result[0].shape)}"
+        )
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,274 @@
+"""The layers that a worker holds: forward, backward, and the exact sums of their gradients.
+
+Every layer runs as an autograd graph of its own. So the bits of a micro-batch's gradients cannot
+depend on where the model is cut into stages, a layer's seconds can be measured, and a worker looks
+up between two layers to see whether it has been interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.exact import Workspace, accumulate, accumulate_fast, new_maxima
+from runtime.layout import Layout
+from runtime.streams import seed_layer
+from strategies.boundary import Spec, Value, flatten, unflatten
+from strategies.model import LossFunction, Model
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``recompute`` lists the layers whose activations are computed again in backward."""
+
+    autocast: bool = False
+    recompute: Collection[int] = ()
+
+
+@dataclass(slots=True)
+class Activation:
+    """What a layer keeps of a micro-batch from forward to backward; no outputs when recomputed."""
+
+    inputs: list[Tensor]
+    spec: Spec
+    outputs: list[Tensor] | None
+
+
+Gradients = list[Tensor | None]
+"""One for every tensor of a boundary value; None where nothing flows back."""
+
+
+@dataclass
+class LayerTimes:
+    """Seconds spent in each layer since the last ``take``, and how many micro-batches passed."""
+
+    forward: dict[int, float] = field(default_factory=dict)
+    backward: dict[int, float] = field(default_factory=dict)
+    micro_batches: dict[int, int] = field(default_factory=dict)
+
+
+class StageModel:
+    """Layers ``first`` to ``stop - 1`` with their working parameters and gradient accumulators.
+
+    ``working[block]`` is the flat float32 vector that the layers' parameters are views of;
+    ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        seed: int,
+        precision: Precision,
+        device: torch.device,
+        exact: bool,
+        compute_lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.layout: Layout = model.layout
+        self.loss: LossFunction = model.loss
+        self.device = device
+        self.first = 0
+        self.stop = 0
+        self.working: dict[int, Tensor] = {}
+        self.version: dict[int, int | None] = {}
+        self.accumulators: dict[int, Tensor] = {}
+        self.maxima_T = new_maxima(len(self.layout.tensors), device)
+        self.times = LayerTimes()
+        self._seed = seed
+        self._precision = precision
+        self._exact = exact
+        self._workspace = Workspace(device)
+        # threads of one process share torch's default generator, so seeding and drawing belong together
+        self._lock = compute_lock or nullcontext()
+        self._layers: list[nn.Module] = model.layers
+        self._parameters: list[list[nn.Parameter]] = []
+        self._untie()
+        for layer in self._layers:
+            layer.to(device)
+            layer.train()
+
+    def _untie(self) -> None:
+        """Gives every layer parameters of its own, without memory until the layer is held."""
+        for index, layer in enumerate(self._layers):
+            fresh: dict[int, nn.Parameter] = {}
+            for use in self.layout.uses_of(index):
+                module_name, _, name = use.name.rpartition(".")
+                module = layer.get_submodule(module_name)
+                parameter = fresh.setdefault(use.tensor.index, nn.Parameter(torch.empty(0)))
+                setattr(module, name, parameter)
+            self._parameters.append(list(fresh.values()))
+
+    def hold(self, first: int, stop: int) -> None:
+        """Holds layers ``first`` to ``stop - 1`` from now on, and lets go of the others.
+
+        Blocks that stay keep their contents; new ones are uninitialised (version None).
+        """
+        wanted = {block.index: block for block in self.layout.blocks_of(first, stop)}
+        for index in [index for index in self.working if index not in wanted]:
+            del self.working[index], self.version[index], self.accumulators[index]
+        for index, block in wanted.items():
+            if index not in self.working:
+                self.working[index] = torch.zeros(block.size, device=self.device)
+                self.version[index] = None
+                dtype = torch.float64 if self._exact else torch.float32
+                self.accumulators[index] = torch.zeros(block.size, dtype=dtype, device=self.device)
+        self.first, self.stop = first, stop
+        for index in range(len(self._layers)):
+            held = first <= index < stop
+            tensors = {use.tensor.index: use for use in self.layout.uses_of(index)}.values()
+            for use, parameter in zip(tensors, self._parameters[index], strict=True):
+                tensor = use.tensor
+                if held:
+                    flat = self.working[use.block][tensor.offset : tensor.stop]
+                    parameter.data = flat.view(tensor.shape)
+                else:
+                    parameter.data = torch.empty(0, device=self.device)
+
+    def clear_gradients(self) -> None:
+        for accumulator in self.accumulators.values():
+            accumulator.zero_()
+        self.maxima_T.zero_()
+
+    def forward(
+        self, step: int, micro_batch: int, value: Value, *, train: bool, check: Callable[[], None]
+    ) -> tuple[Value, list[Activation]]:
+        """Runs the held layers on ``value``; ``check`` is called before every layer and may raise.
+
+        Without ``train`` nothing is kept for backward and dropout is off.
+        """
+        activations: list[Activation] = []
+        for index in range(self.first, self.stop):
+            check()
+            began = time.perf_counter()
+            inputs, spec = flatten(value)
+            inputs = [_leaf(tensor.to(self.device), train) for tensor in inputs]
+            keep_graph = train and index not in self._precision.recompute
+            outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
+            if train:
+                activations.append(Activation(inputs, spec, outputs if keep_graph else None))
+            value = unflatten([tensor.detach() for tensor in outputs], output_spec)
+            self._record(self.times.forward, index, began)
+        return value, activations
+
+    def _run(
+        self,
+        index: int,
+        step: int,
+        micro_batch: int,
+        inputs: list[Tensor],
+        spec: Spec,
+        train: bool,
+        keep_graph: bool,
+    ) -> tuple[list[Tensor], Spec]:
+        layer = self._layers[index]
+        if layer.training is not train:
+            layer.train(train)
+        with self._lock, torch.set_grad_enabled(keep_graph), self._autocast():
+            if train:
+                seed_layer(self._seed, step, micro_batch, index, self.device)
+            return flatten(layer(unflatten(inputs, spec)))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision.autocast)
+
+    def loss_of(self, output: Value, targets: Value, *, train: bool) -> tuple[float, int, Gradients]:
+        """The micro-batch's summed loss, its count, and the gradient of the last layer's output."""
+        outputs, spec = flatten(output)
+        outputs = [_leaf(tensor, train) for tensor in outputs]
+        target_tensors, target_spec = flatten(targets)
+        targets = unflatten([tensor.to(self.device) for tensor in target_tensors], target_spec)
+        with torch.set_grad_enabled(train), self._autocast():
+            loss, count = self.loss(unflatten(outputs, spec), targets)
+        gradients = self._differentiate([loss], [torch.ones_like(loss)], outputs, []) if train else []
+        return float(loss.detach()), int(count), gradients
+
+    def backward(
+        self,
+        step: int,
+        micro_batch: int,
+        activations: list[Activation],
+        gradients: Gradients,
+        exponents: Sequence[int] | None,
+        *,
+        check: Callable[[], None],
+    ) -> Gradients:
+        """Runs backward through the held layers, adds the parameters' gradients to the exact sums.
+
+        ``exponents`` holds one scale per tensor of the model; None (the probing pass) only records
+        the largest gradients. Returns the gradients of the stage's input.
+        """
+        for index in reversed(range(self.first, self.stop)):
+            check()
+            began = time.perf_counter()
+            activation = activations.pop()
+            outputs = activation.outputs
+            if outputs is None:
+                outputs, _ = self._run(
+                    index, step, micro_batch, activation.inputs, activation.spec, True, True
+                )
+            parameters = self._parameters[index]
+            flowing = self._differentiate(outputs, gradients, activation.inputs, parameters)
+            gradients = flowing[: len(activation.inputs)]
+            self._sum(index, flowing[len(activation.inputs) :], exponents)
+            self._record(self.times.backward, index, began)
+        return gradients
+
+    def _differentiate(
+        self,
+        outputs: list[Tensor],
+        gradients: Gradients,
+        inputs: list[Tensor],
+        parameters: list[nn.Parameter],
+    ) -> Gradients:
+        """Gradients of ``inputs`` and ``parameters``, None where there is none."""
+        roots = [
+            (output, gradient)
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if output.requires_grad and gradient is not None
+        ]
+        wanted = [tensor for tensor in [*inputs, *parameters] if tensor.requires_grad]
+        if not roots or not wanted:
+            return [None] * (len(inputs) + len(parameters))
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in roots],
+                wanted,
+                [gradient for _, gradient in roots],
+                allow_unused=True,
+            )
+        )
+        return [next(found) if tensor.requires_grad else None for tensor in [*inputs, *parameters]]
+
+    def _sum(self, index: int, gradients: Gradients, exponents: Sequence[int] | None) -> None:
+        tensors = {use.tensor.index: use for use in self.layout.uses_of(index)}.values()
+        for use, gradient in zip(tensors, gradients, strict=True):
+            if gradient is None:
+                continue
+            tensor = use.tensor
+            total = self.accumulators[use.block][tensor.offset : tensor.stop]
+            if self._exact:
+                exponent = None if exponents is None else exponents[tensor.index]
+                accumulate(total, gradient, exponent, self.maxima_T[tensor.index], self._workspace)
+            else:
+                accumulate_fast(total, gradient)
+
+    def _record(self, seconds: dict[int, float], index: int, began: float) -> None:
+        seconds[index] = seconds.get(index, 0.0) + time.perf_counter() - began
+        if seconds is self.times.forward:
+            self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + 1
+
+    def take_times(self) -> LayerTimes:
+        """What was measured since the last call."""
+        times, self.times = self.times, LayerTimes()
+        return times
+
+
+def _leaf(tensor: Tensor, train: bool) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.requires_grad_() if train and tensor.is_floating_point() else tensor

@@ -1,0 +1,255 @@
+"""One training step of one worker: pipeline, reduce, exchange, update, gather, back up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from runtime.events import StepRecord
+from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_norm
+from runtime.fabric.collectives import exchange
+from runtime.fabric.interface import Endpoint, Tag
+from runtime.layout import Layout
+from runtime.plan import Plan, Shard, WorkerId
+from runtime.protocol import Exponents
+from runtime.snapshots import Piece, ShardStore
+from strategies.job import Job
+from strategies.optimizer import Segment, segments, update
+from strategies.pipeline import Data, Losses, Pipeline
+from strategies.share import (
+    Outcome,
+    Share,
+    contributions,
+    exponents_after,
+    gradient_norm,
+    largest,
+    outcome,
+)
+from strategies.stage import StageModel
+from strategies.zero import ZeroRounds, piece_of
+
+FaultPoint = Callable[[str, int, int], None]
+
+
+@dataclass
+class StepSeconds:
+    """Where the seconds of a step went, as one worker saw it."""
+
+    pipeline: float = 0.0
+    wait_peers: float = 0.0
+    wait_data: float = 0.0
+    reduce: float = 0.0
+    exchange: float = 0.0
+    optimizer: float = 0.0
+    gather: float = 0.0
+
+
+@dataclass
+class StepRunner:
+    """Runs steps under one plan. A new plan gets a new runner; what lasts is passed in.
+
+    ``exponents[v]`` are the scales for the step that follows version v.
+    """
+
+    job: Job
+    layout: Layout
+    endpoint: Endpoint
+    plan: Plan
+    worker: WorkerId
+    stage: StageModel
+    store: ShardStore
+    data: Data
+    fault: FaultPoint
+    exponents: dict[int, Exponents]
+    stop_requested: Callable[[], bool]
+    on_repeat: Callable[[int, int], None]
+    settle: Callable[[], None]
+    """Takes in what the last move still owes this worker; called before every exchange."""
+    remember: Callable[[StepRecord], None]
+    """Gets a step's record, without fingerprint, before and again after it is committed."""
+    seconds: StepSeconds = field(default_factory=StepSeconds)
+
+    def __post_init__(self) -> None:
+        self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
+        self.pipeline = Pipeline(
+            self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault
+        )
+        self._exact = self.job.reduction == "exact"
+        self._counts = contributions(self.layout, self.job.micro_batches)
+        self._segments: dict[Piece, tuple[Segment, ...]] = {
+            piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
+            for shard in self.rounds.owned
+        }
+        self._backups_expected_from: int | None = None
+
+    def run(self, version: int) -> Outcome:
+        """Computes step ``version`` + 1 and commits it. The outcome speaks of the step's beginning.
+
+        Raises Interrupted when the membership changes, NonFiniteGradient when training diverges.
+        """
+        step = version + 1
+        began = time.perf_counter()
+        self.seconds = StepSeconds()
+        held_out = self._evaluate(step) if self._evaluates_at(version) else {}
+        exponents = self.exponents[version]
+        attempt = 1
+        while True:
+            shares, sums = self._attempt(step, attempt, exponents, held_out)
+            fits, following = True, None
+            if self._exact:
+                fits, following = exponents_after(
+                    self.layout, largest(shares), exponents, self._counts, step
+                )
+            if fits:
+                break
+            attempt += 1
+            if exponents is not None:
+                self.on_repeat(step, attempt)
+            exponents = following
+        result = outcome(shares)
+        norm = gradient_norm(shares, exponents if self._exact else None, result.count)
+        samples = self.job.micro_batches * self.job.micro_batch_size
+        record = StepRecord(
+            step=step,
+            loss=result.loss,
+            grad_norm=norm,
+            learning_rate=self.job.optimizer.rate(step),
+            samples=samples,
+            tokens=samples * self.job.tokens_per_sample,
+            seconds=time.perf_counter() - began,
+            workers=len(self.plan.workers),
+            generation=self.plan.generation,
+            fingerprint=0,
+            attempts=attempt,
+            committed_at=time.time(),
+        )
+        # from here on the step may count even if this worker is cut short: others may have committed it
+        self.remember(record)
+        self.store.drop(before=version)
+        new_states = self._update(step, sums, exponents, norm, result.count)
+        self.exponents[version + 1] = following
+        for old in [v for v in self.exponents if v < version]:
+            del self.exponents[old]
+        self._gather(step, attempt, new_states)
+        self.fault("backup", step, 0)
+        self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
+        self._backups_expected_from = step
+        self.seconds.wait_peers = self.pipeline.waiting.peers
+        self.seconds.wait_data = self.pipeline.waiting.data
+        self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
+        self.remember(replace(record, seconds=time.perf_counter() - began, committed_at=time.time()))
+        return result
+
+    def conclude(self, version: int) -> Outcome:
+        """The exchange after the last step: its fingerprint and the last held-out loss."""
+        step = version + 1
+        held_out = self._evaluate(step) if self.job.held_out_every else {}
+        return outcome(self._exchange(step, 1, Share(held_out=held_out)))
+
+    def _tag(self, step: int, attempt: int, what: str) -> Tag:
+        return Tag(self.plan.generation, step, attempt, what)
+
+    def _evaluates_at(self, version: int) -> bool:
+        every = self.job.held_out_every
+        return every > 0 and version > 0 and version % every == 0
+
+    def _evaluate(self, step: int) -> Losses:
+        return self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+
+    def _attempt(
+        self, step: int, attempt: int, exponents: Exponents, held_out: Losses
+    ) -> tuple[list[Share], dict[Piece, Tensor]]:
+        probing = self._exact and exponents is None
+        began = time.perf_counter()
+        self.stage.clear_gradients()
+        losses = self.pipeline.train(step, attempt, exponents)
+        share = Share(losses=losses, held_out=held_out, stop=self.stop_requested())
+        if self._exact:
+            share.maxima_T = self.stage.maxima_T.cpu().numpy()
+        self.seconds.pipeline += time.perf_counter() - began
+        sums: dict[Piece, Tensor] = {}
+        if not probing:
+            began = time.perf_counter()
+            self.fault("reduce", step, 0)
+            tag = self._tag(step, attempt, "reduce")
+            sums = self.rounds.reduce(tag, self.stage.accumulators, ordered=not self._exact)
+            share.squared = self._squared(sums)
+            self.seconds.reduce += time.perf_counter() - began
+        return self._exchange(step, attempt, share), sums
+
+    def _squared(self, sums: dict[Piece, Tensor]) -> dict[int, int | float]:
+        squared: dict[int, int | float] = {}
+        for piece, sums_N in sums.items():
+            for segment in self._segments[piece]:
+                part = sums_N[segment.start : segment.stop]
+                value = squared_norm(part) if self._exact else float(part.double().square().sum())
+                squared[segment.tensor.index] = squared.get(segment.tensor.index, 0) + value
+        return squared
+
+    def _exchange(self, step: int, attempt: int, share: Share) -> list[Share]:
+        """Every worker's share. Nobody gets it before all copies of the last version are in place."""
+        began = time.perf_counter()
+        version = step - 1
+        self.settle()
+        if self._backups_expected_from is not None:
+            tag = self._tag(self._backups_expected_from, 0, "backup")
+            self.rounds.receive_backups(tag, self.stage.working, self.store, version)
+            self._backups_expected_from = None
+        self.fault("exchange", step, 0)
+        share.fingerprint = sum(
+            fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned
+        )
+        tag = self._tag(step, attempt, "exchange")
+        shares = exchange(self.endpoint, self.plan.workers, tag, share)
+        self.seconds.exchange += time.perf_counter() - began
+        return [shares[worker] for worker in self.plan.workers]
+
+    def _state(self, shard: Shard, version: int) -> Tensor:
+        state_3N = self.store.get(piece_of(shard), version)
+        assert state_3N is not None, f"{shard} is not held in version {version}"
+        return state_3N
+
+    def _update(
+        self, step: int, sums: dict[Piece, Tensor], exponents: Exponents, norm: float, count: int
+    ) -> dict[Piece, Tensor]:
+        began = time.perf_counter()
+        self.fault("optimizer", step, 0)
+        clip_norm = self.job.optimizer.clip_norm
+        clip = clip_coefficient(norm, clip_norm) if clip_norm is not None else 1.0
+        new_states: dict[Piece, Tensor] = {}
+        for shard in self.rounds.owned:
+            piece = piece_of(shard)
+            old_3N = self._state(shard, step - 1)
+            new_3N = self.store.buffer(shard.size)
+            gradient_N = self._gradient(piece, sums[piece], exponents, clip / count).to(old_3N.device)
+            update(old_3N, new_3N, gradient_N, self._segments[piece], step, self.job.optimizer)
+            new_states[piece] = new_3N
+        for piece, new_3N in new_states.items():
+            self.store.put(piece, step, new_3N)
+        self.seconds.optimizer = time.perf_counter() - began
+        return new_states
+
+    def _gradient(
+        self, piece: Piece, sums_N: Tensor, exponents: Sequence[int] | None, multiplier: float
+    ) -> Tensor:
+        if not self._exact:
+            return sums_N.mul_(multiplier)
+        assert exponents is not None
+        gradient_N = sums_N.new_zeros(sums_N.numel(), dtype=self.stage.working[piece[0]].dtype)
+        for segment in self._segments[piece]:
+            part = slice(segment.start, segment.stop)
+            mean_gradient(sums_N[part], exponents[segment.tensor.index], multiplier, gradient_N[part])
+        return gradient_N
+
+    def _gather(self, step: int, attempt: int, new_states: dict[Piece, Tensor]) -> None:
+        began = time.perf_counter()
+        self.fault("gather", step, 0)
+        for block in self.stage.version:
+            self.stage.version[block] = None
+        self.rounds.gather(self._tag(step, attempt, "gather"), self.stage.working, new_states)
+        for block in self.stage.version:
+            self.stage.version[block] = step
+        self.seconds.gather = time.perf_counter() - began

@@ -1,0 +1,133 @@
+"""ZeRO-1: sums to their owners, parameters back to the stage group, copies to the backups.
+
+Optimizer states are divided over the data-parallel group (Rajbhandari et al., "ZeRO", SC'20,
+sec. 5.1). Each function is one round of messages: a worker sends every peer one message with all the
+slices meant for it, in the order of ``plan.shards``, which both sides know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from runtime.fabric.interface import Endpoint, Tag
+from runtime.layout import Layout
+from runtime.plan import Plan, Shard, WorkerId
+from runtime.snapshots import Piece, ShardStore
+
+
+def piece_of(shard: Shard) -> Piece:
+    return shard.block, shard.start, shard.stop
+
+
+class ZeroRounds:
+    """The rounds of one plan for one worker: who gets what is worked out once."""
+
+    def __init__(self, endpoint: Endpoint, plan: Plan, layout: Layout, worker: WorkerId) -> None:
+        self.plan = plan
+        self.owned = tuple(plan.owned_by(worker))
+        self._endpoint = endpoint
+        self._worker = worker
+        holders = {block.index: plan.holders(block.layers) for block in layout.blocks}
+        mine = {block for block, workers in holders.items() if worker in workers}
+        self._to_owner: dict[WorkerId, list[Shard]] = {}
+        self._from_owner = self._to_owner  # what I add to at its owner is what I get back from it
+        for shard in plan.shards:
+            if shard.block in mine and shard.owner != worker:
+                self._to_owner.setdefault(shard.owner, []).append(shard)
+        self._to_holder: dict[WorkerId, list[Shard]] = {}
+        for shard in self.owned:
+            for holder in holders[shard.block]:
+                if holder != worker:
+                    self._to_holder.setdefault(holder, []).append(shard)
+        self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
+        self._backed_up = _grouped(tuple(plan.backed_up_by(worker)), lambda shard: shard.owner)
+        self._holds = mine
+
+    def backed_up(self) -> Iterator[Shard]:
+        """The shards that this worker keeps copies of."""
+        return (shard for shards in self._backed_up.values() for shard in shards)
+
+    def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
+        """Sums every owned shard over its stage group(s); returns views into ``accumulators``.
+
+        ``ordered`` adds in ascending worker order (for floating-point sums, which depend on it);
+        otherwise in the order in which the peers' parts arrive.
+        """
+        for owner, shards in self._to_owner.items():
+            parts = [accumulators[shard.block][shard.start : shard.stop] for shard in shards]
+            self._endpoint.send(owner, tag, parts)
+        sums = {piece_of(shard): accumulators[shard.block][shard.start : shard.stop] for shard in self.owned}
+        if ordered:
+            self._add_in_order(tag, sums)
+        else:
+            for _ in self._to_holder:
+                message = self._endpoint.receive_any([tag])
+                shards = self._to_holder[message.sender]
+                for shard, part in zip(shards, message.tensors, strict=True):
+                    sums[piece_of(shard)].add_(part.to(sums[piece_of(shard)].device))
+        return sums
+
+    def _add_in_order(self, tag: Tag, sums: dict[Piece, Tensor]) -> None:
+        own = {piece: part.clone() for piece, part in sums.items()}
+        for part in sums.values():
+            part.zero_()
+        for sender in sorted([*self._to_holder, self._worker]):
+            if sender == self._worker:
+                for piece, part in own.items():
+                    sums[piece].add_(part)
+                continue
+            message = self._endpoint.receive(sender, tag)
+            for shard, part in zip(self._to_holder[sender], message.tensors, strict=True):
+                sums[piece_of(shard)].add_(part.to(sums[piece_of(shard)].device))
+
+    def gather(self, tag: Tag, working: dict[int, Tensor], new_states: dict[Piece, Tensor]) -> None:
+        """Brings the owners' new parameters into every holder's working parameters."""
+        for holder, shards in self._to_holder.items():
+            self._endpoint.send(holder, tag, [new_states[piece_of(shard)][0] for shard in shards])
+        for shard in self.owned:
+            working[shard.block][shard.start : shard.stop] = new_states[piece_of(shard)][0]
+        for _ in self._from_owner:
+            message = self._endpoint.receive_any([tag])
+            for shard, part in zip(self._from_owner[message.sender], message.tensors, strict=True):
+                working[shard.block][shard.start : shard.stop] = part
+
+    def send_backups(self, tag: Tag, new_states: dict[Piece, Tensor]) -> None:
+        """Starts sending each owned shard's new state to its backup; nobody waits for it here.
+
+        The parameters stay at home where the backup holder gets them by ``gather`` anyway.
+        """
+        for backup, shards in self._to_backup.items():
+            parts: list[Tensor] = []
+            for shard in shards:
+                state_3N = new_states[piece_of(shard)]
+                parts.append(state_3N[1:] if backup in self._to_holder_of(shard) else state_3N)
+            self._endpoint.send(backup, tag, parts, background=True)
+
+    def _to_holder_of(self, shard: Shard) -> set[WorkerId]:
+        return {holder for holder, shards in self._to_holder.items() if shard in shards}
+
+    def receive_backups(self, tag: Tag, working: dict[int, Tensor], store: ShardStore, version: int) -> None:
+        """Waits for the copies of ``version`` that this worker keeps for others, and keeps them."""
+        for owner, shards in self._backed_up.items():
+            message = self._endpoint.receive(owner, tag)
+            for shard, part in zip(shards, message.tensors, strict=True):
+                if part.shape[0] == 2:
+                    state_3N = store.buffer(shard.size)
+                    state_3N[0] = working[shard.block][shard.start : shard.stop]
+                    state_3N[1:] = part
+                else:
+                    state_3N = part
+                store.put(piece_of(shard), version, state_3N)
+
+
+def _grouped(
+    shards: tuple[Shard, ...], key: Callable[[Shard], WorkerId | None]
+) -> dict[WorkerId, list[Shard]]:
+    groups: dict[WorkerId, list[Shard]] = {}
+    for shard in shards:
+        worker = key(shard)
+        if worker is not None:
+            groups.setdefault(worker, []).append(shard)
+    return groups

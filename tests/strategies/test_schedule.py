@@ -1,0 +1,87 @@
+"""1F1B keeps to its limit, never deadlocks and takes the time that theory gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.plan import Plan, Stage
+from strategies.partition import deal_micro_batches
+from strategies.schedule import Instruction, OneForwardOneBackward, in_flight_limit, simulate_step
+
+
+def plan_of(groups: Sequence[int], micro_batches: int) -> Plan:
+    """One layer per stage; workers numbered through."""
+    stages, first = [], 0
+    for k, size in enumerate(groups):
+        stages.append(Stage(k, k + 1, tuple(range(first, first + size))))
+        first += size
+    rows = tuple(deal_micro_batches([(w, 1.0) for w in stage.workers], micro_batches) for stage in stages)
+    return Plan(0, tuple(stages), rows, ())
+
+
+@pytest.mark.parametrize(
+    ("forwards", "backwards", "in_flight", "expected"),
+    [
+        (1, 1, 1, Instruction.BACKWARD),
+        (0, 1, 2, Instruction.BACKWARD),
+        (1, 0, 1, Instruction.FORWARD),
+        (1, 0, 2, Instruction.WAIT),
+        (0, 0, 1, Instruction.WAIT),
+    ],
+)
+def test_backward_first_then_forward_below_the_limit(
+    forwards: int, backwards: int, in_flight: int, expected: Instruction
+) -> None:
+    assert OneForwardOneBackward(2).next_instruction(forwards, backwards, in_flight) is expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_equal_groups_get_the_classical_limit(size: int) -> None:
+    plan = plan_of([size] * 4, 48)
+    assert [in_flight_limit(plan, stage.workers[0]) for stage in plan.stages] == [4, 3, 2, 1]
+
+
+def test_unequal_groups_get_one_more_and_idle_workers_none() -> None:
+    plan = plan_of([1, 3, 1], 16)
+    assert [in_flight_limit(plan, worker) for worker in plan.workers] == [6, 3, 3, 3, 1]
+    surplus = plan_of([3], 2)
+    assert [in_flight_limit(surplus, worker) for worker in surplus.workers] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("stages", "size", "micro_batches"), [(1, 3, 9), (2, 1, 8), (4, 2, 16), (3, 1, 1)])
+def test_balanced_pipelines_take_the_textbook_time(stages: int, size: int, micro_batches: int) -> None:
+    # (M / g + P - 1) (forward + backward), Narayanan et al., SC'21, sec. 2.2.1.
+    plan = plan_of([size] * stages, micro_batches)
+    seconds = simulate_step(plan, [1.0] * stages, [2.0] * stages, dict.fromkeys(plan.workers, 1.0))
+    assert seconds == (-(-micro_batches // size) + stages - 1) * 3.0
+
+
+def test_speed_divides_seconds() -> None:
+    plan = plan_of([1], 5)
+    assert simulate_step(plan, [1.0], [2.0], {0: 0.5}) == 30.0
+
+
+@given(
+    groups=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    micro_batches=st.integers(1, 20),
+    seconds=st.lists(st.integers(1, 5), min_size=8, max_size=8),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_plan_drains_between_the_bounds(
+    groups: list[int], micro_batches: int, seconds: list[int]
+) -> None:
+    plan = plan_of(groups, micro_batches)
+    forward = [float(s) for s in seconds[: len(groups)]]
+    backward = [float(s) for s in seconds[4 : 4 + len(groups)]]
+    step = simulate_step(plan, forward, backward, dict.fromkeys(plan.workers, 1.0))
+    loads = [
+        len(plan.micro_batches_of(w)) * (forward[k] + backward[k])
+        for k, stage in enumerate(plan.stages)
+        for w in stage.workers
+    ]
+    assert max(max(loads), sum(forward) + sum(backward)) <= step
+    assert step <= micro_batches * (sum(forward) + sum(backward))
