@@ -1,0 +1,1 @@
+"""Where it runs: the Ray actors. Nothing outside this package knows Ray's actor API."""

@@ -1,0 +1,138 @@
+"""Drives the controller: events from the fabric and from Ray go in, its commands are carried out.
+
+This class knows nothing of Ray; ``actors.ray_controller`` puts it into an actor, tests into a thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from actors.recorder import Recorder
+from actors.worker import EndpointMaker
+from runtime.checkpoint import prune, write_manifest
+from runtime.controller import (
+    CommandsSent,
+    Committed,
+    Controller,
+    Durable,
+    End,
+    Input,
+    Joined,
+    Lost,
+    ManifestFailed,
+    ManifestWritten,
+    Note,
+    Output,
+    Send,
+    StopRequested,
+    WriteManifest,
+)
+from runtime.events import CheckpointSkipped, CheckpointWritten
+from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
+from runtime.plan import CONTROLLER, WorkerId
+from runtime.protocol import Finished, Measured, Resume
+
+_ORIGIN = time.time() - time.monotonic()
+
+
+def steady_time() -> float:
+    """Seconds since 1970 that never run backwards."""
+    return _ORIGIN + time.monotonic()
+
+
+class Host:
+    """One thread calls ``run``; any thread may call ``post`` and ``stop``, even before.
+
+    ``checkpoint_root`` is a path or URI, ``keep`` the number of checkpoints that stay, ``recipe`` the
+    digest of what decides the run's bits.
+    """
+
+    def __init__(
+        self,
+        make_endpoint: EndpointMaker,
+        recorder: Recorder,
+        *,
+        checkpoint_root: str,
+        keep: int,
+        recipe: str,
+    ) -> None:
+        self.recorder = recorder
+        self._events: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self._root, self._keep, self._recipe = checkpoint_root, keep, recipe
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="manifest")
+        self._ended = False
+        self.endpoint: Endpoint = make_endpoint(self._on_control, self._on_lost)
+
+    def _on_control(self, message: Message) -> None:
+        self._events.put(message.note)
+
+    def _on_lost(self, peer: WorkerId, reason: str) -> None:
+        if peer != CONTROLLER:
+            self._events.put(Lost(peer, f"process died or cut off: {reason}"))
+
+    def post(self, event: Input) -> None:
+        self._events.put(event)
+
+    def stop(self) -> None:
+        self._events.put(StopRequested())
+
+    def run(self, controller: Controller) -> None:
+        """Lets ``controller`` handle events until the run ends."""
+        self._layout = controller.terms.layout
+        while not self._ended:
+            event = self._events.get()
+            now = steady_time()
+            match event:
+                case Joined(worker, _, address):
+                    self.endpoint.connect({worker: address})
+                case Measured(seconds=seconds):
+                    self.recorder.waited_for_data(seconds.get("wait_data", 0.0))
+                case Finished():
+                    self.recorder.writing_checkpoint(now)
+            outputs = controller.handle(event, now)
+            for output in outputs:
+                self._carry_out(output, now)
+            if any(isinstance(output, Send) and isinstance(output.command, Resume) for output in outputs):
+                controller.handle(CommandsSent(), steady_time())
+        self._writer.shutdown()
+        self.endpoint.close()
+
+    def _carry_out(self, output: Output, now: float) -> None:
+        match output:
+            case Send(worker, command):
+                try:
+                    self.endpoint.send(worker, Tag(0, 0, 0, CONTROL), note=command)
+                except Interrupted:
+                    raise AssertionError("nobody interrupts the controller") from None
+            case Note(event):
+                self.recorder.event(event, now)
+            case Committed(record):
+                self.recorder.step(record, now)
+            case WriteManifest():
+                self._writer.submit(self._write_manifest, output)
+            case End(outcome, message):
+                self._ended = True
+                self.recorder.finish(outcome, message, steady_time())
+
+    def _write_manifest(self, order: WriteManifest) -> None:
+        began = time.perf_counter()
+        try:
+            manifest = write_manifest(
+                self._root,
+                order.version,
+                self._layout,
+                order.files,
+                exponents=order.exponents,
+                recipe=self._recipe,
+            )
+            prune(self._root, self._keep, read_back=False)
+        except (OSError, ValueError) as error:
+            problem = f"the checkpoint of step {order.version} was not finished: {error}"
+            self.recorder.event(CheckpointSkipped(problem), steady_time())
+            self.post(ManifestFailed(order.version))
+            return
+        seconds = time.perf_counter() - began
+        self.recorder.event(CheckpointWritten(order.version, manifest.bytes, seconds), steady_time())
+        self.post(ManifestWritten(Durable(order.version, self._root, order.exponents)))

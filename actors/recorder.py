@@ -1,0 +1,148 @@
+"""What is kept of a run: the run folder, the goodput ledger, the metrics, and the lines people see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+
+from runtime.events import (
+    Event,
+    Paused,
+    Recovered,
+    RunFinished,
+    RunStarted,
+    StepRecord,
+    WorkerLost,
+    sentence,
+)
+from runtime.goodput import Ledger
+from runtime.metrics import Metrics
+from runtime.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What happened since the last look: ``lines`` and ``steps`` are new, the rest is as of now."""
+
+    steps: tuple[StepRecord, ...]
+    events: tuple[Event, ...]
+    lines: tuple[str, ...]
+    goodput: float
+    workers: int
+    outcome: str | None
+    message: str
+
+
+@dataclass
+class Recorder:
+    """Written by the controller's thread, read by whoever shows the run. ``now`` is in seconds."""
+
+    folder: RunFolder
+    metrics: Metrics
+    ledger: Ledger
+    steps: list[StepRecord] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    workers: int = 0
+    outcome: str | None = None
+    message: str = ""
+    _lock: Lock = field(default_factory=Lock)
+    _workers_by_step: int = 0
+
+    def event(self, event: Event, now: float) -> None:
+        """Logs an event and books its time."""
+        with self._lock:
+            self.folder.log_event(event, now)
+            self.events.append(event)
+            self._book(event, _nanoseconds(now))
+            self.metrics.observe_event(event)
+            self.metrics.observe_ledger(self.ledger)
+
+    def _book(self, event: Event, now: int) -> None:
+        match event:
+            case RunStarted():
+                self.workers = event.workers
+                self.ledger = self.ledger.enter(now, "productive")
+            case WorkerLost():
+                self.ledger = self.ledger.waste(now).enter(now, "recovery_agree")
+            case Paused():
+                self.workers = event.workers
+                self.ledger = self.ledger.enter(now, "paused")
+            case Recovered():
+                self.workers = event.workers_after
+                self._book_recovery(event, now)
+
+    def _book_recovery(self, event: Recovered, now: int) -> None:
+        ledger = self.ledger.enter(now, "productive")
+        seconds = event.seconds
+        ledger = ledger.move("recovery_agree", "recovery_plan", _nanoseconds(seconds.plan))
+        ledger = ledger.move("recovery_agree", "recovery_move", _nanoseconds(seconds.move))
+        # the interrupted step's lost work is the part that is done again; the time until the loss was
+        # noticed was spent waiting inside that step
+        ledger = ledger.move("wasted_progress", "recovery_detect", _nanoseconds(seconds.detect))
+        if event.source == "peers":
+            again = max(0.0, seconds.redo - seconds.detect)
+            ledger = ledger.move("wasted_progress", "recovery_redo", _nanoseconds(again))
+        else:
+            lost = sum(s.seconds for s in self.steps if s.step > event.from_version)
+            ledger = ledger.move("productive", "wasted_progress", _nanoseconds(lost))
+            self.folder.supersede_steps(event.from_version + 1)
+            self.steps = [s for s in self.steps if s.step <= event.from_version]
+        self.ledger = ledger
+
+    def step(self, record: StepRecord, now: float) -> None:
+        """Logs a committed step."""
+        with self._lock:
+            self.folder.log_step(record)
+            self.steps.append(record)
+            self.ledger = self.ledger.commit(_nanoseconds(now))
+            self.metrics.observe_step(record)
+            self.metrics.observe_ledger(self.ledger)
+
+    def waited_for_data(self, seconds: float) -> None:
+        """Books a step's wait for data, which lies inside its productive time."""
+        with self._lock:
+            self.ledger = self.ledger.move("productive", "data_wait", _nanoseconds(seconds))
+
+    def writing_checkpoint(self, now: float) -> None:
+        """From now on nothing but the last checkpoint is worked on."""
+        with self._lock:
+            self.ledger = self.ledger.enter(_nanoseconds(now), "checkpoint")
+
+    def finish(self, outcome: str, message: str, now: float) -> None:
+        """Closes the books."""
+        finished = RunFinished(
+            outcome="failed" if outcome == "failed" else "completed" if outcome == "completed" else "interrupted",
+            step=self.steps[-1].step if self.steps else 0,
+            workers=self.workers,
+            seconds=(_nanoseconds(now) - self.ledger.started) / 1e9,
+            goodput=self.ledger.at(_nanoseconds(now)).goodput,
+            detail="" if outcome == "completed" else message.splitlines()[0],
+        )
+        self.event(finished, now)
+        with self._lock:
+            self.outcome, self.message = outcome, message
+            self.folder.close()
+
+    def progress(self, steps_seen: int, events_seen: int) -> Progress:
+        """What came after the first ``steps_seen`` steps and ``events_seen`` events."""
+        with self._lock:
+            events = tuple(self.events[events_seen:])
+            return Progress(
+                steps=tuple(self.steps[steps_seen:]),
+                events=events,
+                lines=tuple(sentence(event) for event in events),
+                goodput=self.ledger.goodput,
+                workers=self.workers,
+                outcome=self.outcome,
+                message=self.message,
+            )
+
+    def badput(self) -> Mapping[str, float]:
+        """Seconds by cause."""
+        with self._lock:
+            return {cause: ns / 1e9 for cause, ns in self.ledger.nanoseconds.items()}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
