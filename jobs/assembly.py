@@ -1,0 +1,111 @@
+"""Puts a job together from a recipe: what the workers compute, as a picklable value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from jobs.recipe import Recipe, load_builder
+from strategies.job import Fault, Job
+from strategies.model import LossFunction
+from strategies.optimizer import OptimizerSettings
+from strategies.pipeline import Data
+from strategies.stage import Precision
+
+
+def build_layers(name: str, arguments: Mapping[str, Any]) -> tuple[list[nn.Module], LossFunction]:
+    """Calls the recipe's model builder. Raises ValueError if it cannot be found or called so."""
+    built: tuple[list[nn.Module], LossFunction] = _call(name, arguments, "model.arguments")
+    return built
+
+
+def build_data(name: str, arguments: Mapping[str, Any]) -> Data:
+    """Calls the recipe's data builder. Raises ValueError if it cannot be found or called so."""
+    data: Data = _call(name, arguments, "data.arguments")
+    return data
+
+
+def _call(name: str, arguments: Mapping[str, Any], key: str) -> Any:
+    builder = load_builder(name)
+    try:
+        return builder(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the recipe's {key}: {error}") from error
+
+
+def data_arguments(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's arguments for the data builder, with those that other sections decide."""
+    return {
+        **recipe.data.arguments,
+        "micro_batch_size": recipe.parallel.micro_batch_size,
+        "micro_batches": recipe.parallel.micro_batches,
+        "seed": recipe.run.seed,
+    }
+
+
+def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
+    optimizer = recipe.optimizer
+    return OptimizerSettings(
+        learning_rate=optimizer.learning_rate,
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=recipe.decay_steps,
+        minimum_rate=optimizer.minimum_rate,
+        clip_norm=optimizer.clip_norm,
+    )
+
+
+def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
+    """The job of ``recipe``, with its checkpoints in ``checkpoint_root`` (a path or URI).
+
+    Calls both builders once, here, so that their mistakes show before anything is started. Raises
+    ValueError.
+    """
+    layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
+    recompute = recipe.precision.recompute
+    recomputed: tuple[int, ...]
+    if recompute == "none":
+        recomputed = ()
+    elif recompute == "all":
+        recomputed = tuple(range(len(layers)))
+    else:
+        recomputed = tuple(int(layer) for layer in recompute)
+        if any(layer >= len(layers) for layer in recomputed):
+            raise ValueError(
+                f"precision.recompute names layer {max(recomputed)}, but the model has {len(layers)} layers, "
+                f"counted from 0: name layers up to {len(layers) - 1}"
+            )
+    stages = recipe.parallel.stages
+    if stages != "auto" and stages > len(layers):
+        raise ValueError(
+            f"parallel.stages ({stages}) is larger than the model's number of layers ({len(layers)}): "
+            "lower parallel.stages or build a model of more layers"
+        )
+    data = build_data(recipe.data.build, data_arguments(recipe))
+    return Job(
+        build_model=partial(build_layers, recipe.model.build, recipe.model.arguments),
+        build_data=partial(build_data, recipe.data.build, data_arguments(recipe)),
+        seed=recipe.run.seed,
+        steps=recipe.run.steps,
+        micro_batches=recipe.parallel.micro_batches,
+        micro_batch_size=recipe.parallel.micro_batch_size,
+        optimizer=optimizer_settings(recipe),
+        precision=Precision(recipe.precision.autocast == "bf16", recomputed),
+        reduction=recipe.reduction,
+        threads=recipe.parallel.threads,
+        held_out_every=recipe.data.held_out_every,
+        held_out_micro_batches=recipe.data.held_out_micro_batches,
+        checkpoint_every=recipe.checkpoint.every,
+        checkpoint_root=checkpoint_root,
+        tokens_per_sample=getattr(data, "tokens_per_sample", 0),
+        inbox_limit_bytes=recipe.fabric.inbox_limit_mb << 20,
+        faults=tuple(
+            Fault(fault.worker, fault.step, fault.at, fault.micro_batch, fault.signal)
+            for fault in recipe.faults
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks, one per file; each measures Reknit beside a peer or a stated ideal."""

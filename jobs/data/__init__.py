@@ -1,0 +1,1 @@
+"""Data sets whose micro-batches are pure functions of (seed, step, micro-batch)."""

@@ -1,0 +1,1 @@
+"""Models, each built as a list of layers and a loss."""

@@ -1,0 +1,312 @@
+"""The recipe: the TOML file that describes a job, checked before anything starts.
+
+A recipe and ``--set key=value`` are the only settings of a job. Everything here is immutable;
+``load_recipe`` is the only function that reads a file. Steps count from 1; workers, layers
+and micro-batches from 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from jobs.recipe_errors import RecipeError, first_problem
+from jobs.recipe_table import override, read_table
+
+__all__ = ["Fault", "Recipe", "RecipeError", "load_builder", "load_recipe"]
+
+_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _check_builder(value: str) -> str:
+    if not _BUILDER.fullmatch(value):
+        raise ValueError('must have the form "package.module:function"')
+    return value
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("names the run's folder: it must be made of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _check_stages(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('must be "auto" or a whole number of at least 1')
+
+
+def _check_recompute(value: object) -> object:
+    if value in ("none", "all"):
+        return value
+    if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
+        return tuple(sorted(set(value)))
+    raise ValueError('must be "none", "all" or a list of layer numbers, counted from 0')
+
+
+Builder = Annotated[str, AfterValidator(_check_builder)]
+Natural = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
+Recompute = Annotated[Literal["none", "all"] | tuple[int, ...], BeforeValidator(_check_recompute)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    name: Annotated[str, AfterValidator(_check_name)]
+    steps: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class Model(Section):
+    """``arguments`` are passed to the builder as keyword arguments."""
+
+    build: Builder = "jobs.models.gpt:build"
+    arguments: dict[str, Any] = {}
+
+
+class Data(Section):
+    """``held_out_every`` is in steps; 0 never computes the held-out loss."""
+
+    build: Builder = "jobs.data.text:build"
+    arguments: dict[str, Any] = {}
+    held_out_micro_batches: PositiveInt = 8
+    held_out_every: Natural = 0
+
+
+class Optimizer(Section):
+    """AdamW; warm-up to ``learning_rate``, then a cosine to ``minimum_rate`` times it.
+
+    ``decay_steps`` counts from the first step of the run and defaults to all steps of the run.
+    """
+
+    learning_rate: PositiveFloat
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    warmup_steps: Natural = 0
+    decay_steps: PositiveInt | None = None
+    minimum_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    clip_norm: PositiveFloat | None = None
+
+
+class Parallel(Section):
+    """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not."""
+
+    workers: PositiveInt
+    min_workers: PositiveInt = 1
+    stages: Stages = "auto"
+    micro_batches: PositiveInt
+    micro_batch_size: PositiveInt
+    threads: PositiveInt = 1
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Precision(Section):
+    autocast: Literal["none", "bf16"] = "none"
+    recompute: Recompute = "none"
+
+
+class Checkpoint(Section):
+    """``every`` is in steps; 0 writes only the last step's. ``folder`` is a path or a URI."""
+
+    every: Natural = 0
+    keep: PositiveInt = 2
+    folder: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Metrics(Section):
+    """``port`` 0 takes any free port."""
+
+    enabled: bool = True
+    port: Port = 0
+
+
+class Fabric(Section):
+    """``inbox_limit_mb`` is in MiB of received tensors that nobody has taken yet."""
+
+    inbox_limit_mb: PositiveInt = 256
+
+
+class Fault(Section):
+    """Worker ``worker`` kills itself at point ``at`` of step ``step`` (first try).
+
+    ``micro_batch`` narrows "forward" and "backward" to one micro-batch.
+    """
+
+    step: PositiveInt
+    worker: Natural
+    at: Literal["forward", "backward", "reduce", "exchange", "optimizer", "gather", "backup", "checkpoint"]
+    signal: Literal["SIGKILL"] = "SIGKILL"
+    micro_batch: Natural | None = None
+
+
+class Recipe(Section):
+    """A whole recipe. Raises pydantic's ValidationError; ``load_recipe`` puts it in one sentence."""
+
+    run: Run
+    model: Model
+    data: Data = Data()
+    optimizer: Optimizer
+    parallel: Parallel
+    precision: Precision = Precision()
+    reduction: Literal["exact", "fast"] = "exact"
+    checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
+    fabric: Fabric = Fabric()
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+
+    @property
+    def decay_steps(self) -> int:
+        """The step at which the learning rate has come down to its minimum."""
+        return self.optimizer.decay_steps or self.run.steps
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        parallel, optimizer = self.parallel, self.optimizer
+        if parallel.min_workers > parallel.workers:
+            raise ValueError(
+                f"parallel.min_workers ({parallel.min_workers}) is larger than parallel.workers "
+                f"({parallel.workers}): lower min_workers or raise workers."
+            )
+        if isinstance(parallel.stages, int) and parallel.stages > parallel.workers:
+            raise ValueError(
+                f"parallel.stages ({parallel.stages}) is larger than parallel.workers ({parallel.workers}): "
+                "every stage needs a worker, so lower stages or raise workers."
+            )
+        if optimizer.warmup_steps >= self.decay_steps:
+            end = "optimizer.decay_steps" if optimizer.decay_steps else "run.steps"
+            raise ValueError(
+                f"optimizer.warmup_steps ({optimizer.warmup_steps}) is not below {end} ({self.decay_steps}): "
+                f"lower warmup_steps or raise {end.rpartition('.')[2]}."
+            )
+        taken = sorted({"micro_batch_size", "micro_batches", "seed"} & self.data.arguments.keys())
+        if taken:
+            right = "run.seed" if taken[0] == "seed" else f"parallel.{taken[0]}"
+            raise ValueError(f"data.arguments.{taken[0]} is set by {right}: remove it from [data.arguments].")
+        for index, fault in enumerate(self.faults):
+            self._check_fault(f"faults.{index}", fault)
+        return self
+
+    def _check_fault(self, key: str, fault: Fault) -> None:
+        if fault.worker >= self.parallel.workers:
+            raise ValueError(
+                f"{key}.worker ({fault.worker}) does not exist: parallel.workers is {self.parallel.workers} "
+                f"and workers count from 0, so name one from 0 to {self.parallel.workers - 1}."
+            )
+        if fault.step > self.run.steps:
+            raise ValueError(
+                f"{key}.step ({fault.step}) is never reached: run.steps is {self.run.steps}, so name a "
+                f"step from 1 to {self.run.steps}."
+            )
+        if fault.micro_batch is None:
+            return
+        if fault.at not in ("forward", "backward"):
+            raise ValueError(
+                f"{key}.micro_batch has no meaning at {fault.at!r}: remove it, or set {key}.at to "
+                '"forward" or "backward".'
+            )
+        if fault.micro_batch >= self.parallel.micro_batches:
+            raise ValueError(
+                f"{key}.micro_batch ({fault.micro_batch}) does not exist: parallel.micro_batches is "
+                f"{self.parallel.micro_batches}, so name one from 0 to {self.parallel.micro_batches - 1}."
+            )
+
+    def to_toml(self) -> str:
+        """The recipe with every default filled in; reads back as an equal recipe."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def digest(self) -> str:
+        """64 hex digits that change with any value of the recipe, whatever the order of its keys."""
+        return _sha256(self.model_dump())
+
+    def numerics_digest(self) -> str:
+        """As ``digest``, over what decides a run's bits: equal for any number of workers or stages.
+
+        A checkpoint of one recipe may be resumed by another whose numerics digest is the same.
+        """
+        parallel = self.parallel
+        return _sha256(
+            {
+                "seed": self.run.seed,
+                "model": self.model.model_dump(),
+                "data": {"build": self.data.build, "arguments": self.data.arguments},
+                "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
+                "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
+                "autocast": self.precision.autocast,
+                "reduction": self.reduction,
+            }
+        )
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks the recipe at ``path``, with ``overrides`` such as ``parallel.workers=6``.
+
+    An override's value is TOML; a bare word is taken as text (``reduction=fast``), a number picks
+    an element of a list (``faults.0.step=5``). Raises RecipeError: one sentence.
+    """
+    path = Path(path)
+    table = read_table(path)
+    overridden = {override(table, each) for each in overrides}
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        key, sentence = first_problem(error, Recipe)
+        by_override = key and any(
+            f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in overridden
+        )
+        raise RecipeError(f"{'--set' if by_override else path.name}: {sentence}") from None
+
+
+def load_builder(name: str) -> Callable[..., Any]:
+    """The function that ``"package.module:function"`` names. Raises RecipeError."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not _BUILDER.fullmatch(name):
+        raise RecipeError(f'"{name}" does not name a builder: write "package.module:function".')
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            remedy = "install its package or put its folder on PYTHONPATH"
+        else:
+            remedy = f"it is imported by {module_name}, so install its package"
+        raise RecipeError(f"{name}: there is no module {missing}: {remedy}.") from error
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise RecipeError(
+            f"{name}: the module {module_name} has no {attribute}: name a function that it defines."
+        )
+    if not callable(function):
+        raise RecipeError(f"{name}: {attribute} is not callable: name a function that builds.")
+    builder: Callable[..., Any] = function
+    return builder

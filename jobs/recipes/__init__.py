@@ -1,0 +1,1 @@
+"""Recipes that come with Reknit, as TOML files."""

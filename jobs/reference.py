@@ -1,0 +1,223 @@
+"""The plain training loop that every distributed run is compared with, bit for bit.
+
+One process, one autograd graph over the whole model, whole tensors, ``torch.optim.AdamW``. It shares
+with the distributed runtime only definitions: the exact sum, the random streams, the sample order
+(inside ``batches``) and the optimizer's settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime import exact
+from runtime.streams import seed_layer
+from strategies.optimizer import OptimizerSettings
+
+Batches = Callable[[int, int], tuple[Any, Any]]
+"""(step from 1, micro-batch from 0) -> (inputs, targets)."""
+
+Loss = Callable[[Any, Any], tuple[Tensor, "Tensor | int"]]
+"""(output of the last layer, targets) -> (sum of losses, count of samples or tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStep:
+    """One finished step; ``step`` counts from 1.
+
+    ``loss`` is the mean over the global count, ``grad_norm`` that of the mean gradient before
+    clipping, ``fingerprint`` is of all parameters after the step, ``exponents`` are those the step
+    was summed with.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    fingerprint: int
+    exponents: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Parameter:
+    """A parameter tensor with one leaf for each layer that uses it, so that each use has a gradient
+    of its own, and the sum of them all.
+    """
+
+    name: str
+    leaves: list[nn.Parameter]
+    accumulator_N: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaf = self.leaves[0]
+        self.accumulator_N = torch.zeros(leaf.numel(), dtype=torch.float64, device=leaf.device)
+
+
+class Reference:
+    """Trains a copy of ``layers``; the caller's modules stay as they are.
+
+    Tensors are numbered by first use over the layers, in the order of ``named_parameters``;
+    parameters that need no gradient are left alone. Weight decay acts on tensors of two or more
+    dimensions. Raises ValueError when a gradient is not finite.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        loss: Loss,
+        batches: Batches,
+        *,
+        seed: int,
+        micro_batches: int,
+        settings: OptimizerSettings,
+        autocast: bool = False,
+    ) -> None:
+        self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
+        self._loss = loss
+        self._batches = batches
+        self._seed = seed
+        self._micro_batches = micro_batches
+        self._settings = settings
+        self._autocast = autocast
+        leaves: dict[int, tuple[str, list[nn.Parameter]]] = {}
+        for number, (original, own) in enumerate(zip(layers, self._layers, strict=True)):
+            named = zip(original.named_parameters(), own.named_parameters(), strict=True)
+            for (name, parameter), (_, leaf) in named:
+                if leaf.requires_grad:
+                    leaves.setdefault(id(parameter), (f"{number}.{name}", []))[1].append(leaf)
+        self._parameters = [_Parameter(name, uses) for name, uses in leaves.values()]
+        self._contributions = [micro_batches * len(p.leaves) for p in self._parameters]
+        self._device = self._parameters[0].leaves[0].device
+        self._workspace = exact.Workspace(self._device)
+        firsts = [p.leaves[0] for p in self._parameters]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in firsts if p.ndim >= 2], "weight_decay": settings.weight_decay},
+                {"params": [p for p in firsts if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+        self._exponents: list[int] | None = None
+        self._step = 0
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters as they are now, in order of their numbers, by the name of first use."""
+        return {p.name: p.leaves[0].detach() for p in self._parameters}
+
+    def step(self) -> ReferenceStep:
+        """Computes the next step, as often as its gradients need to be summed in range."""
+        self._step += 1
+        if self._exponents is None:
+            self._exponents = self._next_exponents(self._sum(None)[0])
+        while True:
+            exponents = self._exponents
+            maxima_T, losses, count = self._sum(exponents)
+            self._exponents = self._next_exponents(maxima_T)
+            if not exact.overflowed(maxima_T, torch.tensor(exponents), self._contributions):
+                break
+        squared = [exact.squared_norm(p.accumulator_N) for p in self._parameters]
+        grad_norm = math.sqrt(exact.combine_squared_norms(squared, exponents)) / count
+        self._update(exponents, grad_norm, count)
+        fingerprint = sum(exact.fingerprint(p.leaves[0]) for p in self._parameters) % (1 << 64)
+        return ReferenceStep(self._step, math.fsum(losses) / count, grad_norm, fingerprint, tuple(exponents))
+
+    def _sum(self, exponents: list[int] | None) -> tuple[Tensor, list[float], int]:
+        """Every micro-batch forward and backward: the maxima, the losses' sums and the count."""
+        maxima_T = exact.new_maxima(len(self._parameters), self._device)
+        losses, count = [], 0
+        for parameter in self._parameters:
+            parameter.accumulator_N.zero_()
+        for micro_batch in range(self._micro_batches):
+            loss_sum, samples = self._forward(micro_batch)
+            loss_sum.backward()  # type: ignore[no-untyped-call]
+            losses.append(float(loss_sum.detach()))
+            count += int(samples)
+            for index, parameter in enumerate(self._parameters):
+                exponent = None if exponents is None else exponents[index]
+                for leaf in parameter.leaves:
+                    if leaf.grad is not None:
+                        exact.accumulate(
+                            parameter.accumulator_N, leaf.grad, exponent, maxima_T[index], self._workspace
+                        )
+                        leaf.grad = None
+        bad = exact.first_non_finite(maxima_T)
+        if bad is not None:
+            raise ValueError(
+                f"step {self._step}: the gradient of {self._parameters[bad].name} is not finite; "
+                "lower the learning rate or check the data"
+            )
+        return maxima_T, losses, count
+
+    def _forward(self, micro_batch: int) -> tuple[Tensor, Tensor | int]:
+        inputs, targets = _moved(self._batches(self._step, micro_batch), self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            x = inputs
+            for number, layer in enumerate(self._layers):
+                seed_layer(self._seed, self._step, micro_batch, number, self._device)
+                x = layer(x)
+            return self._loss(x, targets)
+
+    def _next_exponents(self, maxima_T: Tensor) -> list[int]:
+        exponents: list[int] = exact.next_exponents(maxima_T, self._contributions).tolist()
+        return exponents
+
+    def _update(self, exponents: list[int], grad_norm: float, count: int) -> None:
+        settings = self._settings
+        coefficient = 1.0
+        if settings.clip_norm is not None:
+            coefficient = exact.clip_coefficient(grad_norm, settings.clip_norm)
+        for parameter, exponent in zip(self._parameters, exponents, strict=True):
+            gradient_N = exact.mean_gradient(parameter.accumulator_N, exponent, coefficient / count)
+            parameter.leaves[0].grad = gradient_N.view_as(parameter.leaves[0])
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.rate(self._step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter in self._parameters:
+                for other in parameter.leaves[1:]:
+                    other.copy_(parameter.leaves[0])
+
+
+def reference_steps(
+    layers: Sequence[nn.Module],
+    loss: Loss,
+    batches: Batches,
+    *,
+    seed: int,
+    steps: int,
+    micro_batches: int,
+    settings: OptimizerSettings,
+    autocast: bool = False,
+) -> Iterator[ReferenceStep]:
+    """Yields ``steps`` steps of a ``Reference``; use that class where parameters matter too."""
+    reference = Reference(
+        layers,
+        loss,
+        batches,
+        seed=seed,
+        micro_batches=micro_batches,
+        settings=settings,
+        autocast=autocast,
+    )
+    for _ in range(steps):
+        yield reference.step()
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """``value`` (a tensor, or tuples, lists and dicts of them) with its tensors on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value

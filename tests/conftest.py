@@ -1,0 +1,29 @@
+"""What every test shares: one compute thread, and a cache that is thrown away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tokenised text goes to a temporary folder, also in processes that a test starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("REKNIT_CACHE")
+    os.environ["REKNIT_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["REKNIT_CACHE"]
+    else:
+        os.environ["REKNIT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bits may depend on the thread count, so no test inherits the machine's or a neighbour's."""
+    torch.set_num_threads(1)
