@@ -26,6 +26,7 @@ class Progress:
     """What happened since the last look: ``lines`` and ``steps`` are new, the rest is as of now."""
 
     steps: tuple[StepRecord, ...]
+    steps_total: int
     events: tuple[Event, ...]
     lines: tuple[str, ...]
     goodput: float
@@ -130,6 +131,7 @@ class Recorder:
             events = tuple(self.events[events_seen:])
             return Progress(
                 steps=tuple(self.steps[steps_seen:]),
+                steps_total=len(self.steps),
                 events=events,
                 lines=tuple(sentence(event) for event in events),
                 goodput=self.ledger.goodput,

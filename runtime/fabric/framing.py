@@ -24,7 +24,7 @@ from runtime.plan import WorkerId
 
 _PREFIX = struct.Struct("!IQ")
 MAX_HEADER_BYTES = 64 << 20
-_STAGING_BYTES = 64 << 10
+STAGING_BYTES = 64 << 10
 _SCRATCH = memoryview(bytearray(1 << 20))  # where the bytes of dropped messages go; never read
 
 
@@ -76,7 +76,7 @@ class Decoder:
 
     def __init__(self, sender: WorkerId) -> None:
         self._sender = sender
-        self._staging = memoryview(bytearray(_STAGING_BYTES))
+        self._staging = memoryview(bytearray(STAGING_BYTES))
         self._low = self._high = 0
         self._parsing_header = False
         self._head: Head | None = None
@@ -92,7 +92,7 @@ class Decoder:
 
     def space(self) -> memoryview:
         """Where the next bytes are to be read to."""
-        if self._targets and len(self._targets[0]) >= _STAGING_BYTES:
+        if self._targets and len(self._targets[0]) >= STAGING_BYTES:
             return self._targets[0]
         assert self._low == self._high, "staged bytes are used up before more are read"
         self._low = self._high = 0

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from runtime.fabric.framing import STAGING_BYTES
 from runtime.fabric.handshake import Acceptance, Lane, Refused
 from runtime.fabric.inbox import Inbox
 from runtime.fabric.interface import Message
@@ -215,6 +216,11 @@ class Receiver:
                     return
                 self.bytes_received += count
                 link.decoder.filled(space, count)
+                if count < len(space) <= STAGING_BYTES:
+                    # Nothing more is there now. Asking the kernel would only hold up the thread that
+                    # has just been woken; a large tensor's next bytes, though, are about to come.
+                    self._take_messages(link)
+                    return
             self._take_messages(link)
         except BlockingIOError:
             return

@@ -153,7 +153,7 @@ class SocketEndpoint(InboxEndpoint):
             self._transmit(to, lane, head, tensors)
 
     def _transmit(self, to: WorkerId, lane: Lane, head: bytes, tensors: Sequence[Tensor]) -> None:
-        buffers = [head, *(as_bytes(on_host(t)) for t in tensors)]
+        buffers: list[bytes | memoryview] = [head, *(as_bytes(on_host(t)) for t in tensors)]
         if lane is not Lane.CONTROL and (to, Lane.CONTROL) not in self._outgoing:
             # Dialled along with any other lane: the peer then has a link from here that it always
             # reads, and sees the end of this process even while it holds the other lanes back.

@@ -66,7 +66,7 @@ def test_backups_follow_the_order_of_preference(case: Case) -> None:
             {w for w in held_by if domain[w] != domain[shard.owner]},
             {w for w in domain if domain[w] != domain[shard.owner]},
             {*held_by},
-            {*domain} - {shard.owner},
+            {w for w in domain if w != shard.owner},
             {None},
         ]
         # Where the holders span domains every owner has a candidate in the first set, and so on.
@@ -88,6 +88,13 @@ def test_backups_are_balanced_in_elements() -> None:
     shards = shard_blocks(layout, [Stage(0, 12, (0, 1, 2, 3))], members)
     backed_up = [sum(s.size for s in shards if s.backup == worker) for worker in range(4)]
     assert backed_up == [24 * ALIGNMENT] * 4
+
+
+def test_backups_of_one_block_are_balanced_too() -> None:
+    layout = Layout(1, (Block(0, "layer0", (0,), (), 8 * ALIGNMENT),), ())
+    members = [Member(worker, f"node{worker // 2}") for worker in range(4)]
+    shards = shard_blocks(layout, [Stage(0, 1, (0, 1, 2, 3))], members)
+    assert [shard.backup for shard in shards] == [2, 3, 0, 1]
 
 
 def test_tiny_blocks_spread_over_the_group() -> None:

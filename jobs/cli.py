@@ -1,0 +1,110 @@
+"""The command line: ``reknit train | verify | bench``. Mistakes end with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="reknit",
+    help="Trains on a Ray cluster whose machines come and go; the loss curve stays the same, bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+"""Exit codes: a mistake in recipe or arguments; a failed run or unequal bits; stopped before its end."""
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe (a TOML file).")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe.")
+]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    from jobs.train import RunFailed
+
+    # a user's own modules lie beside the recipe's caller, where the console script does not look
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"reknit: {error}", err=True)
+        raise typer.Exit(USER_ERROR) from None
+    except RunFailed as error:
+        typer.echo(f"reknit: the run failed: {error}", err=True)
+        raise typer.Exit(RUN_ERROR) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    settings: Settings = None,
+    address: Annotated[
+        str | None, typer.Option(help="Joins the Ray cluster there; without it a local one is started.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Goes on from the newest whole checkpoint.")] = False,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where the run is recorded (default: runs/<name>-<time>).")
+    ] = None,
+) -> None:
+    """Trains a recipe."""
+    with _errors():
+        from jobs.train import train as run
+
+        result = run(
+            recipe, settings or (), address=address, resume=resume, run_folder=run_folder, console=Console()
+        )
+    if result.outcome != "completed":
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+) -> None:
+    """Recomputes a run in one plain PyTorch process and compares every bit."""
+    with _errors():
+        from jobs.verify import verify as check
+
+        same = check(run, Console())
+    if not same:
+        raise typer.Exit(RUN_ERROR)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="recovery, overhead, fabric or degraded.")],
+    json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,
+) -> None:
+    """Measures, prints a table and says whether the goal is met."""
+    with _errors():
+        from jobs.bench.report import run_bench
+
+        run_bench(name, json, Console())
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def train_alone() -> None:
+    """``python -m jobs.train``: the same as ``reknit train``."""
+    alone: Callable[..., None] = train
+    typer.run(alone)
+
+
+if __name__ == "__main__":
+    main()

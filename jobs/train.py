@@ -1,0 +1,192 @@
+"""``reknit train``: starts a run on Ray, shows it, and returns what came of it."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from actors.ray_controller import RunSettings
+from jobs.assembly import assemble
+from jobs.display import Display
+from jobs.recipe import Recipe, load_recipe
+from runtime.events import Event, StepRecord
+from runtime.run_folder import RunFolder, default_path
+
+POLL_SECONDS = 0.2
+
+
+class RunFailed(RuntimeError):
+    """The run ended without reaching its last step; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of a run. ``steps`` are this start's, ascending; ``badput`` is in seconds by cause.
+
+    ``outcome`` is "completed", or "interrupted" for a run that was stopped at a step boundary and can be
+    resumed.
+    """
+
+    run_folder: Path
+    outcome: str
+    steps: tuple[StepRecord, ...]
+    events: tuple[Event, ...]
+    goodput: float
+    badput: Mapping[str, float]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(record.loss for record in self.steps)
+
+
+def train(
+    recipe: str | Path | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    address: str | None = None,
+    resume: bool = False,
+    run_folder: str | Path | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Trains ``recipe`` and returns when the run has ended.
+
+    ``overrides`` are like ``parallel.workers=6``. ``address`` joins an existing Ray cluster; without
+    it a Ray that is already connected is used, else a local one is started and stopped again. ``resume``
+    goes on from the newest whole checkpoint of ``run_folder`` (default: the recipe's newest run).
+    Ctrl-C ends the run at the next step boundary with a checkpoint.
+
+    Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise ValueError("overrides apply to a recipe's file: pass its path, or an already changed Recipe")
+    console = console or Console(stderr=False)
+    path = _run_path(recipe, run_folder, resume)
+    root = recipe.checkpoint.folder or str(path / "checkpoints")
+    job = assemble(recipe, root)
+    folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
+    settings = RunSettings(
+        folder=str(folder.path),
+        workers=recipe.parallel.workers,
+        min_workers=recipe.parallel.min_workers,
+        stages=recipe.parallel.stages,
+        keep=recipe.checkpoint.keep,
+        recipe=recipe.numerics_digest(),
+        resume=resume,
+        metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
+    )
+    parallel = recipe.parallel
+    with connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker), RayRun(
+        job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
+    ) as run:
+        port = run.metrics_port()
+        console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
+        if port is not None:
+            console.print(f"metrics at port {port}, /metrics", highlight=False, soft_wrap=True)
+        with _interruptible(run, console):
+            steps, events = _follow(run, Display(console, time.monotonic))
+        final = run.progress(0, 0)
+        result = TrainResult(
+            run_folder=folder.path,
+            outcome=final.outcome or "failed",
+            steps=steps,
+            events=events,
+            goodput=final.goodput,
+            badput=run.badput(),
+        )
+    if result.outcome == "failed":
+        raise RunFailed(final.message)
+    return result
+
+
+def _follow(run: RayRun, display: Display) -> tuple[tuple[StepRecord, ...], tuple[Event, ...]]:
+    steps_seen = events_seen = 0
+    with display:
+        while True:
+            ended = run.wait(POLL_SECONDS)
+            progress = run.progress(steps_seen, events_seen)
+            steps_seen, events_seen = progress.steps_total, events_seen + len(progress.events)
+            display.show(progress)
+            if ended or progress.outcome is not None:
+                run.finish()
+                whole = run.progress(0, 0)
+                return whole.steps, whole.events
+
+
+def _run_path(recipe: Recipe, run_folder: str | Path | None, resume: bool) -> Path:
+    if run_folder is not None:
+        return Path(run_folder)
+    if not resume:
+        return default_path(recipe.run.name)
+    earlier = sorted(
+        (path.parent for path in Path("runs").glob(f"{recipe.run.name}-*/run.json")),
+        key=lambda path: (path / "run.json").stat().st_mtime,
+    )
+    if not earlier:
+        raise ValueError(
+            f"there is no run of {recipe.run.name} in {Path('runs').absolute()} to resume: name its folder by "
+            "--run-folder, or start without --resume"
+        )
+    return earlier[-1]
+
+
+def _facts(recipe: Recipe) -> dict[str, object]:
+    return {
+        "seed": recipe.run.seed,
+        "numerics": recipe.numerics_digest(),
+        "threads": recipe.parallel.threads,
+        "device": "cuda" if recipe.parallel.gpus_per_worker else "cpu",
+        "started": time.time(),
+        "versions": {
+            "reknit": version("reknit"),
+            "torch": torch.__version__,
+            "ray": version("ray"),
+            "python": sys.version.split()[0],
+        },
+    }
+
+
+@contextmanager
+def _interruptible(run: RayRun, console: Console) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks the run to stop, the second one ends it at once."""
+    asked = False
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        console.print(
+            "stopping at the next step boundary, with a checkpoint; once more to stop at once",
+            highlight=False,
+        )
+        run.stop()
+
+    previous = {}
+    with suppress(ValueError):  # signals can be handled in the main thread only
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    from jobs.cli import train_alone
+
+    train_alone()

@@ -1,0 +1,136 @@
+"""``reknit verify``: recomputes a run in one plain PyTorch process and compares the bits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from jobs.assembly import build_data, build_layers, data_arguments, optimizer_settings
+from jobs.recipe import Recipe, load_recipe
+from jobs.reference import Reference
+from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
+from runtime.events import StepRecord
+from runtime.run_folder import RunFolder
+from strategies.model import describe
+
+
+def verify(run: str | Path, console: Console) -> bool:
+    """Whether every recorded step's loss, gradient norm and fingerprint, and the final parameters, are
+    those of a single process that shares no code with the runtime but the definition of the exact sum.
+
+    Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``.
+    """
+    folder = RunFolder(run)
+    facts = folder.facts()
+    recipe = load_recipe(folder.recipe)
+    recorded = folder.read_steps().steps
+    if not recorded:
+        raise ValueError(f"{folder.path} has no finished step to verify")
+    if recipe.reduction != "exact":
+        raise ValueError(
+            f'{folder.path} was trained with reduction = "fast", whose bits depend on the workers: '
+            'train with reduction = "exact" to verify'
+        )
+    device = torch.device("cuda" if facts.get("device") == "cuda" else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{folder.path} was trained on GPUs and can only be verified on one")
+    torch.set_num_threads(recipe.parallel.threads)
+    began = time.monotonic()
+    reference = _reference(recipe, device)
+    by_step = {record.step: record for record in recorded}
+    last = max(by_step)
+    console.print(
+        f"recomputing {last} steps of {folder.name} in one process ({device.type}, "
+        f"{recipe.parallel.threads} thread{'s' if recipe.parallel.threads > 1 else ''})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    unequal: list[int] = []
+    for step in range(1, last + 1):
+        expected = reference.step()
+        record = by_step.get(step)
+        if record is not None and (expected.loss, expected.grad_norm, expected.fingerprint) != _bits(record):
+            unequal.append(step)
+            console.print(
+                f"step {step}  loss {record.loss!r} instead of {expected.loss!r}, "
+                f"fingerprint {record.fingerprint:016x} instead of {expected.fingerprint:016x}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            break
+    missing = sorted(set(range(1, last + 1)) - by_step.keys())
+    parameters = None if unequal else _compare_parameters(folder, recipe, last, reference.parameters)
+    return _conclude(console, len(by_step), unequal, missing, parameters, time.monotonic() - began)
+
+
+def _bits(record: StepRecord) -> tuple[float, float, int]:
+    return record.loss, record.grad_norm, record.fingerprint
+
+
+def _reference(recipe: Recipe, device: torch.device) -> Reference:
+    torch.manual_seed(recipe.run.seed)
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    for layer in layers:
+        layer.to(device)
+    data = build_data(recipe.data.build, data_arguments(recipe))
+    return Reference(
+        layers,
+        loss,
+        data.micro_batch,
+        seed=recipe.run.seed,
+        micro_batches=recipe.parallel.micro_batches,
+        settings=optimizer_settings(recipe),
+        autocast=recipe.precision.autocast == "bf16",
+    )
+
+
+def _compare_parameters(
+    folder: RunFolder, recipe: Recipe, step: int, expected: dict[str, Tensor]
+) -> tuple[int, list[str]] | None:
+    """(parameters compared, names of the tensors that differ); None without a checkpoint of ``step``."""
+    root = recipe.checkpoint.folder or str(folder.checkpoints)
+    if step not in list_checkpoints(root):
+        return None
+    layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
+    layout = describe(layers)
+    different: list[str] = []
+    with CheckpointReader(root, load_manifest(root, step)) as reader:
+        for block in layout.blocks:
+            flat_N = reader.read_state(block.index, 0, block.size)[0]
+            for tensor in block.tensors:
+                saved = flat_N[tensor.offset : tensor.stop].view(torch.int32)
+                if not torch.equal(saved, expected[tensor.name].cpu().reshape(-1).view(torch.int32)):
+                    different.append(tensor.name)
+    return layout.parameters, different
+
+
+def _conclude(
+    console: Console,
+    steps: int,
+    unequal: list[int],
+    missing: list[int],
+    parameters: tuple[int, list[str]] | None,
+    seconds: float,
+) -> bool:
+    if missing:
+        console.print(f"not recorded, so not compared: steps {', '.join(map(str, missing))}", highlight=False)
+    same = not unequal and not missing and parameters is not None and not parameters[1]
+    if same:
+        assert parameters is not None
+        console.print(
+            f"identical, bit for bit: the loss, gradient norm and fingerprint of {steps} steps and all "
+            f"{parameters[0]:,} final parameters ({seconds:.1f} s)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif unequal:
+        console.print(f"NOT identical from step {unequal[0]} on", highlight=False)
+    elif parameters is None:
+        console.print("the steps are identical, but there is no checkpoint of the last one", highlight=False)
+    elif parameters[1]:
+        console.print(f"NOT identical: {', '.join(parameters[1])}", highlight=False, soft_wrap=True)
+    return same
