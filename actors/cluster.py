@@ -23,7 +23,9 @@ END_SECONDS = 30.0
 
 
 @contextmanager
-def connect(address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float) -> Iterator[None]:
+def connect(
+    address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float
+) -> Iterator[None]:
     """Joins the Ray cluster at ``address``; without one, uses the connected one or starts a local one.
 
     What was started or joined here is left again at the end. Raises ValueError if there is no
@@ -65,8 +67,9 @@ class RayRun:
         worker = ray.remote(WorkerActor).options(
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, scheduling_strategy="SPREAD"
         )
-        self._controller = controller.remote(job, settings, secret)
-        self._workers = {
+        # actor handles get their methods at run time, so they have no useful static type
+        self._controller: Any = controller.remote(job, settings, secret)
+        self._workers: dict[WorkerId, Any] = {
             number: worker.remote(number, job, secret) for number in range(settings.workers)
         }
         self._ended: Any = None

@@ -12,10 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from actors.recorder import Recorder
 from actors.worker import EndpointMaker
 from runtime.checkpoint import prune, write_manifest
-from runtime.controller import (
+from runtime.controller import Controller
+from runtime.events import CheckpointSkipped, CheckpointWritten
+from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
+from runtime.plan import CONTROLLER, WorkerId
+from runtime.protocol import Finished, Measured, Resume
+from runtime.signals import (
     CommandsSent,
     Committed,
-    Controller,
     Durable,
     End,
     Input,
@@ -29,10 +33,6 @@ from runtime.controller import (
     StopRequested,
     WriteManifest,
 )
-from runtime.events import CheckpointSkipped, CheckpointWritten
-from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
-from runtime.plan import CONTROLLER, WorkerId
-from runtime.protocol import Finished, Measured, Resume
 
 _ORIGIN = time.time() - time.monotonic()
 

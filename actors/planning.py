@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from runtime.controller import PlanChooser
 from runtime.layout import Layout
 from runtime.plan import Member, Plan
+from runtime.signals import PlanChooser
 from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel
 from strategies.planner import choose_plan
@@ -23,9 +23,7 @@ def plan_chooser(
         for layer in range(layout.layers)
     )
 
-    def choose(
-        generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None
-    ) -> Plan:
+    def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = CostModel(
             forward_seconds=tuple(speeds.forward(layer) for layer in range(layout.layers)),
             backward_seconds=tuple(speeds.backward(layer) for layer in range(layout.layers)),

@@ -17,7 +17,7 @@ from actors.planning import plan_chooser
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import newest_whole
-from runtime.controller import Controller, Durable, Joined, Lost, Terms
+from runtime.controller import Controller
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.sockets import SocketEndpoint
@@ -25,6 +25,7 @@ from runtime.goodput import Ledger
 from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, WorkerId
 from runtime.run_folder import RunFolder
+from runtime.signals import Durable, Joined, Lost, Terms
 from strategies.job import Job
 
 START_SECONDS = 300.0
@@ -71,7 +72,7 @@ class ControllerActor:
         return SocketEndpoint(
             CONTROLLER,
             self._secret,
-            host=ray.util.get_node_ip_address(),
+            host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             on_control=on_control,
             on_lost=on_lost,
         )
@@ -105,9 +106,7 @@ class ControllerActor:
             raise
         for worker, ready in self._ready.items():
             profile = ready.profile
-            self._host.post(
-                Joined(worker, ready.domain, ready.address, profile.forward, profile.backward)
-            )
+            self._host.post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
         for worker, reason in lost.items():
             self._host.post(Lost(worker, reason))
         watched = {worker: workers[worker].run.remote() for worker in self._ready}
@@ -152,7 +151,9 @@ class ControllerActor:
             min_workers=self._settings.min_workers,
             start=self._newest_checkpoint(first) if self._settings.resume else None,
         )
-        return Controller(terms, plan_chooser(first.layout, first.profile, self._job.micro_batches, self._settings.stages))
+        return Controller(
+            terms, plan_chooser(first.layout, first.profile, self._job.micro_batches, self._settings.stages)
+        )
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
         root = self._job.checkpoint_root

@@ -57,7 +57,7 @@ class WorkerActor:
         return SocketEndpoint(
             self._id,
             self._secret,
-            host=ray.util.get_node_ip_address(),
+            host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             on_control=on_control,
             on_lost=on_lost,
             inbox_limit_bytes=self._job.inbox_limit_bytes,

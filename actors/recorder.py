@@ -8,6 +8,7 @@ from threading import Lock
 
 from runtime.events import (
     Event,
+    Outcome,
     Paused,
     Recovered,
     RunFinished,
@@ -31,7 +32,7 @@ class Progress:
     lines: tuple[str, ...]
     goodput: float
     workers: int
-    outcome: str | None
+    outcome: Outcome | None
     message: str
 
 
@@ -45,7 +46,7 @@ class Recorder:
     steps: list[StepRecord] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     workers: int = 0
-    outcome: str | None = None
+    outcome: Outcome | None = None
     message: str = ""
     _lock: Lock = field(default_factory=Lock)
     _workers_by_step: int = 0
@@ -110,10 +111,14 @@ class Recorder:
         with self._lock:
             self.ledger = self.ledger.enter(_nanoseconds(now), "checkpoint")
 
-    def finish(self, outcome: str, message: str, now: float) -> None:
+    def finish(self, outcome: Outcome, message: str, now: float) -> None:
         """Closes the books."""
         finished = RunFinished(
-            outcome="failed" if outcome == "failed" else "completed" if outcome == "completed" else "interrupted",
+            outcome="failed"
+            if outcome == "failed"
+            else "completed"
+            if outcome == "completed"
+            else "interrupted",
             step=self.steps[-1].step if self.steps else 0,
             workers=self.workers,
             seconds=(_nanoseconds(now) - self.ledger.started) / 1e9,

@@ -196,11 +196,7 @@ class Worker:
             mover.move()
         self._exponents = {version: resume.exponents}
         self._records = {step: r for step, r in self._records.items() if step <= version}
-        self._tell(
-            Moved(
-                self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received
-            )
-        )
+        self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         runner = StepRunner(
             job=self.job,
             layout=self.layout,

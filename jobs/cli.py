@@ -54,7 +54,9 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Joins the Ray cluster there; without it a local one is started.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Goes on from the newest whole checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes on from the newest whole checkpoint.")
+    ] = False,
     run_folder: Annotated[
         Path | None, typer.Option(help="Where the run is recorded (default: runs/<name>-<time>).")
     ] = None,

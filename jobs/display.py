@@ -77,6 +77,6 @@ def _cells(record: StepRecord, goodput: float | None) -> tuple[str, ...]:
 def _line(record: StepRecord, goodput: float) -> str:
     held_out = "" if record.held_out_loss is None else f"  held-out {record.held_out_loss:.4f}"
     return (
-        f"step {record.step}  loss {record.loss:.4f}{held_out}  {record.tokens / record.seconds:,.0f} tokens/s  "
-        f"{record.workers} workers  goodput {goodput:.1%}"
+        f"step {record.step}  loss {record.loss:.4f}{held_out}  "
+        f"{record.tokens / record.seconds:,.0f} tokens/s  {record.workers} workers  goodput {goodput:.1%}"
     )

@@ -89,9 +89,12 @@ def train(
         metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
     )
     parallel = recipe.parallel
-    with connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker), RayRun(
-        job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
-    ) as run:
+    with (
+        connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker),
+        RayRun(
+            job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
+        ) as run,
+    ):
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:
@@ -137,8 +140,8 @@ def _run_path(recipe: Recipe, run_folder: str | Path | None, resume: bool) -> Pa
     )
     if not earlier:
         raise ValueError(
-            f"there is no run of {recipe.run.name} in {Path('runs').absolute()} to resume: name its folder by "
-            "--run-folder, or start without --resume"
+            f"there is no run of {recipe.run.name} in {Path('runs').absolute()} to resume: name its folder "
+            "by --run-folder, or start without --resume"
         )
     return earlier[-1]
 

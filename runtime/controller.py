@@ -6,7 +6,7 @@ drives it (a Ray actor, a test, a simulation) passes in every event with the tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
@@ -14,7 +14,6 @@ from typing import Literal
 from runtime.checkpoint import ShardFile
 from runtime.events import (
     CheckpointSkipped,
-    Event,
     FaultInjected,
     Paused,
     RunStarted,
@@ -26,7 +25,6 @@ from runtime.incident import Incident
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from runtime.protocol import (
-    Command,
     Exponents,
     Failing,
     Finished,
@@ -47,116 +45,25 @@ from runtime.protocol import (
     Written,
 )
 from runtime.resharding import Transfer, newest_complete_version, plan_transfers
+from runtime.signals import (
+    CommandsSent,
+    Committed,
+    Durable,
+    End,
+    Input,
+    Joined,
+    Lost,
+    ManifestFailed,
+    ManifestWritten,
+    Note,
+    Output,
+    PlanChooser,
+    Send,
+    StopRequested,
+    Terms,
+    WriteManifest,
+)
 from runtime.speeds import Speeds
-
-
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """A whole checkpoint: the state after ``version`` steps, in the folder ``path``."""
-
-    version: int
-    path: str
-    exponents: Exponents
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any."""
-
-    run: str
-    layout: Layout
-    steps: int
-    workers: int
-    min_workers: int
-    start: Durable | None = None
-
-
-PlanChooser = Callable[[int, Sequence[Member], Speeds, Plan | None], Plan]
-"""(generation, members, measured speeds, previous plan) -> plan. Pure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker is ready. Seconds per layer and micro-batch come from its warm-up."""
-
-    worker: WorkerId
-    domain: str
-    address: str
-    forward: Sequence[float]
-    backward: Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A worker's process died, or it was given up. ``reason`` is shown to people."""
-
-    worker: WorkerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """A person wants the run to end at the next step boundary, with a checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommandsSent:
-    """The commands of the last ``handle`` are out; what came before was planning."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestWritten:
-    """The checkpoint of ``durable.version`` is whole."""
-
-    durable: Durable
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestFailed:
-    """The checkpoint of ``version`` could not be made whole. Training goes on."""
-
-    version: int
-
-
-Input = Joined | Lost | StopRequested | CommandsSent | ManifestWritten | ManifestFailed | Report
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    worker: WorkerId
-    command: Command
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """For the event log, the metrics and the terminal."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A step's record, for the first time."""
-
-    record: StepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class WriteManifest:
-    version: int
-    exponents: Exponents
-    files: tuple[ShardFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Nothing more will come. ``message`` says why, in a sentence."""
-
-    outcome: Literal["completed", "interrupted", "failed"]
-    message: str
-
-
-Output = Send | Note | Committed | WriteManifest | End
 
 
 class Phase(Enum):
@@ -189,11 +96,13 @@ class Controller:
     _seen: dict[WorkerId, float] = field(default_factory=dict)
     _incident: Incident | None = None
     _writing: set[int] = field(default_factory=set)
+    _reached: int = 0
     _unwritten: bool = False
 
     def __post_init__(self) -> None:
         self.durable = self.terms.start
-        self.next_record = self.terms.start.version + 1 if self.terms.start else 1
+        self._reached = self.terms.start.version if self.terms.start else 0
+        self.next_record = self._reached + 1
 
     def handle(self, event: Input, now: float) -> list[Output]:
         """What is to be done about ``event``, which came at ``now`` (seconds, any fixed origin)."""
@@ -229,8 +138,9 @@ class Controller:
                 return self._moved(report, now)
             case Stepped(_, record):
                 return self._stepped(record)
-            case Measured():
+            case Measured(step=step):
                 self.speeds.observe(report)
+                self._reached = max(self._reached, step)
                 return []
             case Repeated(_, step, attempt):
                 return [Note(StepRepeated(step, attempt))]
@@ -289,7 +199,7 @@ class Controller:
         self._fenced.add(worker)
         was_member = self.members.pop(worker, None) is not None
         outputs: list[Output] = [
-            Note(WorkerLost(self.next_record, worker, reason)),
+            Note(WorkerLost(self._reached + 1, worker, reason)),
             Send(worker, Leave("fenced out: " + reason)),
         ]
         if self.phase is Phase.FORMING:
@@ -300,7 +210,7 @@ class Controller:
             return outputs + self._end("failed", "every worker was lost: start again with --resume")
         incident = self._incident
         if incident is None or incident.over:
-            incident = Incident(self.next_record, len(self.members) + 1, began=now)
+            incident = Incident(self._reached + 1, len(self.members) + 1, began=now)
         incident.lose(worker, reason, now, last_seen=self._seen.get(worker, now))
         self._incident = incident
         self.generation += 1
@@ -320,7 +230,7 @@ class Controller:
         self._incident.agreed(now, max(held.step_elapsed for held in self._held.values()))
         if len(self.members) < self.terms.min_workers and not self.stopping:
             self.phase = Phase.PAUSED
-            return [Note(Paused(self.next_record, len(self.members), self.terms.min_workers))]
+            return [Note(Paused(self._reached + 1, len(self.members), self.terms.min_workers))]
         return self._go_on()
 
     def _go_on(self) -> list[Output]:
@@ -359,6 +269,7 @@ class Controller:
     ) -> list[Output]:
         self.plan = plan
         self.phase = Phase.RUNNING
+        self._reached = version
         self.next_record = min(self.next_record, version + 1)
         if self._incident:
             self._incident.planned(self.members, version, source)
@@ -426,7 +337,9 @@ class Controller:
         written = self.durable is not None and self.durable.version >= version
         if not written and not self._unwritten:
             return []
-        outcome: Literal["completed", "interrupted"] = "completed" if version >= self.terms.steps else "interrupted"
+        outcome: Literal["completed", "interrupted"] = (
+            "completed" if version >= self.terms.steps else "interrupted"
+        )
         tail = "" if written else "; its last checkpoint could not be written"
         return self._end(outcome, f"{outcome} after {version} of {self.terms.steps} steps{tail}")
 

@@ -20,8 +20,8 @@ STATE = 3
 WORKING = 3
 """A worker's working parameters (1) and its float64 accumulators (2)."""
 
-KEPT = STATE + 2 * STATE + 2 * STATE
-"""Live optimizer shard, its last two versions and the backups of as much, over the group size."""
+KEPT = 2 * STATE + 2 * STATE
+"""The last two versions of the owned shards and backups of as much, over the group size."""
 
 SYNCHRONISED = 3
 """Reduce-scatter of float64 sums (2) and all-gather of parameters (1), times (g - 1) / g."""

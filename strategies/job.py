@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from strategies.model import ModelBuilder
@@ -43,7 +43,7 @@ class Job:
     micro_batches: int
     micro_batch_size: int
     optimizer: OptimizerSettings
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
     reduction: Literal["exact", "fast"] = "exact"
     threads: int = 1
     held_out_every: int = 0

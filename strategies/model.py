@@ -54,8 +54,8 @@ def _refuse_unsupported(index: int, layer: nn.Module) -> None:
         where = f"layer {index} ({type(layer).__name__}{'.' + name if name else ''})"
         if getattr(module, "track_running_stats", False):
             raise ValueError(
-                f"{where} is a {type(module).__name__} that updates running statistics in forward, which would "
-                "depend on who computes which micro-batch; use a layer norm or group norm, or "
+                f"{where} is a {type(module).__name__} that updates running statistics in forward, which "
+                "would depend on who computes which micro-batch; use a layer norm or group norm, or "
                 "track_running_stats=False"
             )
     for name, parameter in layer.named_parameters():
@@ -110,8 +110,8 @@ def describe(layers: Sequence[nn.Module]) -> Layout:
             )
             specs.append(spec)
             offset += aligned(parameter.numel())
-            for layer_index, names in zip(users[key], named[key], strict=True):
-                uses_of += [ParameterUse(layer_index, name, len(blocks), spec) for name in names]
+            for layer_index, spellings in zip(users[key], named[key], strict=True):
+                uses_of += [ParameterUse(layer_index, each, len(blocks), spec) for each in spellings]
         layers_using = tuple(users[keys[0]])
         name = specs[0].name if len(layers_using) > 1 else f"layer {layers_using[0]}"
         blocks.append(Block(len(blocks), name, layers_using, tuple(specs), offset))

@@ -165,6 +165,4 @@ class Mover:
 
 
 def _meet(transfer: Transfer, shard: Shard) -> bool:
-    return (
-        transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop
-    )
+    return transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop

@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Plan, WorkerId
 from strategies.boundary import Value, flatten, unflatten
-from strategies.schedule import in_flight_limit
+from strategies.schedule import Instruction, OneForwardOneBackward, in_flight_limit
 from strategies.stage import Activation, Gradients, StageModel
 
 FaultPoint = Callable[[str, int, int], None]
@@ -64,7 +64,7 @@ class Pipeline:
         self._position = self.plan.stage_of(self.worker)
         self._is_first = self._position == 0
         self._is_last = self._position == len(self.plan.stages) - 1
-        self._limit = in_flight_limit(self.plan, self.worker)
+        self._schedule = OneForwardOneBackward(in_flight_limit(self.plan, self.worker))
 
     def train(self, step: int, attempt: int, exponents: Sequence[int] | None) -> Losses:
         """Forward and backward of all this worker's micro-batches; gradients end in the exact sums.
@@ -80,7 +80,8 @@ class Pipeline:
         backward_tag = self._tag(step, attempt, "backward")
         finished = started = 0
         while finished < len(mine):
-            may_start = started < len(mine) and len(in_flight) < self._limit
+            next_one = self._schedule.next_instruction(started < len(mine), 0, len(in_flight))
+            may_start = next_one is Instruction.FORWARD
             message = self._next_message(may_start, bool(in_flight), forward_tag, backward_tag)
             if message is not None and message.tag.what == "backward":
                 micro_batch = _micro_batch(message.tag)

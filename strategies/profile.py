@@ -70,9 +70,7 @@ def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor], layer: nn.Mod
         torch.autograd.grad(roots, wanted, [torch.ones_like(root) for root in roots], allow_unused=True)
 
 
-def _refuse_changed_buffers(
-    index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]
-) -> None:
+def _refuse_changed_buffers(index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]) -> None:
     after = dict(layer.named_buffers())
     for name, buffer, version in before:
         if after.get(name) is not buffer or buffer._version != version:

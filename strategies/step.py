@@ -74,9 +74,7 @@ class StepRunner:
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
-        self.pipeline = Pipeline(
-            self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault
-        )
+        self.pipeline = Pipeline(self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
         self._exact = self.job.reduction == "exact"
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
@@ -100,9 +98,7 @@ class StepRunner:
             shares, sums = self._attempt(step, attempt, exponents, held_out)
             fits, following = True, None
             if self._exact:
-                fits, following = exponents_after(
-                    self.layout, largest(shares), exponents, self._counts, step
-                )
+                fits, following = exponents_after(self.layout, largest(shares), exponents, self._counts, step)
             if fits:
                 break
             attempt += 1
@@ -199,9 +195,7 @@ class StepRunner:
             self.rounds.receive_backups(tag, self.stage.working, self.store, version)
             self._backups_expected_from = None
         self.fault("exchange", step, 0)
-        share.fingerprint = sum(
-            fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned
-        )
+        share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began

@@ -66,7 +66,9 @@ def show(report: BenchReport, console: Console) -> None:
     """The table, the headline, the goal and whether it was met."""
     table = Table(title=report.bench)
     for key in report.rows[0]:
-        table.add_column(key.replace("_", " "), justify="right" if key != next(iter(report.rows[0])) else "left")
+        table.add_column(
+            key.replace("_", " "), justify="right" if key != next(iter(report.rows[0])) else "left"
+        )
     for row in report.rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
@@ -74,7 +76,9 @@ def show(report: BenchReport, console: Console) -> None:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     for name, value in report.headline.items():
         console.print(f"{name} = {_cell(value)}", highlight=False)
-    console.print(f"goal: {report.goal}: {'met' if report.met else 'NOT met'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"goal: {report.goal}: {'met' if report.met else 'NOT met'}", highlight=False, soft_wrap=True
+    )
 
 
 def _cell(value: str | float | int | None) -> str:

@@ -9,6 +9,7 @@ safe as the job's own code.
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import struct
 from collections import deque
@@ -25,18 +26,30 @@ from runtime.plan import WorkerId
 _PREFIX = struct.Struct("!IQ")
 MAX_HEADER_BYTES = 64 << 20
 STAGING_BYTES = 64 << 10
+_TINY_BYTES = 4 << 10
 _SCRATCH = memoryview(bytearray(1 << 20))  # where the bytes of dropped messages go; never read
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor of any dtype, bf16 included, that needs no gradient."""
+def as_bytes(tensor: Tensor) -> bytes | memoryview:
+    """The bytes of a contiguous CPU tensor of any dtype, bf16 included, that needs no gradient.
+
+    A view of its memory, except for tiny tensors: copying those costs less than making a view.
+    """
+    if tensor.nbytes <= _TINY_BYTES:
+        return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+    return _view(tensor)
+
+
+def _view(tensor: Tensor) -> memoryview:
     view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
     return view
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous and in CPU memory. CUDA tensors pass through pinned memory."""
+    """The tensor, detached and contiguous, in CPU memory. CUDA tensors pass through pinned memory."""
     if tensor.device.type == "cpu":
+        if tensor.is_contiguous() and not tensor.requires_grad:
+            return tensor
         return tensor.detach().contiguous()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return pinned.copy_(tensor.detach())
@@ -68,6 +81,9 @@ class Head:
 class Decoder:
     """Turns one link's bytes into messages, without ever waiting.
 
+    Every tensor gets memory of its own from torch, whose alignment (64 bytes) matrix products may need
+    to give the same bits as at the sender.
+
     The caller alternates ``space`` / ``filled`` (bytes come in) with ``head`` / ``begin`` /
     ``message`` (they are taken out). Small messages come many to a read through a staging buffer;
     the bulk of large ones is read straight into tensors. Raises ValueError, or whatever unpickling
@@ -76,7 +92,9 @@ class Decoder:
 
     def __init__(self, sender: WorkerId) -> None:
         self._sender = sender
-        self._staging = memoryview(bytearray(STAGING_BYTES))
+        staging = bytearray(STAGING_BYTES)
+        self._staging = memoryview(staging)
+        self._staging_address = ctypes.addressof(ctypes.c_char.from_buffer(staging))
         self._low = self._high = 0
         self._parsing_header = False
         self._head: Head | None = None
@@ -132,7 +150,12 @@ class Decoder:
             return
         for name, shape in self._head.specs:
             self._tensors.append(torch.empty(shape, dtype=getattr(torch, name)))
-        self._targets = deque(as_bytes(t) for t in self._tensors if t.numel())
+        if self._payload <= min(_TINY_BYTES, self._high - self._low):  # all there, and not worth views
+            for tensor in self._tensors:
+                ctypes.memmove(tensor.data_ptr(), self._staging_address + self._low, tensor.nbytes)
+                self._low += tensor.nbytes
+        else:
+            self._targets = deque(_view(t) for t in self._tensors if t.numel())
 
     @property
     def unfinished_bytes(self) -> int:

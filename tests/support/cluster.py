@@ -15,7 +15,7 @@ from actors.host import Host, steady_time
 from actors.planning import plan_chooser
 from actors.recorder import Recorder
 from actors.worker import Worker
-from runtime.controller import Controller, Durable, Joined, Lost, Terms
+from runtime.controller import Controller
 from runtime.events import Event, StepRecord
 from runtime.fabric.inprocess import InProcessFabric
 from runtime.fabric.interface import EndpointClosed
@@ -23,6 +23,7 @@ from runtime.goodput import Ledger
 from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER
 from runtime.run_folder import RunFolder
+from runtime.signals import Durable, Joined, Lost, Terms
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from tests.support.models import Tokens, build
@@ -142,9 +143,7 @@ class LocalRun:
         assert not alive, f"no end within {timeout} s: {controller.phase}, step {controller.next_record}"
         assert not any(thread.is_alive() for thread in self._threads), "a worker's thread is left behind"
         progress = self.recorder.progress(0, 0)
-        return Result(
-            progress.steps, progress.events, progress.outcome, progress.message, controller.durable
-        )
+        return Result(progress.steps, progress.events, progress.outcome, progress.message, controller.durable)
 
 
 def run_toy(

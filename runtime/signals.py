@@ -1,0 +1,123 @@
+"""What goes into the controller and what comes out of it: immutable values, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.checkpoint import ShardFile
+from runtime.events import Event, StepRecord
+from runtime.layout import Layout
+from runtime.plan import Member, Plan, WorkerId
+from runtime.protocol import Command, Exponents, Report
+from runtime.speeds import Speeds
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """A whole checkpoint: the state after ``version`` steps, in the folder ``path``."""
+
+    version: int
+    path: str
+    exponents: Exponents
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any."""
+
+    run: str
+    layout: Layout
+    steps: int
+    workers: int
+    min_workers: int
+    start: Durable | None = None
+
+
+PlanChooser = Callable[[int, Sequence[Member], Speeds, Plan | None], Plan]
+"""(generation, members, measured speeds, previous plan) -> plan. Pure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is ready. Seconds per layer and micro-batch come from its warm-up."""
+
+    worker: WorkerId
+    domain: str
+    address: str
+    forward: Sequence[float]
+    backward: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker's process died, or it was given up. ``reason`` is shown to people."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """A person wants the run to end at the next step boundary, with a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandsSent:
+    """The commands of the last ``handle`` are out; what came before was planning."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestWritten:
+    """The checkpoint of ``durable.version`` is whole."""
+
+    durable: Durable
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFailed:
+    """The checkpoint of ``version`` could not be made whole. Training goes on."""
+
+    version: int
+
+
+Input = Joined | Lost | StopRequested | CommandsSent | ManifestWritten | ManifestFailed | Report
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    worker: WorkerId
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """For the event log, the metrics and the terminal."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A step's record, for the first time."""
+
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WriteManifest:
+    version: int
+    exponents: Exponents
+    files: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing more will come. ``message`` says why, in a sentence."""
+
+    outcome: Literal["completed", "interrupted", "failed"]
+    message: str
+
+
+Output = Send | Note | Committed | WriteManifest | End
