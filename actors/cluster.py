@@ -16,6 +16,7 @@ from actors.ray_controller import ControllerActor, RunSettings
 from actors.ray_worker import WorkerActor
 from actors.recorder import Progress
 from runtime.plan import WorkerId
+from runtime.settings import ray_address
 from strategies.job import Job
 
 END_SECONDS = 30.0
@@ -26,7 +27,8 @@ END_SECONDS = 30.0
 def connect(
     address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float
 ) -> Iterator[None]:
-    """Joins the Ray cluster at ``address``; without one, uses the connected one or starts a local one.
+    """Joins the Ray cluster at ``address``, else the one that this process is part of or was started
+    for (a submitted job's), else starts a local one.
 
     What was started or joined here is left again at the end. Raises ValueError if there is no
     cluster at ``address``.
@@ -34,6 +36,7 @@ def connect(
     if ray.is_initialized():
         yield
         return
+    address = address or ray_address()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address is not None:

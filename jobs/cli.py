@@ -65,9 +65,7 @@ def train(
     with _errors():
         from jobs.train import train as run
 
-        result = run(
-            recipe, settings or (), address=address, resume=resume, run_folder=run_folder, console=Console()
-        )
+        result = run(recipe, settings or (), address=address, resume=resume, run_folder=run_folder)
     if result.outcome != "completed":
         raise typer.Exit(INTERRUPTED)
 

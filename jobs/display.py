@@ -26,7 +26,11 @@ class Display:
         self._console = console
         self._clock = clock
         self._recent: deque[StepRecord] = deque(maxlen=ROWS)
-        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=8, redirect_stdout=False)
+            if console.is_terminal
+            else None
+        )
         self._last_line = -LINE_SECONDS
         self._goodput = 0.0
 

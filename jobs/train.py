@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,8 @@ def train(
     ``overrides`` are like ``parallel.workers=6``. ``address`` joins an existing Ray cluster; without
     it a Ray that is already connected is used, else a local one is started and stopped again. ``resume``
     goes on from the newest whole checkpoint of ``run_folder`` (default: the recipe's newest run).
-    Ctrl-C ends the run at the next step boundary with a checkpoint.
+    Ctrl-C ends the run at the next step boundary with a checkpoint. Without a ``console`` of the caller's
+    the run is shown on standard output, and what Ray itself prints goes to ``ray.log`` in the run folder.
 
     Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed.
     """
@@ -73,7 +74,6 @@ def train(
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise ValueError("overrides apply to a recipe's file: pass its path, or an already changed Recipe")
-    console = console or Console(stderr=False)
     path = _run_path(recipe, run_folder, resume)
     root = recipe.checkpoint.folder or str(path / "checkpoints")
     job = assemble(recipe, root)
@@ -89,12 +89,18 @@ def train(
         metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
     )
     parallel = recipe.parallel
-    with (
-        connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker),
-        RayRun(
-            job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
-        ) as run,
-    ):
+    with ExitStack() as stack:
+        if console is None:
+            console = Console(file=sys.stdout)
+            log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(log))
+        stack.enter_context(
+            connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker)
+        )
+        secret = secrets.token_bytes(32)
+        run = stack.enter_context(
+            RayRun(job, settings, secret, parallel.cpus_per_worker, parallel.gpus_per_worker)
+        )
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.events import Event, StepRecord, from_json, step_from_json, step_to_json, to_json
-from runtime.plan import WorkerId
 
 _SUPERSEDED_FROM = "superseded_from"
 
@@ -129,7 +128,7 @@ class RunFolder:
             )
         if resume and not folder.exists():
             raise ValueError(f"{folder.path} holds no run to resume: start it without --resume")
-        folder.logs.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         recorded: dict[str, Any]
         if resume:
             recorded = folder.facts()
@@ -167,11 +166,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    def worker_log(self, worker: WorkerId) -> Path:
-        return self.logs / f"worker-{worker}.log"
+    def ray_log(self) -> Path:
+        """What Ray printed meanwhile."""
+        return self.path / "ray.log"
 
     def exists(self) -> bool:
         """Whether the folder holds a run."""

@@ -1,7 +1,6 @@
 """The one place that reads environment variables.
 
-What a job computes is set by its recipe alone; the environment says only where this machine
-keeps things.
+What a job computes is set by its recipe alone; the environment says only where things are.
 """
 
 from __future__ import annotations
@@ -14,3 +13,8 @@ def cache_folder() -> Path:
     """Where prepared data is kept between runs: ``$REKNIT_CACHE``, else ``~/.cache/reknit``."""
     folder = os.environ.get("REKNIT_CACHE", "")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reknit"
+
+
+def ray_address() -> str | None:
+    """The Ray cluster that this process was started for (``$RAY_ADDRESS``, set in a submitted job)."""
+    return os.environ.get("RAY_ADDRESS") or None

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from runtime.fabric.interface import Endpoint, Tag
+from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Shard, WorkerId
 
 DIRECT_MEMBERS = 8
@@ -33,7 +34,8 @@ def exchange(endpoint: Endpoint, group: Sequence[WorkerId], tag: Tag, note: Any)
         endpoint.send(root, tag, note=note)
         notes: dict[WorkerId, Any] = endpoint.receive(root, tag).note
         return notes
-    notes = {root: note} | {member: endpoint.receive(member, tag).note for member in others}
+    received = _gather(endpoint, others, tag)
+    notes = {root: note} | {member: received[member].note for member in others}
     for member in others:
         endpoint.send(member, tag, note=notes)
     return notes
@@ -55,7 +57,11 @@ def all_reduce(endpoint: Endpoint, group: Sequence[WorkerId], tag: Tag, tensor: 
         endpoint.send(root, tag, [tensor])
         tensor.copy_(endpoint.receive(root, tag).tensors[0])
         return
-    _sum_ascending(endpoint, members, tag, tensor)
+    terms = _gather(endpoint, [member for member in members if member != me], tag)
+    total = torch.zeros_like(tensor)
+    for member in members:
+        total += tensor if member == me else terms[member].tensors[0].to(tensor.device)
+    tensor.copy_(total)
     if not direct:
         for member in members[1:]:
             endpoint.send(member, tag, [tensor])
@@ -157,6 +163,12 @@ def _after(members: Sequence[WorkerId], me: WorkerId) -> Iterator[WorkerId]:
     """The other members, beginning after ``me``, so that not all send to the same one first."""
     place = members.index(me)
     return (members[(place + k) % len(members)] for k in range(1, len(members)))
+
+
+def _gather(endpoint: Endpoint, members: Sequence[WorkerId], tag: Tag) -> dict[WorkerId, Message]:
+    """One message from each, the highest waited for first: as a rule it is the last to come, and this
+    thread then wakes once rather than once per member."""
+    return {member: endpoint.receive(member, tag) for member in reversed(members)}
 
 
 def _sum_ascending(endpoint: Endpoint, members: Sequence[WorkerId], tag: Tag, total: Tensor) -> None:

@@ -48,9 +48,9 @@ def _view(tensor: Tensor) -> memoryview:
 def on_host(tensor: Tensor) -> Tensor:
     """The tensor, detached and contiguous, in CPU memory. CUDA tensors pass through pinned memory."""
     if tensor.device.type == "cpu":
-        if tensor.is_contiguous() and not tensor.requires_grad:
+        if tensor.is_contiguous() and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg()):
             return tensor
-        return tensor.detach().contiguous()
+        return tensor.detach().resolve_conj().resolve_neg().contiguous()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return pinned.copy_(tensor.detach())
 

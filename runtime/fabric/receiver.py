@@ -106,7 +106,8 @@ class Receiver:
 
     def watch(self, link: OutgoingLink) -> None:
         """Reports the end of a link that was dialled here."""
-        if link.is_shut or link.sock is None:
+        assert link.sock is not None
+        if link.is_shut:
             link.dispose()
         else:
             self._selector.register(link.sock, selectors.EVENT_READ, partial(self._outgoing_ended, link))
@@ -142,9 +143,7 @@ class Receiver:
         deadline = next(iter(self._strangers.values()), None)
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         for key, _ in self._selector.select(timeout):
-            # An earlier event of the same turn may have ended this one's link.
-            if not self._stopped and self._selector.get_map().get(key.fd) is key:
-                key.data()
+            key.data()  # copes with a link that an earlier event of the same turn has ended
         while self._strangers and next(iter(self._strangers.values())) <= time.monotonic():
             self._dismiss(next(iter(self._strangers)))
 
@@ -170,6 +169,8 @@ class Receiver:
         self._selector.register(sock, selectors.EVENT_READ, partial(self._authenticate, stranger))
 
     def _authenticate(self, stranger: Acceptance) -> None:
+        if stranger not in self._strangers:
+            return
         try:
             if not stranger.advance():
                 return
@@ -192,8 +193,10 @@ class Receiver:
         stranger.sock.close()
 
     def _outgoing_ended(self, link: OutgoingLink) -> None:
-        reason = "closed the connection"
         assert link.sock is not None
+        if link.sock.fileno() < 0:
+            return
+        reason = "closed the connection"
         try:
             if link.sock.recv(1):
                 reason = "answered where nothing is to be said"
@@ -205,6 +208,8 @@ class Receiver:
         self._owner.ended(link.peer, reason)
 
     def _read(self, link: IncomingLink) -> None:
+        if link not in self._incoming or link in self._paused:
+            return
         try:
             for _ in range(_READS_PER_TURN):
                 if not self._take_messages(link) or link not in self._incoming:

@@ -175,14 +175,13 @@ class SocketEndpoint(InboxEndpoint):
             if link.is_shut:
                 return
             if link.sock is None:
-                try:
-                    link.open(self._addresses[to], self._secret, self.worker)
-                finally:
-                    self._receiver.post(partial(self._receiver.watch, link))
+                link.open(self._addresses[to], self._secret, self.worker)
+                self._receiver.post(partial(self._receiver.watch, link))
             count = link.write(buffers, self._inbox.blocked)
         except BaseException as error:
             # Half a message may be on the wire, so nothing can follow it.
             link.shut()
+            self._receiver.post(partial(self._receiver.unwatch, link))
             self._receiver.post(partial(self.ended, to, reason_of(error)))
             if isinstance(error, OSError | Refused):
                 return

@@ -43,8 +43,8 @@ def test_resume_takes_up_a_run_and_keeps_what_it_changes(tmp_path: Path) -> None
 def test_a_folder_with_other_files_can_hold_a_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     folder = RunFolder.create(tmp_path, "", {})
-    assert folder.exists() and folder.worker_log(3) == tmp_path / "logs" / "worker-3.log"
-    assert folder.logs.is_dir() and (tmp_path / "notes.txt").read_text() == "mine"
+    assert folder.exists() and folder.ray_log.parent == folder.path
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_default_path_names_recipe_time_and_chance() -> None:

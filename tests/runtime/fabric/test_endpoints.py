@@ -19,7 +19,7 @@ def tag(generation: int = 0, what: str = "forward", index: Any = 0, step: int = 
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+    return bytes(tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8).tolist())
 
 
 TENSORS = {
@@ -29,6 +29,7 @@ TENSORS = {
     "int64": torch.arange(10),
     "bool": torch.tensor([True, False, True]),
     "complex64": torch.randn(4, dtype=torch.complex64),
+    "conjugate": torch.randn(4, dtype=torch.complex64).conj(),
     "float8": torch.randn(16).to(torch.float8_e4m3fn),
     "scalar": torch.tensor(3.5),
     "empty": torch.empty(0, 4),

@@ -1,0 +1,282 @@
+"""``reknit bench recovery``: workers are killed at random moments; how long until the next full-batch step?
+
+A kill is a SIGKILL from outside. Its cost is the time from just before the signal to the first step that was
+committed by the survivors under their new plan, less an undisturbed step of the same run. The killed
+worker's micro-batches are computed by the others, so that step has the full batch. With torchft
+installed, the same model, data and schedule of kills are given to it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from actors.ray_controller import RunSettings
+from actors.recorder import Progress
+from jobs.assembly import assemble
+from jobs.bench.kills import Commit, Recovery, phase_row, recovery, summary
+from jobs.bench.report import BenchReport
+from jobs.recipe import Recipe
+from runtime.events import Recovered, StepRecord, WorkerLost
+from runtime.run_folder import RunFolder
+
+GOAL_SECONDS = 0.15
+RUNS, KILLS_PER_RUN = 6, 2
+TORCHFT_ROUNDS = 3
+"""Sets of torchft replicas for each of its settings."""
+
+TORCHFT_SETTINGS = ((100, 100), (10, 10))
+"""Beside its default: (join timeout, quorum tick), in milliseconds."""
+
+STEPS_BETWEEN_KILLS = 30
+LONGEST_WAIT_SECONDS = 60.0
+_POLL_SECONDS = 0.25
+
+RECIPE = Recipe.model_validate(
+    {
+        "run": {"name": "bench-recovery", "steps": 1_000_000, "seed": 1},
+        "model": {
+            "build": "jobs.models.gpt:build",
+            "arguments": {"width": 64, "depth": 2, "heads": 2, "context": 32, "dropout": 0.1, "tied": True},
+        },
+        "data": {"arguments": {"source": "python-stdlib", "context": 32}},
+        "optimizer": {"learning_rate": 1e-3, "clip_norm": 1.0},
+        "parallel": {
+            "workers": 4,
+            "min_workers": 2,
+            "stages": 2,
+            "micro_batches": 8,
+            "micro_batch_size": 4,
+        },
+        "metrics": {"enabled": False},
+    }
+)
+
+
+@dataclass
+class Measurement:
+    """``phases`` maps a phase to its seconds, one for each kill."""
+
+    recoveries: list[Recovery] = field(default_factory=list)
+    phases: dict[str, list[float]] = field(default_factory=dict)
+    fingerprints: list[dict[int, int]] = field(default_factory=list)
+    """Of each run: those of the parameters after each step."""
+
+    def add_phases(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.phases.setdefault(name, []).append(value)
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; a few minutes."""
+    random_ = random.Random(RECIPE.run.seed)
+    mine = measure(RECIPE, RUNS, KILLS_PER_RUN, random_, console)
+    peer = measure_torchft(RECIPE, TORCHFT_ROUNDS, KILLS_PER_RUN, random_, console)
+    return report(mine, peer)
+
+
+def measure(recipe: Recipe, runs: int, kills: int, random_: random.Random, console: Console) -> Measurement:
+    """Kills ``kills`` workers, one after the other, in each of ``runs`` runs on one Ray.
+
+    Raises RuntimeError if a run does not go on after a kill.
+    """
+    measurement = Measurement()
+    parallel = recipe.parallel
+    with (
+        TemporaryDirectory(prefix="reknit-bench-") as folder,
+        connect(None, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker),
+    ):
+        for number in range(runs):
+            console.print(f"reknit: run {number + 1} of {runs}", highlight=False)
+            _measure_run(recipe, Path(folder) / str(number), kills, random_, measurement)
+    return measurement
+
+
+def _measure_run(
+    recipe: Recipe, path: Path, kills: int, random_: random.Random, measurement: Measurement
+) -> None:
+    folder = RunFolder.create(path, recipe.to_toml(), {})
+    parallel = recipe.parallel
+    settings = RunSettings(
+        folder=str(path),
+        workers=parallel.workers,
+        min_workers=parallel.min_workers,
+        stages=parallel.stages,
+        keep=recipe.checkpoint.keep,
+        recipe=recipe.numerics_digest(),
+        resume=False,
+        metrics_port=None,
+    )
+    job = assemble(recipe, str(path / "checkpoints"))
+    killed_at: list[float] = []
+    with RayRun(
+        job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
+    ) as ray_run:
+        for victim in random_.sample(range(parallel.workers), kills):
+            _wait(ray_run, lambda steps, lost=len(killed_at): _settled(steps, lost))
+            time.sleep(random_.uniform(0.0, 0.5))
+            process = ray_run.processes()[victim]
+            killed_at.append(time.time())
+            os.kill(process, signal.SIGKILL)
+            # whoever asks for progress at once would take the cores from the recovery
+            time.sleep(2 * _POLL_SECONDS)
+        _wait(ray_run, lambda steps: _settled(steps, kills))
+        ray_run.stop()
+        ray_run.wait(LONGEST_WAIT_SECONDS)
+    steps = folder.read_steps().steps
+    _take(steps, folder, killed_at, measurement)
+
+
+def _settled(steps: Sequence[StepRecord], lost: int) -> bool:
+    """Whether enough steps were committed by the membership that ``lost`` kills have left."""
+    workers = RECIPE.parallel.workers - lost
+    return sum(record.workers == workers for record in steps) >= STEPS_BETWEEN_KILLS
+
+
+def _wait(ray_run: RayRun, until: Callable[[Sequence[StepRecord]], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    steps: list[StepRecord] = []
+    while True:
+        progress: Progress = ray_run.progress(len(steps), 0)
+        steps.extend(progress.steps)
+        if until(steps):
+            return
+        if progress.outcome is not None:
+            raise RuntimeError(f"the run ended before all kills were done: {progress.message}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"the run committed too few steps in {LONGEST_WAIT_SECONDS:.0f} s; its last line: "
+                f"{progress.lines[-1] if progress.lines else 'none'}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _take(
+    steps: Sequence[StepRecord], folder: RunFolder, killed_at: Sequence[float], measurement: Measurement
+) -> None:
+    commits = [Commit(record.committed_at, record.generation) for record in steps]
+    batch = RECIPE.parallel.micro_batches * RECIPE.parallel.micro_batch_size
+    assert all(record.samples == batch for record in steps), "the batch never shrinks"
+    measurement.fingerprints.append({record.step: record.fingerprint for record in steps})
+    events = folder.read_events().events
+    for at in killed_at:
+        result = recovery(commits, at)
+        assert result is not None, "steps of the new membership were waited for"
+        measurement.recoveries.append(result)
+        lost = next(e for e in events if isinstance(e.event, WorkerLost) and e.time > at)
+        recovered = next(e for e in events if isinstance(e.event, Recovered) and e.time > at)
+        assert isinstance(recovered.event, Recovered)
+        seconds = recovered.event.seconds
+        committed = at + result.seconds + result.undisturbed_seconds
+        measurement.add_phases(
+            {
+                "detect": lost.time - at,
+                "agree": seconds.agree,
+                "plan": seconds.plan,
+                "move": seconds.move,
+                "next step": committed - recovered.time,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMeasurement:
+    """One setting of torchft."""
+
+    name: str
+    recoveries: tuple[Recovery, ...]
+    stuck: int
+    default: bool
+
+
+def measure_torchft(
+    recipe: Recipe, rounds: int, kills: int, random_: random.Random, console: Console
+) -> list[PeerMeasurement]:
+    """torchft at its default and at shorter join times; empty if it is not installed."""
+    if find_spec("torchft") is None:
+        return []
+    from jobs.bench import torchft_peer
+
+    default = torchft_peer.Lighthouse()
+    settings = [default, *(torchft_peer.Lighthouse(*each) for each in TORCHFT_SETTINGS)]
+    measured = []
+    for setting in settings:
+        name = f"torchft, join {setting.join_timeout_ms} ms, tick {setting.quorum_tick_ms} ms"
+        console.print(name, highlight=False)
+        recoveries, stuck = torchft_peer.measure(
+            recipe,
+            setting,
+            rounds=rounds,
+            kills=kills,
+            pause=lambda: random_.uniform(0.0, 0.5),
+            random_=random_,
+        )
+        measured.append(PeerMeasurement(name, tuple(recoveries), stuck, setting == default))
+    return measured
+
+
+def report(mine: Measurement, peers: Sequence[PeerMeasurement]) -> BenchReport:
+    """The table and the headline. Pure."""
+    parallel = RECIPE.parallel
+    full = parallel.micro_batches * parallel.micro_batch_size
+    share = full // parallel.workers
+    shrunk = " or ".join(str(full - share * lost) for lost in range(1, KILLS_PER_RUN + 1))
+    rows = [summary("reknit", mine.recoveries, str(full))]
+    rows += [phase_row(f"  {name}", seconds) for name, seconds in mine.phases.items()]
+    for peer in peers:
+        rows.append(summary(peer.name + (" (default)" if peer.default else ""), peer.recoveries, shrunk))
+    middle = median(each.seconds for each in mine.recoveries)
+    best = min(
+        (median(each.seconds for each in peer.recoveries) for peer in peers if peer.recoveries), default=None
+    )
+    notes = [
+        "seconds count from the SIGKILL to the first step committed under the new membership, less an "
+        "undisturbed step; detect counts from the kill, next step is all of the step that follows the move",
+        f"{same_bits(mine.fingerprints)} steps that several runs made, with other workers killed at other "
+        "moments, left the same parameters bit for bit",
+    ]
+    if not peers:
+        notes.append("torchft is not installed, so there is nothing to compare with: pip install 'reknit[bench]'")
+    for peer in peers:
+        if peer.stuck:
+            notes.append(f"{peer.name}: after {peer.stuck} further kills nothing was committed, not counted above")
+    if peers:
+        notes.append(
+            f"torchft's batch shrinks from {full} samples with every loss; between kills it was given the time "
+            "that its lighthouse takes to forget a dead replica"
+        )
+    return BenchReport(
+        bench="recovery",
+        headline={
+            "median_seconds": middle,
+            "worst_seconds": max(each.seconds for each in mine.recoveries),
+            "torchft_best_median_seconds": best,
+        },
+        goal=f"median at most {GOAL_SECONDS} s and below torchft's best, over at least 10 kills",
+        met=len(mine.recoveries) >= 10 and middle <= GOAL_SECONDS and best is not None and middle < best,
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def same_bits(runs: Sequence[dict[int, int]]) -> int:
+    """How many steps more than one run made. Raises AssertionError if any two fingerprints of a step differ."""
+    by_step: dict[int, list[int]] = {}
+    for fingerprints in runs:
+        for step, fingerprint in fingerprints.items():
+            by_step.setdefault(step, []).append(fingerprint)
+    for step, found in by_step.items():
+        assert len(set(found)) == 1, f"after step {step} runs differ in their parameters"
+    return sum(len(found) > 1 for found in by_step.values())

@@ -1,0 +1,246 @@
+"""torchft on the recovery bench's job: replicas as processes, killed from outside like Reknit's workers.
+
+A lighthouse, and in each replica torchft's manager, its gloo group and its optimizer wrapper. Gradients are summed
+by one all-reduce of the manager over a flat buffer: torchft's DistributedDataParallel, in version 0.2.0, ends the
+survivors by an assertion when a peer dies in mid-step on gloo. A replica that dies is not replaced.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+# Imported here, not in the functions, so that the server that processes are forked from does it only once.
+from torchft.coordination import LighthouseServer
+from torchft.manager import Manager
+from torchft.optim import OptimizerWrapper
+from torchft.process_group import ProcessGroupGloo
+
+from jobs.assembly import build_data, build_layers, data_arguments
+from jobs.bench.kills import Commit, Recovery, recovery
+from jobs.recipe import Recipe
+
+HEARTBEAT_TIMEOUT_SECONDS = 5.0
+"""torchft's default. Until it has passed, the lighthouse counts a killed replica as alive."""
+
+PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Lighthouse:
+    """How the lighthouse is set; the defaults are those of the ``torchft_lighthouse`` command."""
+
+    join_timeout_ms: int = 60_000
+    quorum_tick_ms: int = 100
+
+
+def measure(
+    recipe: Recipe,
+    lighthouse: Lighthouse,
+    *,
+    rounds: int,
+    kills: int,
+    pause: Callable[[], float],
+    random_: random.Random,
+) -> tuple[list[Recovery], int]:
+    """Kills ``kills`` of the recipe's workers, one after the other, in each of ``rounds`` fresh sets.
+
+    ``pause`` gives the seconds from the moment at which the lighthouse has forgotten the last victim to the next
+    kill. Returns the recoveries and the number of kills after which nothing was committed for ``PATIENCE_SECONDS``.
+    Raises RuntimeError if the replicas do not come together. No process is left behind.
+    """
+    recoveries: list[Recovery] = []
+    stuck = 0
+    for _ in range(rounds):
+        with TemporaryDirectory(prefix="reknit-torchft-") as folder:
+            replicas = _Replicas(recipe, lighthouse, Path(folder))
+            try:
+                replicas.wait(lambda commits: len(_all_together(commits)) >= 20)
+                for victim in random_.sample(range(recipe.parallel.workers), kills):
+                    time.sleep(pause())
+                    killed_at = replicas.kill(victim)
+                    lost = len(replicas.killed)
+                    try:
+                        replicas.wait(lambda commits, lost=lost: commits[-1].losses >= lost)
+                    except TimeoutError:
+                        stuck += 1
+                        break
+                    result = recovery(replicas.commits(), killed_at)
+                    assert result is not None, "a commit of the smaller quorum was waited for"
+                    recoveries.append(result)
+                    # another kill before that would meet a lighthouse that still waits for the last victim
+                    time.sleep(max(0.0, killed_at + HEARTBEAT_TIMEOUT_SECONDS + 1.0 - time.time()))
+            finally:
+                replicas.close()
+    return recoveries, stuck
+
+
+def _all_together(commits: Sequence[Commit]) -> list[Commit]:
+    return [commit for commit in commits if commit.losses == 0]
+
+
+class _Replicas:
+    def __init__(self, recipe: Recipe, lighthouse: Lighthouse, folder: Path) -> None:
+        self._folder = folder
+        self.killed: list[int] = []
+        size = recipe.parallel.workers
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["jobs.bench.torchft_peer"])
+        reader, writer = context.Pipe(duplex=False)
+        self._lighthouse = context.Process(
+            target=_serve, args=(lighthouse, recipe.parallel.min_workers, writer, folder), daemon=True
+        )
+        self._processes: list[Any] = []
+        try:
+            self._lighthouse.start()
+            if not reader.poll(PATIENCE_SECONDS):
+                raise RuntimeError("torchft's lighthouse did not start")
+            address: str = reader.recv()
+            for number in range(size):
+                process = context.Process(
+                    target=_replica, args=(number, recipe, address, folder), daemon=True
+                )
+                process.start()
+                self._processes.append(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def commits(self) -> list[Commit]:
+        """Those of the living, by the first of them that made each."""
+        by_step: dict[int, Commit] = {}
+        for replica in range(len(self._processes)):
+            log = _commits(self._folder, replica)
+            if replica in self.killed or not log.exists():
+                continue
+            *whole, _ = log.read_text().split("\n")
+            for step, at, participants in (line.split() for line in whole):
+                commit = Commit(float(at), len(self._processes) - int(participants))
+                earlier = by_step.get(int(step))
+                if earlier is None or commit.at < earlier.at:
+                    by_step[int(step)] = commit
+        return sorted(by_step.values(), key=lambda commit: commit.at)
+
+    def wait(self, until: Callable[[Sequence[Commit]], bool]) -> None:
+        """Raises TimeoutError after ``PATIENCE_SECONDS``, RuntimeError if a replica died by itself."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            time.sleep(_POLL_SECONDS)
+            commits = self.commits()
+            if commits and until(commits):
+                return
+            for replica, process in enumerate(self._processes):
+                if replica not in self.killed and process.exitcode is not None:
+                    output = _output(self._folder, f"replica-{replica}").read_text().splitlines()
+                    raise RuntimeError(f"torchft's replica {replica} ended: {output[-14:]}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"torchft's replicas committed nothing new for {PATIENCE_SECONDS:.0f} s")
+
+    def kill(self, replica: int) -> float:
+        """Returns when, in seconds since 1970."""
+        process_id = self._processes[replica].pid
+        assert process_id is not None
+        killed_at = time.time()
+        os.kill(process_id, signal.SIGKILL)
+        self.killed.append(replica)
+        return killed_at
+
+    def close(self) -> None:
+        for process in (*self._processes, self._lighthouse):
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+def _commits(folder: Path, replica: int) -> Path:
+    return folder / f"replica-{replica}.commits"
+
+
+def _output(folder: Path, name: str) -> Path:
+    return folder / f"{name}.log"
+
+
+def _divert_output(folder: Path, name: str) -> None:
+    """torchft tells of every quorum on standard error, from its own threads."""
+    with _output(folder, name).open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+def _serve(settings: Lighthouse, min_replicas: int, address: Connection, folder: Path) -> None:
+    """The lighthouse, until it is killed."""
+    _divert_output(folder, "lighthouse")
+    server = LighthouseServer(
+        bind="[::]:0",
+        min_replicas=min_replicas,
+        join_timeout_ms=settings.join_timeout_ms,
+        quorum_tick_ms=settings.quorum_tick_ms,
+        heartbeat_timeout_ms=round(HEARTBEAT_TIMEOUT_SECONDS * 1000),
+    )
+    address.send(server.address())
+    signal.pause()
+
+
+def _replica(number: int, recipe: Recipe, lighthouse: str, folder: Path) -> None:
+    """Trains until it is killed; writes down step, time and number of participants of every commit."""
+    _divert_output(folder, f"replica-{number}")
+    torch.set_num_threads(recipe.parallel.threads)
+    torch.manual_seed(recipe.run.seed)
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    data = build_data(recipe.data.build, data_arguments(recipe))
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optimizer.learning_rate)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def load(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    manager = Manager(
+        pg=ProcessGroupGloo(),
+        load_state_dict=load,
+        state_dict=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+        min_replica_size=recipe.parallel.min_workers,
+        rank=0,
+        world_size=1,
+        store_addr="127.0.0.1",
+        store_port=store.port,
+        lighthouse_addr=lighthouse,
+        replica_id=f"replica-{number}",
+        hostname="127.0.0.1",
+        timeout=timedelta(seconds=PATIENCE_SECONDS),
+    )
+    parameters = list(model.parameters())
+    gradients = torch.zeros(sum(parameter.numel() for parameter in parameters))
+    for parameter, part in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+    managed = OptimizerWrapper(manager, optimizer)
+    share = recipe.parallel.micro_batches // recipe.parallel.workers
+    mine = range(number * share, (number + 1) * share)
+    with _commits(folder, number).open("w", buffering=1) as commits:
+        while True:
+            step = manager.current_step() + 1
+            pairs = [data.micro_batch(step, micro_batch) for micro_batch in mine]
+            inputs, targets = (torch.cat(each) for each in zip(*pairs, strict=True))
+            managed.zero_grad(set_to_none=False)
+            total, count = loss(model(inputs), targets)
+            (total / count).backward()
+            manager.allreduce(gradients).wait()
+            managed.step()
+            if manager.current_step() == step:
+                commits.write(f"{step} {time.time():.6f} {manager.num_participants()}\n")
