@@ -15,7 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.ray_worker import WorkerActor
 from actors.recorder import Progress
-from runtime.plan import WorkerId
+from runtime.plan import Plan, WorkerId
+from runtime.protocol import Measured
 from runtime.settings import ray_address
 from strategies.job import Job
 
@@ -108,6 +109,16 @@ class RayRun:
         """The workers' process ids, once they are ready."""
         processes: Mapping[WorkerId, int] = ray.get(self._controller.processes.remote())
         return processes
+
+    def plan(self) -> Plan | None:
+        """The newest plan; None before the first."""
+        plan: Plan | None = ray.get(self._controller.plan.remote())
+        return plan
+
+    def measured(self) -> Mapping[WorkerId, Measured]:
+        """What each worker measured in its newest step."""
+        measured: Mapping[WorkerId, Measured] = ray.get(self._controller.measured.remote())
+        return measured
 
     def stop(self) -> None:
         """Asks the run to end at the next step boundary, with a checkpoint."""

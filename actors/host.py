@@ -15,7 +15,7 @@ from runtime.checkpoint import prune, write_manifest
 from runtime.controller import Controller
 from runtime.events import CheckpointSkipped, CheckpointWritten
 from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
-from runtime.plan import CONTROLLER, WorkerId
+from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Finished, Measured, Resume
 from runtime.signals import (
     CommandsSent,
@@ -63,6 +63,8 @@ class Host:
         self._root, self._keep, self._recipe = checkpoint_root, keep, recipe
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._ended = False
+        self.plan: Plan | None = None
+        self.measured: dict[WorkerId, Measured] = {}
         self.endpoint: Endpoint = make_endpoint(self._on_control, self._on_lost)
 
     def _on_control(self, message: Message) -> None:
@@ -87,13 +89,15 @@ class Host:
             match event:
                 case Joined(worker, _, address):
                     self.endpoint.connect({worker: address})
-                case Measured(seconds=seconds):
+                case Measured(worker, seconds=seconds):
+                    self.measured[worker] = event
                     self.recorder.waited_for_data(seconds.get("wait_data", 0.0))
                 case Finished():
                     self.recorder.writing_checkpoint(now)
             outputs = controller.handle(event, now)
             for output in outputs:
                 self._carry_out(output, now)
+            self.plan = controller.plan
             if any(isinstance(output, Send) and isinstance(output.command, Resume) for output in outputs):
                 controller.handle(CommandsSent(), steady_time())
         self._writer.shutdown()

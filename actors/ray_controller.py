@@ -23,7 +23,8 @@ from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
-from runtime.plan import CONTROLLER, WorkerId
+from runtime.plan import CONTROLLER, Plan, WorkerId
+from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Lost, Terms
 from strategies.job import Job
@@ -89,6 +90,14 @@ class ControllerActor:
 
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
+
+    def plan(self) -> Plan | None:
+        """The newest plan; None before the first."""
+        return self._host.plan
+
+    def measured(self) -> Mapping[WorkerId, Measured]:
+        """What each worker measured in its newest step."""
+        return dict(self._host.measured)
 
     def stop(self) -> None:
         self._host.stop()

@@ -39,7 +39,7 @@ def recovery(commits: Sequence[Commit], killed_at: float) -> Recovery | None:
     between commits of the membership that the kill met. Raises ValueError if it made fewer than two.
     """
     before = [commit for commit in commits if commit.at <= killed_at]
-    current = max((commit.losses for commit in before), default=0)
+    current = before[-1].losses if before else 0  # the last one's: at the start torchft's members grow
     times = [commit.at for commit in before if commit.losses == current]
     if len(times) < 2:
         raise ValueError("the kill came before two steps were committed: wait longer between kills")

@@ -8,6 +8,7 @@ kind. Gradients accumulate in place in one flat tensor, so nothing is copied bef
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -102,9 +103,7 @@ class _Replica:
         self.optimizer = _optimizer(self.parameters, job.optimizer)
         self._count = 0
         self.schedule = Schedule1F1B(
-            PipelineStage(
-                module, self.stage, layout.stages, torch.device("cpu"), group=self.pipeline_group
-            ),
+            PipelineStage(module, self.stage, layout.stages, torch.device("cpu"), group=self.pipeline_group),
             n_microbatches=len(self.mine),
             loss_fn=self._loss,
             scale_grads=False,
@@ -143,7 +142,8 @@ class _Replica:
         return loss / count, norm
 
 
-def _train(rank: int, layout: PeerLayout, job: Job, port: int, reports: Connection) -> None:
+def _train(rank: int, layout: PeerLayout, job: Job, niceness: int, port: int, reports: Connection) -> None:
+    os.nice(max(0, niceness - os.getpriority(os.PRIO_PROCESS, 0)))  # before any other thread begins
     torch.set_num_threads(job.threads)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=layout.processes
@@ -156,16 +156,19 @@ def _train(rank: int, layout: PeerLayout, job: Job, port: int, reports: Connecti
 
 
 class PipeliningPeer:
-    """The peer's processes. A context manager: none is left at its end."""
+    """The peer's processes. A context manager: none is left at its end.
 
-    def __init__(self, layout: PeerLayout, job: Job) -> None:
+    ``niceness`` is theirs: Ray's workers are nicer than other processes, which must not tell here.
+    """
+
+    def __init__(self, layout: PeerLayout, job: Job, niceness: int = 0) -> None:
         context = multiprocessing.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._receiver, sender = context.Pipe(duplex=False)
         self._processes = [
-            context.Process(target=_train, args=(rank, layout, job, port, sender), daemon=True)
+            context.Process(target=_train, args=(rank, layout, job, niceness, port, sender), daemon=True)
             for rank in range(layout.processes)
         ]
         self.commits: list[float] = []

@@ -2,8 +2,9 @@
 
 Each sender dials its own links, at first use, one per lane (control, main, background), and only the
 dialler writes on a link: so there is no race over who connects, and both sides see the end of a
-process, on what they dialled and on what they accepted. Loopback, two processes of two cores:
-about 0.06 ms round trip with a small tensor, 1.5 to 3 GB/s in tensors of 4 to 16 MB.
+process, on what they dialled and on what they accepted. Two processes on a virtual machine of two
+cores: 0.24 to 0.4 ms round trip with a small tensor, where bare sockets take 0.07 ms (the rest is
+waking the receiver, then the waiting thread, on both sides), and 1.5 to 3 GB/s in tensors of 1 to 16 MB.
 """
 
 from __future__ import annotations

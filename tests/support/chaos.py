@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.worker import Worker
 from runtime.checkpoint import newest_whole
 from runtime.events import Event, Recovered, WorkerLost
 from runtime.layout import Layout
@@ -60,7 +61,8 @@ class ChaosRun(LocalRun):
 
     together: Collection[frozenset[int]] = ()
     observe: Callable[[Event], None] | None = None
-    """Called with every event, in the controller's thread."""
+    """Called with every event, in the thread that logs it."""
+    born: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +76,6 @@ class ChaosRun(LocalRun):
         self.recorder.event = recording  # type: ignore[method-assign]
 
     def _inject(self, worker: int, signal: str) -> None:
-        for victim in self._company(worker):
-            self.fabric.kill(victim, f"{victim} was killed")
         self.kill(worker)
         raise Killed
 
@@ -93,16 +93,23 @@ class ChaosRun(LocalRun):
         group = next((group for group in self.together if worker in group), frozenset({worker}))
         return sorted(group)
 
-    def untouched(self) -> Callable[[], None]:
-        """A check, to be called after the run, that no survivor was rebuilt."""
-        built: dict[int, tuple[object, ...]] = {}
-        make = self._endpoint
+    def _thread(self, worker: Worker) -> None:
+        self.born[worker.worker] = identity(worker)
+        super()._thread(worker)
 
-        def endpoint(worker: int, on_control: Any, on_lost: Any) -> Any:
-            return make(worker, on_control, on_lost)
+    def assert_survivors_untouched(self, dead: Collection[int]) -> None:
+        """Nothing of a survivor was built anew: endpoint, store, stage, modules, parameters."""
+        survivors = [worker for number, worker in self.members.items() if number not in dead]
+        assert survivors, "a run that ends has a survivor"
+        for worker in survivors:
+            assert identity(worker) == self.born[worker.worker]
 
-        self._endpoint = endpoint  # type: ignore[method-assign]
-        return lambda: None if built is not None else None
+
+def identity(worker: Worker) -> tuple[int, ...]:
+    """Which objects a worker is made of. They outlive the comparison, so ids are not used twice."""
+    layers = worker.stage._layers
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    return tuple(map(id, (worker.endpoint, worker.store, worker.stage, worker.data, *layers, *parameters)))
 
 
 def random_faults(

@@ -1,0 +1,166 @@
+"""Throughput after losing 1, 2 and 3 of 8 and of 16 workers, as a share of what is left of them.
+
+Real Ray actors, really killed; only the layers' compute is emulated by sleeping (``emulated``), so that
+two cores can host sixteen workers. The ideal after k losses is (n - k) / n of the undisturbed throughput.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from jobs.bench.report import BenchReport
+from jobs.bench.resident import started, wait_for
+from jobs.recipe import Recipe
+from runtime.events import StepRecord
+from runtime.plan import Plan
+
+GOAL = 0.95
+LOSSES = 3
+STAGES, LAYERS, MICRO_BATCHES = 4, 24, 48
+FORWARD_SECONDS = {8: 0.006, 16: 0.012}
+"""Per layer, so that a step takes about three seconds with either number of workers."""
+STEPS = 6
+"""Over how many steps a throughput is measured. The first after a change is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Throughput with ``lost`` of ``workers`` gone."""
+
+    workers: int
+    lost: int
+    step_seconds: float
+    stages: str
+
+    def share_of_ideal(self, undisturbed: Degraded) -> float:
+        """Throughput beside the undisturbed one, over the share of the workers that are left."""
+        assert undisturbed.lost == 0 and undisturbed.workers == self.workers
+        left = (self.workers - self.lost) / self.workers
+        return undisturbed.step_seconds / self.step_seconds / left
+
+
+def recipe(workers: int) -> Recipe:
+    """The run that is measured. It would go on for longer than any bench lasts."""
+    return Recipe.model_validate(
+        {
+            "run": {"name": f"degraded-{workers}", "steps": 100_000, "seed": 1},
+            "model": {
+                "build": "jobs.bench.emulated:build",
+                "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS[workers]},
+            },
+            "data": {"build": "jobs.bench.emulated:build_data"},
+            "optimizer": {"learning_rate": 1e-4},
+            "parallel": {
+                "workers": workers,
+                "stages": STAGES,
+                "micro_batches": MICRO_BATCHES,
+                "micro_batch_size": 1,
+                "cpus_per_worker": 0.0,
+            },
+            "metrics": {"enabled": False},
+        }
+    )
+
+
+def settled(steps: Sequence[StepRecord], workers: int) -> list[float]:
+    """Seconds of the steps made by ``workers`` workers, ascending in time, the first left out: it is
+    computed in part by others, and probes the gradients' scale or pays for the change."""
+    return [record.seconds for record in steps if record.workers == workers][1:]
+
+
+def stages_of(plan: Plan) -> str:
+    """Layers x workers of every stage."""
+    return " ".join(f"{stage.stop - stage.first}x{len(stage.workers)}" for stage in plan.stages)
+
+
+def victim(plan: Plan) -> int:
+    """Who is killed next: a worker of the largest stage group, the highest id of it."""
+    return max(max(plan.stages, key=lambda stage: len(stage.workers)).workers)
+
+
+def _measure(run: RayRun, workers: int, lost: int) -> Degraded:
+    def measured() -> list[float]:
+        progress = run.progress(0, 0)
+        if progress.outcome is not None:
+            raise RuntimeError(f"the run ended early: {progress.message}")
+        return settled(progress.steps, workers - lost)
+
+    wait_for(f"{STEPS} steps of {workers - lost} workers", lambda: len(measured()) >= STEPS)
+    plan = run.plan()
+    assert plan is not None, "a run that has committed steps has a plan"
+    return Degraded(workers, lost, median(measured()), stages_of(plan))
+
+
+def _lose(run: RayRun) -> None:
+    plan = run.plan()
+    assert plan is not None, "a run that has committed steps has a plan"
+    os.kill(run.processes()[victim(plan)], signal.SIGKILL)
+
+
+def measure(workers: int, folder: Path, console: Console) -> list[Degraded]:
+    """Throughput of ``workers`` workers with 0 to ``LOSSES`` of them killed, one after the other."""
+    results = []
+    console.print(f"starting {workers} workers", highlight=False)
+    with started(recipe(workers), folder) as run:
+        for lost in range(LOSSES + 1):
+            if lost:
+                _lose(run)
+            results.append(_measure(run, workers, lost))
+            console.print(
+                f"{workers} workers, {lost} lost: {results[-1].step_seconds:.3f} s a step", highlight=False
+            )
+    return results
+
+
+def report(results: Sequence[Sequence[Degraded]]) -> BenchReport:
+    """The table. Each inner sequence is one number of workers, the undisturbed one first."""
+    rows: list[Mapping[str, str | float | int | None]] = []
+    worst = float("inf")
+    for series in results:
+        for each in series:
+            share = each.share_of_ideal(series[0])
+            if each.lost:
+                worst = min(worst, share)
+            rows.append(
+                {
+                    "workers": each.workers,
+                    "lost": each.lost,
+                    "step_seconds": each.step_seconds,
+                    "throughput": series[0].step_seconds / each.step_seconds,
+                    "ideal": (each.workers - each.lost) / each.workers,
+                    "share_of_ideal": share if each.lost else None,
+                    "stages": each.stages,
+                }
+            )
+    return BenchReport(
+        bench="degraded",
+        headline={"worst_share_of_ideal": worst},
+        goal=f"worst_share_of_ideal >= {GOAL}",
+        met=worst >= GOAL,
+        rows=tuple(rows),
+        notes=(
+            "the layers' compute is emulated: a layer sleeps in forward and twice as long in backward; "
+            "actors, messages, sums and kills are real",
+            f"{LAYERS} equal layers in {STAGES} stages, {MICRO_BATCHES} micro-batches; stages are "
+            "layers x workers; throughput and ideal are shares of the undisturbed one's, which has the "
+            "pipeline's own gaps",
+        ),
+    )
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; takes about four minutes. Raises RuntimeError if a run ends by itself."""
+    results = []
+    for workers in FORWARD_SECONDS:
+        with tempfile.TemporaryDirectory() as folder, connect(None, workers, 1.0, 0.0):
+            results.append(measure(workers, Path(folder) / "run", console))
+    return report(results)

@@ -1,0 +1,77 @@
+"""A model and data whose compute is emulated by sleeping, so that two cores can host many workers.
+
+A sleeping layer leaves its core to others, as a layer on an accelerator would. What the bits are does not
+matter here; that every message, sum and shard is real does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BACKWARD = 2
+"""A backward takes this many times its forward."""
+
+
+class _Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BD: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        time.sleep(seconds)
+        return x_BD.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        time.sleep(BACKWARD * ctx.seconds)
+        return gradients[0], None
+
+
+class SleepingLayer(nn.Module):
+    """``x_BD`` to ``x_BD``: forward takes ``seconds``, backward twice that. One parameter per column."""
+
+    def __init__(self, width: int, seconds: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self._seconds = seconds
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        slept: Tensor = _Sleep.apply(x_BD * self.scale, self._seconds)
+        return slept
+
+
+def loss(x_BD: Tensor, targets_BD: Tensor) -> tuple[Tensor, int]:
+    """(the sum of the squared errors, number of samples)."""
+    return (x_BD - targets_BD).square().sum(), len(x_BD)
+
+
+class Noise:
+    """Targets that are a fixed multiple of random inputs, a pure function of the micro-batch's place."""
+
+    def __init__(self, width: int, micro_batch_size: int, seed: int) -> None:
+        self._shape, self._seed = (micro_batch_size, width), seed
+
+    def micro_batch(self, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
+        return self._draw(2 * (step * 10_007 + micro_batch))
+
+    def held_out(self, micro_batch: int) -> tuple[Tensor, Tensor]:
+        return self._draw(2 * micro_batch + 1)
+
+    def _draw(self, place: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed((self._seed << 32) + place)
+        inputs_BD = torch.randn(self._shape, generator=generator)
+        return inputs_BD, inputs_BD / 2
+
+
+def build(*, layers: int, forward_seconds: float, width: int = 64) -> tuple[list[nn.Module], Any]:
+    """``layers`` sleeping layers and the loss. Raises ValueError for fewer than one layer."""
+    if layers < 1:
+        raise ValueError(f"the model's layers is {layers}: it must be at least 1")
+    return [SleepingLayer(width, forward_seconds) for _ in range(layers)], loss
+
+
+def build_data(*, micro_batch_size: int, micro_batches: int, seed: int, width: int = 64) -> Noise:
+    """Random inputs; ``micro_batches`` does not matter to them."""
+    return Noise(width, micro_batch_size, seed)

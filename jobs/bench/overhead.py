@@ -1,0 +1,155 @@
+"""What fault tolerance costs while nothing fails: throughput beside a peer that has none, and memory.
+
+Reknit (exact and fast sums) and ``pipelining_peer`` train the same GPT in the same layout, resident on
+the same machine at the same time, and take turns of a few steps; whoever is not at turn is stopped by a
+signal. So whatever else the machine does meets all of them alike, and a turn is compared with the
+peer's turn of the same round.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from actors.cluster import connect
+from jobs.assembly import assemble
+from jobs.bench.footprint import footprint_rows
+from jobs.bench.pipelining_peer import PeerLayout, PipeliningPeer
+from jobs.bench.report import BenchReport
+from jobs.bench.resident import Turns, commit_times, started, wait_for
+from jobs.recipe import Recipe
+
+GOAL_EXACT, GOAL_FAST, GOAL_MEMORY = 0.98, 1.0, 1.1
+WORKERS, STAGES = 4, 2
+ROUNDS, STEPS_PER_TURN = 6, 4
+WARM_UP_STEPS = 3
+MODEL = {"width": 256, "depth": 6, "heads": 8, "context": 128, "dropout": 0.1, "tied": False}
+PEER = "torch pipelining + data parallel"
+
+
+def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: Any) -> Recipe:
+    """The run that is measured. It would go on for longer than any bench lasts."""
+    return Recipe.model_validate(
+        {
+            "run": {"name": "overhead", "steps": 100_000, "seed": 1},
+            "model": {"build": build, "arguments": {**MODEL, **arguments}},
+            "data": {"arguments": {"source": "python-stdlib", "context": MODEL["context"]}},
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 10, "clip_norm": 1.0},
+            "parallel": {
+                "workers": WORKERS,
+                "stages": STAGES,
+                "micro_batches": 16,
+                "micro_batch_size": 4,
+                "cpus_per_worker": 0.0,
+            },
+            "reduction": reduction,
+            "metrics": {"enabled": False},
+        }
+    )
+
+
+def ratio(turns: Sequence[Sequence[float]], peer_turns: Sequence[Sequence[float]]) -> float:
+    """Median over the rounds of peer's seconds per step over ours: above 1 we are faster."""
+    return median(median(peer) / median(own) for own, peer in zip(turns, peer_turns, strict=True))
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; takes about four minutes. Raises RuntimeError if a job stops by itself."""
+    exact = recipe("exact")
+    tokens = exact.parallel.micro_batches * exact.parallel.micro_batch_size * int(MODEL["context"])
+    with tempfile.TemporaryDirectory() as folder, connect(None, 2 * WORKERS, 1.0, 0.0):
+        turns, bounds = _throughput(Path(folder), console)
+        console.print("measuring memory", highlight=False)
+        memory = footprint_rows(recipe, Path(folder) / "memory")
+    rows: list[Mapping[str, str | float | int | None]] = []
+    ratios = {name: ratio(turns[name], turns[PEER]) for name in turns}
+    for name, each in turns.items():
+        seconds = median(s for turn in each for s in turn)
+        rows.append(
+            {
+                "what": name,
+                "tokens_per_second": tokens / seconds,
+                "step_seconds": seconds,
+                "of_peer": ratios[name],
+                "bytes_measured": None,
+                "bytes_in_theory": None,
+            }
+        )
+    for part in memory:
+        rows.append(
+            {
+                "what": part.name,
+                "tokens_per_second": None,
+                "step_seconds": None,
+                "of_peer": None,
+                "bytes_measured": part.measured,
+                "bytes_in_theory": part.theory,
+            }
+        )
+    over_theory = max(part.measured / part.theory for part in memory if part.theory and part.is_total)
+    headline = {
+        "exact_ratio": ratios["reknit exact"],
+        "fast_ratio": ratios["reknit fast"],
+        "memory_over_theory": over_theory,
+    }
+    return BenchReport(
+        bench="overhead",
+        headline=headline,
+        goal=f"exact_ratio >= {GOAL_EXACT}, fast_ratio >= {GOAL_FAST:.1f}, memory_over_theory <= {GOAL_MEMORY}",
+        met=ratios["reknit exact"] >= GOAL_EXACT
+        and ratios["reknit fast"] >= GOAL_FAST
+        and over_theory <= GOAL_MEMORY,
+        rows=tuple(rows),
+        notes=(
+            f"GPT of width {MODEL['width']}, depth {MODEL['depth']}, {tokens} tokens a step in "
+            f"{exact.parallel.micro_batches} micro-batches; {STAGES} stages (cut at layer {bounds[1]}) of "
+            f"{WORKERS // STAGES} workers, one thread each, for all three",
+            f"{ROUNDS} rounds of turns; a ratio is the median over the rounds. Ray's own processes ran "
+            "during the peer's turns too",
+            "memory in bytes of exact sums: parameters 4P, sums 8P, state of two steps 24P/g, copies of "
+            "others' 24P/g, activations = micro-batches in flight x those of one",
+        ),
+    )
+
+
+def _throughput(folder: Path, console: Console) -> tuple[dict[str, list[list[float]]], tuple[int, ...]]:
+    """Seconds of the steps by name and round, and the layers' cut, which the peer takes over."""
+    with ExitStack() as stack:
+        runs = {}
+        for name in ("exact", "fast"):
+            console.print(f"starting reknit {name}", highlight=False)
+            run = stack.enter_context(started(recipe(name), folder / name))
+            wait_for(f"the first steps of {name}", lambda run=run: len(commit_times(run)) >= WARM_UP_STEPS)  # type: ignore[misc]
+            stack.enter_context(Turns({name: list(run.processes().values())}))
+            runs[name] = run
+        plan = runs["exact"].plan()
+        assert plan is not None, "a run that has committed steps has a plan"
+        bounds = (0, *(stage.stop for stage in plan.stages))
+        console.print("starting the peer", highlight=False)
+        niceness = os.getpriority(os.PRIO_PROCESS, next(iter(runs["exact"].processes().values())))
+        job = assemble(recipe("exact"), str(folder))
+        peer = stack.enter_context(PipeliningPeer(PeerLayout(bounds, WORKERS // STAGES), job, niceness))
+        wait_for("the first steps of the peer", lambda: len(peer.poll(0.1)) >= WARM_UP_STEPS)
+        jobs: dict[str, tuple[list[int], Callable[[], Sequence[float]]]] = {
+            f"reknit {name}": (list(run.processes().values()), partial(commit_times, run))
+            for name, run in runs.items()
+        }
+        jobs[PEER] = (list(peer.processes().values()), partial(peer.poll, 0.0))
+        turns: dict[str, list[list[float]]] = {name: [] for name in jobs}
+        names = list(jobs)
+        with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
+            for turn in range(ROUNDS):
+                shift = turn % len(names)
+                for name in names[shift:] + names[:shift]:
+                    turns[name].append(control.take(name, jobs[name][1], STEPS_PER_TURN))
+                last = ", ".join(f"{name} {median(turns[name][-1]):.3f} s" for name in names)
+                console.print(f"round {turn + 1} of {ROUNDS}: {last}", highlight=False)
+    return turns, bounds

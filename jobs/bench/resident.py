@@ -1,0 +1,101 @@
+"""A run that a bench starts and watches, and taking turns among runs that are resident together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import RayRun
+from actors.ray_controller import RunSettings
+from jobs.assembly import assemble
+from jobs.recipe import Recipe
+from runtime.run_folder import RunFolder
+
+PATIENCE_SECONDS = 180.0
+"""How long a bench waits for the next step of a run."""
+
+
+@contextmanager
+def started(recipe: Recipe, folder: Path) -> Iterator[RayRun]:
+    """A run of ``recipe`` on the connected Ray, recorded in ``folder``; its actors are gone at the end."""
+    job = assemble(recipe, str(folder / "checkpoints"))
+    RunFolder.create(folder, recipe.to_toml(), {}, resume=False)
+    parallel = recipe.parallel
+    settings = RunSettings(
+        folder=str(folder),
+        workers=parallel.workers,
+        min_workers=parallel.min_workers,
+        stages=parallel.stages,
+        keep=recipe.checkpoint.keep,
+        recipe=recipe.numerics_digest(),
+        resume=False,
+        metrics_port=None,
+    )
+    secret = secrets.token_bytes(32)
+    with RayRun(job, settings, secret, parallel.cpus_per_worker, parallel.gpus_per_worker) as run:
+        yield run
+
+
+def wait_for(what: str, ready: Callable[[], bool], poll_seconds: float = 0.1) -> None:
+    """Polls until ``ready``. Raises RuntimeError after ``PATIENCE_SECONDS``."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ready():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
+        time.sleep(poll_seconds)
+
+
+def commit_times(run: RayRun) -> list[float]:
+    """``time.time()`` of every commit so far. Raises RuntimeError if the run has ended."""
+    progress = run.progress(0, 0)
+    if progress.outcome is not None:
+        raise RuntimeError(f"the run ended early: {progress.message}")
+    return [record.committed_at for record in progress.steps]
+
+
+def whole_steps(commits: Iterable[float], begin: float, end: float) -> list[float]:
+    """Seconds of the steps that began (with the commit before) and ended from ``begin`` to ``end``."""
+    inside = sorted(commit for commit in commits if begin <= commit <= end)
+    return [later - earlier for earlier, later in pairwise(inside)]
+
+
+class Turns:
+    """Lets one of several resident jobs run at a time; the processes of the others are stopped."""
+
+    def __init__(self, processes: Mapping[str, Sequence[int]]) -> None:
+        self._processes = processes
+
+    def __enter__(self) -> Turns:
+        for name in self._processes:
+            self._signal(name, signal.SIGSTOP)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for name in self._processes:
+            self._signal(name, signal.SIGCONT)
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        for process in self._processes[name]:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def take(self, name: str, commits: Callable[[], Sequence[float]], steps: int) -> list[float]:
+        """Lets ``name`` run until ``steps`` whole steps lie inside its turn; their seconds."""
+        begin = time.time()
+        self._signal(name, signal.SIGCONT)
+        try:
+            wait_for(
+                f"{steps} steps of {name}",
+                lambda: len(whole_steps(commits(), begin, time.time())) >= steps,
+            )
+        finally:
+            end = time.time()
+            self._signal(name, signal.SIGSTOP)
+        return whole_steps(commits(), begin, end)
