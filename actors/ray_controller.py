@@ -152,6 +152,16 @@ class ControllerActor:
         if not self._ready:
             raise ValueError("no worker could be started: see `ray status` for the cluster's resources")
         first = next(iter(self._ready.values()))
+        if len({ready.data for ready in self._ready.values()}) > 1:
+            raise ValueError(
+                "the workers' machines hold different data under the same name (the contents differ): name a "
+                "folder in data.arguments that all machines share, or put the same files on each"
+            )
+        if len({ready.layout for ready in self._ready.values()}) > 1:
+            raise ValueError(
+                "the workers built different models: the model's build function must depend on nothing but "
+                "its arguments and torch's random generator"
+            )
         terms = Terms(
             run=self._recorder.folder.name,
             layout=first.layout,

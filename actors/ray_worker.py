@@ -30,6 +30,8 @@ class Ready:
     process: int
     layout: Layout
     profile: Profile
+    data: str | None
+    """A digest of the data's contents, where the data set has one."""
 
 
 class WorkerActor:
@@ -51,6 +53,7 @@ class WorkerActor:
             process=os.getpid(),
             layout=self._worker.layout,
             profile=self._worker.profile,
+            data=getattr(self._worker.data, "digest", None),
         )
 
     def _make_endpoint(self, on_control: ControlCallback, on_lost: LostCallback) -> SocketEndpoint:

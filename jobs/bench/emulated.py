@@ -38,7 +38,7 @@ class SleepingLayer(nn.Module):
         self._seconds = seconds
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        slept: Tensor = _Sleep.apply(x_BD * self.scale, self._seconds)
+        slept: Tensor = _Sleep.apply(x_BD * self.scale, self._seconds)  # type: ignore[no-untyped-call]
         return slept
 
 

@@ -24,8 +24,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from jobs.bench.report import BenchReport
 from runtime.fabric.collectives import all_reduce
 from runtime.fabric.interface import CONTROL, Interrupted, Message, Tag
 from runtime.fabric.sockets import SocketEndpoint
@@ -222,17 +224,17 @@ def _changes(crowd: _Crowd, kind: Kind, repeats: int) -> list[tuple[float, float
     return times
 
 
-def main() -> None:
+def run(console: Console) -> BenchReport:
+    """Measures groups of 8, 16 and 32; about a minute."""
     rows = measure()
-    names = list(rows[0])
-    print("  ".join(f"{name:>{max(12, len(name))}}" for name in names))
-    for row in rows:
-        print("  ".join(f"{row[name]:>{max(12, len(name))}.4g}" for name in names))
     ratio = next(row["ratio"] for row in rows if row["members"] == 32)
-    print(f"{HEADLINE} = {ratio:.1f} (goal: at least {GOAL:.0f})")
-
-
-if __name__ == "__main__":
-    from jobs.bench import fabric
-
-    fabric.main()  # the importable module, so that members find its functions
+    return BenchReport(
+        bench="fabric",
+        headline={HEADLINE: ratio},
+        goal=f"editing a group of 32 at least {GOAL:.0f} times as fast as rebuilding a gloo group",
+        met=ratio >= GOAL,
+        rows=tuple(rows),
+        notes=(
+            "gloo's figure includes taking the old group down, as a rebuild does; the column says how much",
+        ),
+    )

@@ -34,60 +34,46 @@ from jobs.assembly import build_data, build_layers, data_arguments
 from jobs.bench.kills import Commit, Recovery, recovery
 from jobs.recipe import Recipe
 
-HEARTBEAT_TIMEOUT_SECONDS = 5.0
-"""torchft's default. Until it has passed, the lighthouse counts a killed replica as alive."""
+MIN_REPLICAS = 2
+QUORUM_TICK_MS, HEARTBEAT_TIMEOUT_MS = 100, 5_000
+"""torchft's defaults."""
 
+STEPS_BEFORE_KILL = 20
 PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Lighthouse:
-    """How the lighthouse is set; the defaults are those of the ``torchft_lighthouse`` command."""
+class Setting:
+    """``join_timeout_ms`` is the lighthouse's; its default is that of the ``torchft_lighthouse`` command."""
 
+    replicas: int
     join_timeout_ms: int = 60_000
-    quorum_tick_ms: int = 100
 
 
-def measure(
-    recipe: Recipe,
-    lighthouse: Lighthouse,
-    *,
-    rounds: int,
-    kills: int,
-    pause: Callable[[], float],
-    random_: random.Random,
-) -> tuple[list[Recovery], int]:
-    """Kills ``kills`` of the recipe's workers, one after the other, in each of ``rounds`` fresh sets.
+def measure(recipe: Recipe, setting: Setting, kills: int, random_: random.Random) -> list[Recovery | None]:
+    """One kill in each of ``kills`` fresh sets of replicas, at a random moment.
 
-    ``pause`` gives the seconds from the moment at which the lighthouse has forgotten the last victim to the next
-    kill. Returns the recoveries and the number of kills after which nothing was committed for ``PATIENCE_SECONDS``.
-    Raises RuntimeError if the replicas do not come together. No process is left behind.
+    None stands for a kill after which nothing was committed for ``PATIENCE_SECONDS``. Raises RuntimeError if the
+    replicas do not come together. No process is left behind.
     """
-    recoveries: list[Recovery] = []
-    stuck = 0
-    for _ in range(rounds):
+    recoveries: list[Recovery | None] = []
+    for _ in range(kills):
         with TemporaryDirectory(prefix="reknit-torchft-") as folder:
-            replicas = _Replicas(recipe, lighthouse, Path(folder))
+            replicas = _Replicas(recipe, setting, Path(folder))
             try:
-                replicas.wait(lambda commits: len(_all_together(commits)) >= 20)
-                for victim in random_.sample(range(recipe.parallel.workers), kills):
-                    time.sleep(pause())
-                    killed_at = replicas.kill(victim)
-                    lost = len(replicas.killed)
-                    try:
-                        replicas.wait(lambda commits, lost=lost: commits[-1].losses >= lost)
-                    except TimeoutError:
-                        stuck += 1
-                        break
-                    result = recovery(replicas.commits(), killed_at)
-                    assert result is not None, "a commit of the smaller quorum was waited for"
-                    recoveries.append(result)
-                    # another kill before that would meet a lighthouse that still waits for the last victim
-                    time.sleep(max(0.0, killed_at + HEARTBEAT_TIMEOUT_SECONDS + 1.0 - time.time()))
+                if not replicas.wait(lambda commits: len(_all_together(commits)) >= STEPS_BEFORE_KILL):
+                    raise RuntimeError(
+                        f"torchft's {setting.replicas} replicas did not train together for {STEPS_BEFORE_KILL} "
+                        f"steps within {PATIENCE_SECONDS:.0f} s: its join timeout may be too short"
+                    )
+                time.sleep(random_.uniform(0.0, 0.5))
+                killed_at = replicas.kill(random_.randrange(setting.replicas))
+                replicas.wait(lambda commits: commits[-1].losses > 0)
+                recoveries.append(recovery(replicas.commits(), killed_at))
             finally:
                 replicas.close()
-    return recoveries, stuck
+    return recoveries
 
 
 def _all_together(commits: Sequence[Commit]) -> list[Commit]:
@@ -95,25 +81,22 @@ def _all_together(commits: Sequence[Commit]) -> list[Commit]:
 
 
 class _Replicas:
-    def __init__(self, recipe: Recipe, lighthouse: Lighthouse, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, setting: Setting, folder: Path) -> None:
         self._folder = folder
         self.killed: list[int] = []
-        size = recipe.parallel.workers
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["jobs.bench.torchft_peer"])
         reader, writer = context.Pipe(duplex=False)
-        self._lighthouse = context.Process(
-            target=_serve, args=(lighthouse, recipe.parallel.min_workers, writer, folder), daemon=True
-        )
+        self._lighthouse = context.Process(target=_serve, args=(setting, writer, folder), daemon=True)
         self._processes: list[Any] = []
         try:
             self._lighthouse.start()
             if not reader.poll(PATIENCE_SECONDS):
                 raise RuntimeError("torchft's lighthouse did not start")
             address: str = reader.recv()
-            for number in range(size):
+            for number in range(setting.replicas):
                 process = context.Process(
-                    target=_replica, args=(number, recipe, address, folder), daemon=True
+                    target=_replica, args=(number, recipe, setting.replicas, address, folder), daemon=True
                 )
                 process.start()
                 self._processes.append(process)
@@ -136,20 +119,19 @@ class _Replicas:
                     by_step[int(step)] = commit
         return sorted(by_step.values(), key=lambda commit: commit.at)
 
-    def wait(self, until: Callable[[Sequence[Commit]], bool]) -> None:
-        """Raises TimeoutError after ``PATIENCE_SECONDS``, RuntimeError if a replica died by itself."""
+    def wait(self, until: Callable[[Sequence[Commit]], bool]) -> bool:
+        """False after ``PATIENCE_SECONDS``. Raises RuntimeError if a replica ended by itself."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
+        while time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             commits = self.commits()
             if commits and until(commits):
-                return
+                return True
             for replica, process in enumerate(self._processes):
                 if replica not in self.killed and process.exitcode is not None:
-                    output = _output(self._folder, f"replica-{replica}").read_text().splitlines()
-                    raise RuntimeError(f"torchft's replica {replica} ended: {output[-14:]}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"torchft's replicas committed nothing new for {PATIENCE_SECONDS:.0f} s")
+                    last = _output(self._folder, f"replica-{replica}").read_text().splitlines()[-1:]
+                    raise RuntimeError(f"torchft's replica {replica} ended by itself: {last}")
+        return False
 
     def kill(self, replica: int) -> float:
         """Returns when, in seconds since 1970."""
@@ -182,21 +164,21 @@ def _divert_output(folder: Path, name: str) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def _serve(settings: Lighthouse, min_replicas: int, address: Connection, folder: Path) -> None:
+def _serve(setting: Setting, address: Connection, folder: Path) -> None:
     """The lighthouse, until it is killed."""
     _divert_output(folder, "lighthouse")
     server = LighthouseServer(
         bind="[::]:0",
-        min_replicas=min_replicas,
-        join_timeout_ms=settings.join_timeout_ms,
-        quorum_tick_ms=settings.quorum_tick_ms,
-        heartbeat_timeout_ms=round(HEARTBEAT_TIMEOUT_SECONDS * 1000),
+        min_replicas=MIN_REPLICAS,
+        join_timeout_ms=setting.join_timeout_ms,
+        quorum_tick_ms=QUORUM_TICK_MS,
+        heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
     )
     address.send(server.address())
     signal.pause()
 
 
-def _replica(number: int, recipe: Recipe, lighthouse: str, folder: Path) -> None:
+def _replica(number: int, recipe: Recipe, replicas: int, lighthouse: str, folder: Path) -> None:
     """Trains until it is killed; writes down step, time and number of participants of every commit."""
     _divert_output(folder, f"replica-{number}")
     torch.set_num_threads(recipe.parallel.threads)
@@ -215,7 +197,7 @@ def _replica(number: int, recipe: Recipe, lighthouse: str, folder: Path) -> None
         pg=ProcessGroupGloo(),
         load_state_dict=load,
         state_dict=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
-        min_replica_size=recipe.parallel.min_workers,
+        min_replica_size=MIN_REPLICAS,
         rank=0,
         world_size=1,
         store_addr="127.0.0.1",
@@ -230,8 +212,7 @@ def _replica(number: int, recipe: Recipe, lighthouse: str, folder: Path) -> None
     for parameter, part in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
     managed = OptimizerWrapper(manager, optimizer)
-    share = recipe.parallel.micro_batches // recipe.parallel.workers
-    mine = range(number * share, (number + 1) * share)
+    mine = range(number, recipe.parallel.micro_batches, replicas)
     with _commits(folder, number).open("w", buffering=1) as commits:
         while True:
             step = manager.current_step() + 1

@@ -7,14 +7,14 @@ Interrupted and EndpointClosed as ``Endpoint`` does, and the inputs are then in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runtime.fabric.interface import Endpoint, Message, Tag
-from runtime.plan import Shard, WorkerId
+from runtime.plan import WorkerId
 
 DIRECT_MEMBERS = 8
 """Up to here small collectives go all to all (n(n-1) messages, one trip), beyond through one member
@@ -65,98 +65,6 @@ def all_reduce(endpoint: Endpoint, group: Sequence[WorkerId], tag: Tag, tensor: 
     if not direct:
         for member in members[1:]:
             endpoint.send(member, tag, [tensor])
-
-
-def reduce_scatter(
-    endpoint: Endpoint,
-    tag: Tag,
-    accumulators: Mapping[int, Tensor],
-    shards: Iterable[Shard],
-    members: Mapping[int, Sequence[WorkerId]],
-    *,
-    ordered: bool,
-) -> None:
-    """Sums flat accumulators over their members, each slice in place at the shard's owner.
-
-    ``accumulators[block]`` is flat; ``members[block]`` names all who hold it, this worker included.
-    ``shards`` of blocks that this worker does not hold are skipped; it may own only what it
-    holds. Slices that it does not own keep its own terms. See ``send_parts`` and ``receive_sum``,
-    which may also be called apart, with computation between them.
-    """
-    mine = [shard for shard in shards if shard.block in accumulators]
-    send_parts(endpoint, tag, accumulators, mine)
-    receive_sum(endpoint, tag, accumulators, mine, members, ordered=ordered)
-
-
-def send_parts(
-    endpoint: Endpoint, tag: Tag, accumulators: Mapping[int, Tensor], shards: Iterable[Shard]
-) -> None:
-    """Sends every other owner its slice of the flat accumulators. ``tag.index`` is set here, to
-    (block, start); the accumulators may be reused on return."""
-    mine = [shard for shard in shards if shard.block in accumulators]
-    owners = sorted({shard.owner for shard in mine} | {endpoint.worker})
-    turn = {owner: k for k, owner in enumerate(_after(owners, endpoint.worker))}
-    for shard in sorted((s for s in mine if s.owner != endpoint.worker), key=lambda s: turn[s.owner]):
-        part = accumulators[shard.block][shard.start : shard.stop]
-        endpoint.send(shard.owner, _tag_of(tag, shard), [part])
-
-
-def receive_sum(
-    endpoint: Endpoint,
-    tag: Tag,
-    accumulators: Mapping[int, Tensor],
-    shards: Iterable[Shard],
-    members: Mapping[int, Sequence[WorkerId]],
-    *,
-    ordered: bool,
-) -> None:
-    """Adds the other members' slices to those that this worker owns, in place.
-
-    In order of arrival, which is right for exact sums; with ``ordered`` (float32) in ascending order of
-    members, so that a given membership gives the same bits each time. Without ``ordered``
-    nothing else may be received on the channel of ``tag`` until this returns.
-    """
-    owned = {(s.block, s.start): s for s in shards if s.owner == endpoint.worker and s.block in accumulators}
-    if ordered:
-        for shard in owned.values():
-            part = accumulators[shard.block][shard.start : shard.stop]
-            _sum_ascending(endpoint, sorted(members[shard.block]), _tag_of(tag, shard), part)
-        return
-    for _ in range(sum(len(set(members[s.block]) - {endpoint.worker}) for s in owned.values())):
-        message = endpoint.receive_any([tag])
-        assert isinstance(message.tag.index, tuple)
-        block, start = message.tag.index
-        shard = owned[block, start]
-        target = accumulators[block][shard.start : shard.stop]
-        target.add_(message.tensors[0].to(target.device))
-
-
-def all_gather(
-    endpoint: Endpoint,
-    tag: Tag,
-    tensors: Mapping[int, Tensor],
-    shards: Iterable[Shard],
-    members: Mapping[int, Sequence[WorkerId]],
-) -> None:
-    """Completes flat tensors in place: every owner sends its slice to all members of the block.
-
-    ``tensors[block]`` is flat and holds this worker's own shards; arguments as in
-    ``reduce_scatter``. ``tag.index`` is set here, to (block, start).
-    """
-    mine = [shard for shard in shards if shard.block in tensors]
-    for shard in mine:
-        if shard.owner == endpoint.worker:
-            part = tensors[shard.block][shard.start : shard.stop]
-            for member in _after(sorted(members[shard.block]), endpoint.worker):
-                endpoint.send(member, _tag_of(tag, shard), [part])
-    for shard in mine:
-        if shard.owner != endpoint.worker:
-            message = endpoint.receive(shard.owner, _tag_of(tag, shard))
-            tensors[shard.block][shard.start : shard.stop].copy_(message.tensors[0])
-
-
-def _tag_of(tag: Tag, shard: Shard) -> Tag:
-    return tag._replace(index=(shard.block, shard.start))
 
 
 def _after(members: Sequence[WorkerId], me: WorkerId) -> Iterator[WorkerId]:

@@ -13,7 +13,6 @@ from actors.worker import Worker
 from runtime.checkpoint import newest_whole
 from runtime.events import Event, Recovered, WorkerLost
 from runtime.layout import Layout
-from runtime.protocol import Leave
 from runtime.signals import Durable, Lost
 from strategies.job import Fault, Job
 from strategies.model import build_model
@@ -86,8 +85,6 @@ class ChaosRun(LocalRun):
             self.fabric.kill(victim, f"{victim} was killed")
         for victim in company:
             self.host.post(Lost(victim, "process died"))
-            # a dead process waits for nothing
-            self.members[victim]._commands.put(Leave("killed"))
 
     def _company(self, worker: int) -> list[int]:
         group = next((group for group in self.together if worker in group), frozenset({worker}))

@@ -22,6 +22,7 @@ from runtime.fabric.interface import EndpointClosed
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER
+from runtime.protocol import Leave
 from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Lost, Terms
 from strategies.job import Fault, Job
@@ -138,6 +139,8 @@ class LocalRun:
         host.join(timeout)
         alive = host.is_alive()
         self.fabric.close()
+        for worker in self.members.values():
+            worker._commands.put(Leave("the test is over"))  # the fabric may have closed before it came
         for thread in self._threads:
             thread.join(10)
         assert not alive, f"no end within {timeout} s: {controller.phase}, step {controller.next_record}"
