@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
-from runtime.checkpoint import ShardFile
 from runtime.events import (
     CheckpointSkipped,
     FaultInjected,
@@ -92,7 +91,7 @@ class Controller:
     _fenced: set[WorkerId] = field(default_factory=set)
     _held: dict[WorkerId, Held] = field(default_factory=dict)
     _finished: dict[WorkerId, int] = field(default_factory=dict)
-    _files: dict[tuple[int, int], dict[str, ShardFile]] = field(default_factory=dict)
+    _parts: dict[tuple[int, int], dict[WorkerId, Written]] = field(default_factory=dict)
     _seen: dict[WorkerId, float] = field(default_factory=dict)
     _incident: Incident | None = None
     _writing: set[int] = field(default_factory=set)
@@ -298,26 +297,34 @@ class Controller:
         if record.step < self.next_record or record.generation > self.generation:
             return []
         self.next_record = record.step + 1
-        return [Committed(record)]
+        return [Committed(record), *self._due_manifests()]
 
     def _written(self, report: Written) -> list[Output]:
         if self.durable is not None and report.version <= self.durable.version:
             return self._end_if_finished()
         # parts written under different plans overlap, so only those of one generation make a whole
-        files = self._files.setdefault((report.version, report.generation), {})
-        files[report.file.name] = report.file
-        pieces = (piece for file in files.values() for piece in file.pieces)
-        if report.version in self._writing or not covers(self.terms.layout, pieces):
-            return []
-        self._writing.add(report.version)
-        whole = tuple(file for _, file in sorted(files.items()))
-        return [WriteManifest(report.version, report.exponents, whole)]
+        self._parts.setdefault((report.version, report.generation), {})[report.worker] = report
+        return self._due_manifests()
+
+    def _due_manifests(self) -> list[Output]:
+        """Orders for the checkpoints whose parts are whole and whose step is on record: a run that goes
+        on from a checkpoint has no gap in its log."""
+        orders: list[Output] = []
+        for (version, _), parts in sorted(self._parts.items()):
+            files = tuple(sorted((part.file for part in parts.values()), key=lambda file: file.name))
+            pieces = (piece for file in files for piece in file.pieces)
+            if version in self._writing or version >= self.next_record:
+                continue
+            if covers(self.terms.layout, pieces):
+                self._writing.add(version)
+                orders.append(WriteManifest(version, next(iter(parts.values())).exponents, files))
+        return orders
 
     def _manifest_written(self, durable: Durable) -> list[Output]:
         self._writing.discard(durable.version)
         if self.durable is None or durable.version > self.durable.version:
             self.durable = durable
-        self._files = {key: files for key, files in self._files.items() if key[0] > durable.version}
+        self._parts = {key: parts for key, parts in self._parts.items() if key[0] > durable.version}
         return self._end_if_finished()
 
     def _stop(self, now: float) -> list[Output]:

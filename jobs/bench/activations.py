@@ -55,7 +55,8 @@ class _Saved:
     """A tensor that autograd saved. It goes when its graph goes."""
 
     def __init__(self, tensor: Tensor, meter: Meter) -> None:
-        self.tensor, self._meter = tensor, meter
+        # detached: an output would hold the graph that holds it
+        self.tensor, self._meter = tensor.detach(), meter
         self._place = meter.hold(tensor)
 
     def __del__(self) -> None:
