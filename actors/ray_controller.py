@@ -16,7 +16,7 @@ from actors.host import Host, steady_time
 from actors.planning import plan_chooser
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
-from runtime.checkpoint import newest_whole
+from runtime.checkpoint import discard_after, newest_whole
 from runtime.controller import Controller
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
@@ -46,6 +46,7 @@ class RunSettings:
     recipe: str
     resume: bool
     metrics_port: int | None
+    metrics_host: str = "127.0.0.1"
 
 
 class ControllerActor:
@@ -57,7 +58,7 @@ class ControllerActor:
         folder = RunFolder(settings.folder)
         metrics = Metrics(folder.name)
         port = settings.metrics_port
-        self._metrics_port = None if port is None else metrics.serve(port)
+        self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
         now = round(steady_time() * 1e9)
         self._recorder = Recorder(folder, metrics, Ledger.begin(now))
         self._host = Host(
@@ -186,6 +187,7 @@ class ControllerActor:
                 f"{root}/{manifest.folder} was written by another recipe (seed, model, data, optimizer, "
                 "batch or precision differ): resume with the run's own recipe.toml, or start a new run"
             )
+        discard_after(root, manifest.version)
         self._recorder.folder.supersede_steps(manifest.version + 1)
         return Durable(manifest.version, root, manifest.exponents)
 

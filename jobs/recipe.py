@@ -141,9 +141,10 @@ class Checkpoint(Section):
 
 
 class Metrics(Section):
-    """``port`` 0 takes any free port."""
+    """``port`` 0 takes any free port; ``host`` "0.0.0.0" lets other machines scrape."""
 
     enabled: bool = True
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 0
 
 

@@ -21,6 +21,7 @@ from actors.ray_controller import RunSettings
 from jobs.assembly import assemble
 from jobs.display import Display
 from jobs.recipe import Recipe, load_recipe
+from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
 
@@ -76,6 +77,11 @@ def train(
         raise ValueError("overrides apply to a recipe's file: pass its path, or an already changed Recipe")
     path = _run_path(recipe, run_folder, resume)
     root = recipe.checkpoint.folder or str(path / "checkpoints")
+    if not resume and list_checkpoints(root):
+        raise ValueError(
+            f"{root} holds the checkpoints of another run: name another checkpoint.folder, or go on with that "
+            "run by --resume"
+        )
     job = assemble(recipe, root)
     folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
     settings = RunSettings(
@@ -86,6 +92,7 @@ def train(
         keep=recipe.checkpoint.keep,
         recipe=recipe.numerics_digest(),
         resume=resume,
+        metrics_host=recipe.metrics.host,
         metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
     )
     parallel = recipe.parallel

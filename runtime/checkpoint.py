@@ -254,6 +254,19 @@ def prune(root: Root, keep: int, *, read_back: bool = True) -> list[int]:
     return [version for version in gone if version in finished]
 
 
+def discard_after(root: Root, version: int) -> list[int]:
+    """Deletes everything newer than ``version``, finished or not, and returns the versions deleted.
+
+    For a run that goes on from ``version`` because what came later is damaged: left there, it would
+    count as the newest when older checkpoints are pruned.
+    """
+    store = Store.open(root)
+    gone = [newer for newer in _folders(store) if newer > version]
+    for newer in gone:
+        store.filesystem.delete_dir(store.at(folder_name(newer)))
+    return gone
+
+
 class CheckpointReader:
     """Reads any slice of a checkpoint, however its files were cut. For one thread.
 

@@ -122,6 +122,7 @@ class Controller:
                 return self._manifest_written(durable)
             case ManifestFailed(version):
                 self._writing.discard(version)
+                self._parts = {key: parts for key, parts in self._parts.items() if key[0] != version}
                 self._unwritten = True
                 return self._end_if_finished()
         if event.worker not in self.members:

@@ -23,6 +23,7 @@ from runtime.checkpoint import (
     CheckpointReader,
     Interval,
     Manifest,
+    discard_after,
     folder_name,
     layout_digest,
     list_checkpoints,
@@ -320,3 +321,13 @@ def test_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path, momen
     assert prune(tmp_path, 1) == [20]
     assert not half.exists()
     assert_whole(tmp_path, 40)
+
+
+def test_damaged_newer_checkpoints_are_discarded_before_pruning(tmp_path: Path) -> None:
+    for version in (10, 20, 30):
+        write(tmp_path, version, HALVES)
+    (tmp_path / folder_name(40)).mkdir()
+    assert discard_after(tmp_path, 20) == [30, 40]
+    write(tmp_path, 25, HALVES)
+    assert prune(tmp_path, 1, read_back=False) == [10, 20]
+    assert_whole(tmp_path, 25)
