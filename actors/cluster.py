@@ -48,6 +48,7 @@ def connect(
                 num_cpus=max(1, math.ceil(workers * cpus_per_worker)),
                 num_gpus=None if gpus_per_worker else 0,
                 include_dashboard=False,
+                _system_config={"worker_niceness": 0},  # nobody else lives on a cluster of our own
                 **quiet,
             )
     except ConnectionError as error:

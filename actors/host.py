@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from actors.recorder import Recorder
 from actors.worker import EndpointMaker
@@ -31,6 +32,7 @@ from runtime.signals import (
     Output,
     Send,
     StopRequested,
+    TakenBack,
     WriteManifest,
 )
 
@@ -92,7 +94,7 @@ class Host:
                 case Measured(worker, seconds=seconds):
                     self.measured[worker] = event
                     self.recorder.waited_for_data(seconds.get("wait_data", 0.0))
-                case Finished():
+                case Finished(generation=generation) if generation == controller.generation:
                     self.recorder.writing_checkpoint(now)
             outputs = controller.handle(event, now)
             for output in outputs:
@@ -112,6 +114,8 @@ class Host:
                     raise AssertionError("nobody interrupts the controller") from None
             case Note(event):
                 self.recorder.event(event, now)
+            case TakenBack(version):
+                self.recorder.take_back(version)
             case Committed(record):
                 self.recorder.step(record, now)
             case WriteManifest():
@@ -131,12 +135,13 @@ class Host:
                 exponents=order.exponents,
                 recipe=self._recipe,
             )
-            prune(self._root, self._keep, read_back=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is: the controller waits for an answer
+            self.post(ManifestFailed(order.version))
             problem = f"the checkpoint of step {order.version} was not finished: {error}"
             self.recorder.event(CheckpointSkipped(problem), steady_time())
-            self.post(ManifestFailed(order.version))
             return
+        self.post(ManifestWritten(Durable(order.version, self._root, order.exponents)))
         seconds = time.perf_counter() - began
         self.recorder.event(CheckpointWritten(order.version, manifest.bytes, seconds), steady_time())
-        self.post(ManifestWritten(Durable(order.version, self._root, order.exponents)))
+        with suppress(OSError):  # what stays too long is deleted after the next one
+            prune(self._root, self._keep, read_back=False)

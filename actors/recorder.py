@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -10,6 +10,7 @@ from runtime.events import (
     Event,
     Outcome,
     Paused,
+    RecordLost,
     Recovered,
     RunFinished,
     RunStarted,
@@ -49,16 +50,25 @@ class Recorder:
     outcome: Outcome | None = None
     message: str = ""
     _lock: Lock = field(default_factory=Lock)
-    _workers_by_step: int = 0
+    _unlogged: bool = False
 
     def event(self, event: Event, now: float) -> None:
         """Logs an event and books its time."""
         with self._lock:
-            self.folder.log_event(event, now)
+            self._write(lambda: self.folder.log_event(event, now))
             self.events.append(event)
             self._book(event, _nanoseconds(now))
             self.metrics.observe_event(event)
             self.metrics.observe_ledger(self.ledger)
+
+    def _write(self, log: Callable[[], None]) -> None:
+        """A full disk costs the record, not the run: said once, and kept in memory for whoever watches."""
+        try:
+            log()
+        except OSError as error:
+            if not self._unlogged:
+                self._unlogged = True
+                self.events.append(RecordLost(f"the run folder cannot be written: {error}"))
 
     def _book(self, event: Event, now: int) -> None:
         match event:
@@ -83,28 +93,31 @@ class Recorder:
         # noticed was spent waiting inside that step
         ledger = ledger.move("wasted_progress", "recovery_detect", _nanoseconds(seconds.detect))
         if event.source == "peers":
-            again = max(0.0, seconds.redo - seconds.detect)
-            ledger = ledger.move("wasted_progress", "recovery_redo", _nanoseconds(again))
-        else:
-            lost = sum(s.seconds for s in self.steps if s.step > event.from_version)
-            ledger = ledger.move("productive", "wasted_progress", _nanoseconds(lost))
-            self.folder.supersede_steps(event.from_version + 1)
-            self.steps = [s for s in self.steps if s.step <= event.from_version]
+            ledger = ledger.move("wasted_progress", "recovery_redo", _nanoseconds(seconds.redo))
         self.ledger = ledger
+
+    def take_back(self, version: int) -> None:
+        """The recorded steps after ``version`` will be committed again: their time was wasted."""
+        with self._lock:
+            lost = sum(step.seconds for step in self.steps if step.step > version)
+            self.ledger = self.ledger.move("productive", "wasted_progress", _nanoseconds(lost))
+            self._write(lambda: self.folder.supersede_steps(version + 1))
+            self.steps = [step for step in self.steps if step.step <= version]
 
     def step(self, record: StepRecord, now: float) -> None:
         """Logs a committed step."""
         with self._lock:
-            self.folder.log_step(record)
+            self._write(lambda: self.folder.log_step(record))
             self.steps.append(record)
             self.ledger = self.ledger.commit(_nanoseconds(now))
             self.metrics.observe_step(record)
             self.metrics.observe_ledger(self.ledger)
 
     def waited_for_data(self, seconds: float) -> None:
-        """Books a step's wait for data, which lies inside its productive time."""
+        """Books one worker's wait for data in a step, as its part of the run's productive time."""
         with self._lock:
-            self.ledger = self.ledger.move("productive", "data_wait", _nanoseconds(seconds))
+            share = _nanoseconds(seconds / max(1, self.workers))
+            self.ledger = self.ledger.move("productive", "data_wait", share)
 
     def writing_checkpoint(self, now: float) -> None:
         """From now on nothing but the last checkpoint is worked on."""
@@ -127,6 +140,7 @@ class Recorder:
         )
         self.event(finished, now)
         with self._lock:
+            self.ledger = self.ledger.at(_nanoseconds(now))
             self.outcome, self.message = outcome, message
             self.folder.close()
 

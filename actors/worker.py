@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -62,6 +62,9 @@ from strategies.zero import piece_of
 
 EndpointMaker = Callable[[ControlCallback, LostCallback], Endpoint]
 
+NEVER = 1 << 62
+"""A generation that no plan has."""
+
 RECORDS_KEPT = 3
 """Steps whose records a worker keeps, for the case that their reporter dies before it is heard."""
 
@@ -89,9 +92,12 @@ class Worker:
         self._inject = inject
         self._commands: queue.SimpleQueue[Interrupt | Resume | Leave] = queue.SimpleQueue()
         self._stop = False
-        self._step_began: float | None = None
+        self._began: dict[int, float] = {}
         self._exponents: dict[int, Exponents] = {}
         self._records: dict[int, StepRecord] = {}
+        self._whole: set[int] = set()
+        self._gone: set[WorkerId] = set()
+        self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         lock = compute_lock or nullcontext()
         with lock:
@@ -130,13 +136,20 @@ class Worker:
             case Resume():
                 self._commands.put(command)
             case Leave():
-                self._commands.put(command)
-                self.endpoint.interrupt(self.endpoint.generation + 1)
+                self._dismiss(command)
+
+    def _dismiss(self, leave: Leave) -> None:
+        self._commands.put(leave)
+        self.endpoint.interrupt(NEVER)
 
     def _on_lost(self, peer: WorkerId, reason: str) -> None:
         # the controller's death does not stop training: everything needed is between the workers
+        self._gone.add(peer)
         if peer != CONTROLLER:
             self._tell(PeerLost(self.worker, peer, reason))
+        if CONTROLLER in self._gone and len(self._gone) > 1:
+            # nobody is left to divide the work anew, and nobody will send this worker away
+            self._dismiss(Leave("the controller and a peer are out of reach"))
 
     def _tell(self, report: Report) -> None:
         with suppress(EndpointClosed, Interrupted):
@@ -147,6 +160,9 @@ class Worker:
 
         Raises EndpointClosed if the endpoint is closed under it.
         """
+        torch.set_num_threads(self.job.threads)  # a new thread starts with the machine's own count
+        # OpenMP counts threads per calling thread: a number set in another one does not hold here
+        torch.set_num_threads(self.job.threads)
         while True:
             command = self._commands.get()
             match command:
@@ -161,12 +177,10 @@ class Worker:
                     self._follow_guarded(command)
 
     def _tell_held(self, generation: int) -> None:
-        elapsed = time.perf_counter() - self._step_began if self._step_began is not None else 0.0
-        self._step_began = None
+        now = time.perf_counter()
+        ages = {version: now - began for version, began in self._began.items()}
         working = {block: v for block, v in self.stage.version.items() if v is not None}
-        self._tell(
-            Held(self.worker, generation, self.store.holdings(), working, dict(self._exponents), elapsed)
-        )
+        self._tell(Held(self.worker, generation, self.store.holdings(), working, dict(self._exponents), ages))
 
     def _follow_guarded(self, resume: Resume) -> None:
         generation = resume.plan.generation
@@ -211,43 +225,51 @@ class Worker:
             stop_requested=lambda: self._stop,
             on_repeat=lambda step, attempt: self._tell_repeat(plan.workers[0], step, attempt),
             settle=mover.settle,
+            known=self._complete,
             remember=self._remember,
         )
         # whoever has a record tells it once after a change: its usual reporter may be gone
         is_reporter = True
         stopping = written = False
         while version < resume.stop_at and not stopping:
-            self._step_began = time.perf_counter()
+            self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
+            self._began[version] = time.perf_counter()
             outcome = runner.run(version)
-            self._step_began = None
-            self._tell_record(version, outcome, is_reporter)
+            self._tell_record(version, is_reporter)
             is_reporter = plan.workers[0] == self.worker
             version += 1
             stopping = outcome.stop
             self._tell_measured(version, runner)
             written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
             if written:
-                self._write_checkpoint(runner, version)
-        self._tell_record(version, runner.conclude(version), True)
+                self._write_checkpoint(runner, version, is_last=version == resume.stop_at or stopping)
+        self._complete(version, runner.conclude(version))
+        self._tell_record(version, True)
         if not written:
-            self._write_checkpoint(runner, version)
+            self._write_checkpoint(runner, version, is_last=True)
         self._writer.submit(self._tell, Finished(self.worker, plan.generation, version))
 
     def _remember(self, record: StepRecord) -> None:
         self._records[record.step] = record
+        self._whole.discard(record.step)
         for step in [step for step in self._records if step <= record.step - RECORDS_KEPT]:
             del self._records[step]
 
-    def _tell_record(self, step: int, outcome: Outcome, is_reporter: bool) -> None:
+    def _complete(self, step: int, outcome: Outcome) -> None:
         """Completes the record of ``step`` by what the next exchange says of its result."""
         record = self._records.get(step)
-        if record is None:
-            return
-        whole = replace(record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss)
-        self._records[step] = whole
-        if is_reporter:
-            for earlier in sorted(s for s in self._records if s <= step):
-                self._tell(Stepped(self.worker, self._records[earlier]))
+        if record is not None:
+            self._records[step] = replace(
+                record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss
+            )
+            self._whole.add(step)
+
+    def _tell_record(self, step: int, is_reporter: bool) -> None:
+        told = sorted(s for s in self._records if s <= step)
+        # a record that this worker never saw completed is told by those who did
+        if is_reporter and all(s in self._whole for s in told):
+            for s in told:
+                self._tell(Stepped(self.worker, self._records[s]))
 
     def _tell_repeat(self, reporter: WorkerId, step: int, attempt: int) -> None:
         if self.worker == reporter:
@@ -277,8 +299,15 @@ class Worker:
 
     # --- checkpoints and faults -------------------------------------------------------------
 
-    def _write_checkpoint(self, runner: StepRunner, version: int) -> None:
-        """Copies the owned shards and writes them behind the training's back."""
+    def _write_checkpoint(self, runner: StepRunner, version: int, *, is_last: bool) -> None:
+        """Copies the owned shards and writes them behind the training's back.
+
+        One write at a time: where storage is slower than the checkpoints come, some are skipped.
+        """
+        if self._writing is not None and not self._writing.done() and not is_last:
+            problem = f"worker {self.worker} was still writing the one before that of step {version}"
+            self._tell(Unwritten(self.worker, version, problem))
+            return
         pieces = {}
         for shard in runner.rounds.owned:
             state_3N = self.store.get(piece_of(shard), version)
@@ -291,12 +320,12 @@ class Worker:
                 self._fault("checkpoint", version, 0)
                 root = self.job.checkpoint_root
                 file = write_shards(root, version, self.worker, generation, pieces)
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 self._tell(Unwritten(self.worker, version, f"worker {self.worker} could not write: {error}"))
                 return
             self._tell(Written(self.worker, generation, version, exponents, file))
 
-        self._writer.submit(write)
+        self._writing = self._writer.submit(write)
 
     def _fault(self, where: str, step: int, micro_batch: int) -> None:
         for fault in self.job.faults:

@@ -79,8 +79,8 @@ def train(
     root = recipe.checkpoint.folder or str(path / "checkpoints")
     if not resume and list_checkpoints(root):
         raise ValueError(
-            f"{root} holds the checkpoints of another run: name another checkpoint.folder, or go on with that "
-            "run by --resume"
+            f"{root} holds the checkpoints of another run: name another checkpoint.folder, or go on with "
+            "that run by --resume"
         )
     job = assemble(recipe, root)
     folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)

@@ -59,6 +59,7 @@ from runtime.signals import (
     PlanChooser,
     Send,
     StopRequested,
+    TakenBack,
     Terms,
     WriteManifest,
 )
@@ -92,11 +93,11 @@ class Controller:
     _held: dict[WorkerId, Held] = field(default_factory=dict)
     _finished: dict[WorkerId, int] = field(default_factory=dict)
     _parts: dict[tuple[int, int], dict[WorkerId, Written]] = field(default_factory=dict)
-    _seen: dict[WorkerId, float] = field(default_factory=dict)
+    _died_at: dict[WorkerId, float] = field(default_factory=dict)
     _incident: Incident | None = None
     _writing: set[int] = field(default_factory=set)
     _reached: int = 0
-    _unwritten: bool = False
+    _unwritten: int = -1
 
     def __post_init__(self) -> None:
         self.durable = self.terms.start
@@ -123,11 +124,10 @@ class Controller:
             case ManifestFailed(version):
                 self._writing.discard(version)
                 self._parts = {key: parts for key, parts in self._parts.items() if key[0] != version}
-                self._unwritten = True
+                self._unwritten = max(self._unwritten, version)
                 return self._end_if_finished()
         if event.worker not in self.members:
             return []  # a fenced or unknown worker can do no harm
-        self._seen[event.worker] = now
         return self._report(event, now)
 
     def _report(self, report: Report, now: float) -> list[Output]:
@@ -146,8 +146,8 @@ class Controller:
                 return [Note(StepRepeated(step, attempt))]
             case Written():
                 return self._written(report)
-            case Unwritten(_, _, problem):
-                self._unwritten = True
+            case Unwritten(_, version, problem):
+                self._unwritten = max(self._unwritten, version)
                 return [Note(CheckpointSkipped(problem)), *self._end_if_finished()]
             case Finished(worker, generation, version):
                 if generation == self.generation:
@@ -160,7 +160,7 @@ class Controller:
             case Failing(worker, error):
                 return self._end("failed", f"worker {worker}: {error}")
             case Injecting(worker, step, where, signal, at):
-                self._seen[worker] = at
+                self._died_at[worker] = at
                 return [Note(FaultInjected(step, worker, where, signal))]
 
     # --- membership -------------------------------------------------------------------------
@@ -211,9 +211,10 @@ class Controller:
         incident = self._incident
         if incident is None or incident.over:
             incident = Incident(self._reached + 1, len(self.members) + 1, began=now)
-        incident.lose(worker, reason, now, last_seen=self._seen.get(worker, now))
+        incident.lose(worker, reason, now, died_at=self._died_at.get(worker))
         self._incident = incident
         self.generation += 1
+        outputs += self._give_up_parts()
         self._held.clear()
         self._finished.clear()
         self.phase = Phase.AGREEING
@@ -226,15 +227,15 @@ class Controller:
         self._held[held.worker] = held
         if len(self._held) < len(self.members):
             return []
-        assert self._incident is not None, "survivors are asked what they hold only after a loss"
-        self._incident.agreed(now, max(held.step_elapsed for held in self._held.values()))
         if len(self.members) < self.terms.min_workers and not self.stopping:
             self.phase = Phase.PAUSED
             return [Note(Paused(self._reached + 1, len(self.members), self.terms.min_workers))]
-        return self._go_on()
+        return self._go_on(now)
 
-    def _go_on(self) -> list[Output]:
+    def _go_on(self, now: float) -> list[Output]:
         """From the newest step that survivors hold of every shard; else from the durable checkpoint."""
+        assert self._incident is not None, "survivors are asked what they hold only after a loss"
+        self._incident.agreed(now)
         holdings = {worker: held.holdings for worker, held in self._held.items()}
         version = newest_complete_version(self.terms.layout, holdings)
         if version is None:
@@ -270,9 +271,11 @@ class Controller:
         self.plan = plan
         self.phase = Phase.RUNNING
         self._reached = version
+        taken_back: list[Output] = [TakenBack(version)] if version + 1 < self.next_record else []
         self.next_record = min(self.next_record, version + 1)
         if self._incident:
-            self._incident.planned(self.members, version, source)
+            lost_work = max((held.ages.get(version, 0.0) for held in self._held.values()), default=0.0)
+            self._incident.planned(self.members, version, source, lost_work)
         resume = Resume(
             plan=plan,
             version=version,
@@ -283,7 +286,7 @@ class Controller:
             stop_at=version if self.stopping else self.terms.steps,
             checkpoint=checkpoint,
         )
-        return [Send(worker, resume) for worker in plan.workers]
+        return taken_back + [Send(worker, resume) for worker in plan.workers]
 
     def _moved(self, report: Moved, now: float) -> list[Output]:
         incident = self._incident
@@ -321,6 +324,15 @@ class Controller:
                 orders.append(WriteManifest(version, next(iter(parts.values())).exponents, files))
         return orders
 
+    def _give_up_parts(self) -> list[Output]:
+        """A checkpoint of the plan that ends now, whose parts are not all there, stays unfinished."""
+        versions = sorted({version for version, _ in self._parts} - self._writing)
+        self._parts = {key: parts for key, parts in self._parts.items() if key[0] in self._writing}
+        return [
+            Note(CheckpointSkipped(f"a worker was lost while the checkpoint of step {version} was written"))
+            for version in versions
+        ]
+
     def _manifest_written(self, durable: Durable) -> list[Output]:
         self._writing.discard(durable.version)
         if self.durable is None or durable.version > self.durable.version:
@@ -335,7 +347,7 @@ class Controller:
         if self.phase is Phase.FORMING:
             return self._end("interrupted", "stopped before the first step")
         if self.phase is Phase.PAUSED:
-            return self._go_on()
+            return self._go_on(now)
         return [Send(worker, Stop()) for worker in sorted(self.members)]
 
     def _end_if_finished(self) -> list[Output]:
@@ -343,7 +355,7 @@ class Controller:
             return []
         version = min(self._finished.values())
         written = self.durable is not None and self.durable.version >= version
-        if not written and not self._unwritten:
+        if not written and self._unwritten < version:
             return []
         outcome: Literal["completed", "interrupted"] = (
             "completed" if version >= self.terms.steps else "interrupted"

@@ -118,6 +118,13 @@ class CheckpointSkipped(_Logged):
 
 
 @dataclass(frozen=True)
+class RecordLost(_Logged):
+    """The run goes on, but what happens is no longer written down; ``problem`` is a sentence."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
 class StepRepeated(_Logged):
     """A gradient outgrew its scale: the step is done again with a smaller one."""
 
@@ -156,6 +163,7 @@ Event = (
     | Resumed
     | CheckpointWritten
     | CheckpointSkipped
+    | RecordLost
     | StepRepeated
     | FaultInjected
     | RunFinished
@@ -291,6 +299,8 @@ def sentence(event: Event) -> str:
             return f"step {event.version}  checkpoint written: {megabytes:.1f} MB in {event.seconds:.2f} s"
         case CheckpointSkipped():
             return f"checkpoint skipped: {event.problem}"
+        case RecordLost():
+            return f"no longer recorded: {event.problem}"
         case StepRepeated():
             return f"step {event.step}  repeated (try {event.attempt}): a gradient outgrew its scale"
         case FaultInjected():

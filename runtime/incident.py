@@ -32,20 +32,24 @@ class Incident:
     _source: StateSource = "peers"
     _bytes: int = 0
 
-    def lose(self, worker: WorkerId, reason: str, now: float, last_seen: float) -> None:
-        """A loss found at ``now``; ``last_seen`` is the worker's last sign of life."""
-        if not self.lost:
-            self._detect = max(0.0, now - last_seen)
+    def lose(self, worker: WorkerId, reason: str, now: float, died_at: float | None) -> None:
+        """A loss found at ``now``; ``died_at`` is known of faults that announce themselves, and without
+        it detection counts from its first evidence: zero."""
+        if not self.lost and died_at is not None:
+            self._detect = max(0.0, now - died_at)
         self.lost.append(worker)
         self.reasons.append(reason)
         self._interrupted_at = now
 
-    def agreed(self, now: float, step_elapsed: float) -> None:
-        """All survivors have reported; the step they left was ``step_elapsed`` seconds old."""
+    def agreed(self, now: float) -> None:
+        """All survivors have reported, and there are enough of them to go on."""
         self._agreed_at = now
-        self._redo = max(self._redo, step_elapsed)
 
-    def planned(self, members: Iterable[WorkerId], version: int, source: StateSource) -> None:
+    def planned(
+        self, members: Iterable[WorkerId], version: int, source: StateSource, lost_work: float
+    ) -> None:
+        """Work goes on from ``version``; ``lost_work`` seconds of it have to be done again."""
+        self._redo = max(self._redo, lost_work - self._detect)
         self._waiting = set(members)
         self._workers_after = len(self._waiting)
         self._version = version

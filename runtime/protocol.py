@@ -63,8 +63,8 @@ class Held:
     """Worker to controller: what I hold, in answer to ``Interrupt``.
 
     ``working`` maps a block to the version of its full working parameters; ``exponents`` has an
-    entry for every version held; ``step_elapsed`` is the age in seconds of the step that was cut
-    short (0 at a boundary).
+    entry for every version held; ``ages[v]`` tells how many seconds ago this worker began the step that
+    follows version v, for the last few steps.
     """
 
     worker: WorkerId
@@ -72,7 +72,7 @@ class Held:
     holdings: tuple[Holding, ...]
     working: Mapping[int, int]
     exponents: Mapping[int, Exponents]
-    step_elapsed: float
+    ages: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)

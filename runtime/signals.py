@@ -120,4 +120,11 @@ class End:
     message: str
 
 
-Output = Send | Note | Committed | WriteManifest | End
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """The run goes on from ``version``: recorded steps after it will be committed again."""
+
+    version: int
+
+
+Output = TakenBack | Send | Note | Committed | WriteManifest | End

@@ -58,6 +58,8 @@ class Pipeline:
     stage: StageModel
     data: Data
     fault: FaultPoint
+    between: Callable[[], None] = lambda: None
+    """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class Pipeline:
         backward_tag = self._tag(step, attempt, "backward")
         finished = started = 0
         while finished < len(mine):
+            self.between()
             next_one = self._schedule.next_instruction(started < len(mine), 0, len(in_flight))
             may_start = next_one is Instruction.FORWARD
             message = self._next_message(may_start, bool(in_flight), forward_tag, backward_tag)

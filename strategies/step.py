@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -68,6 +69,8 @@ class StepRunner:
     on_repeat: Callable[[int, int], None]
     settle: Callable[[], None]
     """Takes in what the last move still owes this worker; called before every exchange."""
+    known: Callable[[int, Outcome], None]
+    """Told at once, before anything can be interrupted, what an exchange says of the version before it."""
     remember: Callable[[StepRecord], None]
     """Gets a step's record, without fingerprint, before and again after it is committed."""
     seconds: StepSeconds = field(default_factory=StepSeconds)
@@ -81,7 +84,6 @@ class StepRunner:
             piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
             for shard in self.rounds.owned
         }
-        self._backups_expected_from: int | None = None
 
     def run(self, version: int) -> Outcome:
         """Computes step ``version`` + 1 and commits it. The outcome speaks of the step's beginning.
@@ -106,6 +108,7 @@ class StepRunner:
                 self.on_repeat(step, attempt)
             exponents = following
         result = outcome(shares)
+        self.known(version, result)
         norm = gradient_norm(shares, exponents if self._exact else None, result.count)
         samples = self.job.micro_batches * self.job.micro_batch_size
         record = StepRecord(
@@ -132,7 +135,7 @@ class StepRunner:
         self._gather(step, attempt, new_states)
         self.fault("backup", step, 0)
         self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
-        self._backups_expected_from = step
+        self.rounds.expect_backups()
         self.seconds.wait_peers = self.pipeline.waiting.peers
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
@@ -161,6 +164,7 @@ class StepRunner:
         probing = self._exact and exponents is None
         began = time.perf_counter()
         self.stage.clear_gradients()
+        self.pipeline.between = partial(self._take_backups, step - 1, wait=False)
         losses = self.pipeline.train(step, attempt, exponents)
         share = Share(losses=losses, held_out=held_out, stop=self.stop_requested())
         if self._exact:
@@ -190,16 +194,17 @@ class StepRunner:
         began = time.perf_counter()
         version = step - 1
         self.settle()
-        if self._backups_expected_from is not None:
-            tag = self._tag(self._backups_expected_from, 0, "backup")
-            self.rounds.receive_backups(tag, self.stage.working, self.store, version)
-            self._backups_expected_from = None
+        self._take_backups(version, wait=True)
         self.fault("exchange", step, 0)
         share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began
         return [shares[worker] for worker in self.plan.workers]
+
+    def _take_backups(self, version: int, *, wait: bool) -> None:
+        tag = self._tag(version, 0, "backup")
+        self.rounds.take_backups(tag, self.stage.working, self.store, version, wait=wait)
 
     def _state(self, shard: Shard, version: int) -> Tensor:
         state_3N = self.store.get(piece_of(shard), version)

@@ -7,7 +7,7 @@ slices meant for it, in the order of ``plan.shards``, which both sides know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -43,11 +43,7 @@ class ZeroRounds:
                     self._to_holder.setdefault(holder, []).append(shard)
         self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
         self._backed_up = _grouped(tuple(plan.backed_up_by(worker)), lambda shard: shard.owner)
-        self._holds = mine
-
-    def backed_up(self) -> Iterator[Shard]:
-        """The shards that this worker keeps copies of."""
-        return (shard for shards in self._backed_up.values() for shard in shards)
+        self._coming: set[WorkerId] = set()
 
     def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
         """Sums every owned shard over its stage group(s); returns views into ``accumulators``.
@@ -108,11 +104,22 @@ class ZeroRounds:
     def _to_holder_of(self, shard: Shard) -> set[WorkerId]:
         return {holder for holder, shards in self._to_holder.items() if shard in shards}
 
-    def receive_backups(self, tag: Tag, working: dict[int, Tensor], store: ShardStore, version: int) -> None:
-        """Waits for the copies of ``version`` that this worker keeps for others, and keeps them."""
-        for owner, shards in self._backed_up.items():
-            message = self._endpoint.receive(owner, tag)
-            for shard, part in zip(shards, message.tensors, strict=True):
+    def expect_backups(self) -> None:
+        """From now on, copies of the state just sent by everybody are on their way here."""
+        self._coming = set(self._backed_up)
+
+    def take_backups(
+        self, tag: Tag, working: dict[int, Tensor], store: ShardStore, version: int, *, wait: bool
+    ) -> None:
+        """Keeps the copies of ``version`` that have come for this worker; with ``wait``, all of them.
+
+        ``working`` must hold the parameters of ``version``.
+        """
+        while self._coming:
+            message = self._endpoint.receive_any([tag]) if wait else self._endpoint.poll_any([tag])
+            if message is None:
+                return
+            for shard, part in zip(self._backed_up[message.sender], message.tensors, strict=True):
                 if part.shape[0] == 2:
                     state_3N = store.buffer(shard.size)
                     state_3N[0] = working[shard.block][shard.start : shard.stop]
@@ -120,6 +127,7 @@ class ZeroRounds:
                 else:
                     state_3N = part
                 store.put(piece_of(shard), version, state_3N)
+            self._coming.discard(message.sender)
 
 
 def _grouped(

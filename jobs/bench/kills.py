@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
+PATIENCE_SECONDS = 20.0
+"""How long a peer may take from a kill to its next commit: four times torchft's heartbeat timeout."""
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -56,7 +59,7 @@ def recovery(commits: Sequence[Commit], killed_at: float) -> Recovery | None:
 
 
 def summary(
-    name: str, recoveries: Sequence[Recovery], batch_after: str
+    name: str, recoveries: Sequence[Recovery], batch_after: int
 ) -> dict[str, str | float | int | None]:
     """A row of the table."""
     seconds = [each.seconds for each in recoveries]
@@ -65,9 +68,6 @@ def summary(
         "kills": len(recoveries),
         "median_seconds": median(seconds) if seconds else None,
         "worst_seconds": max(seconds) if seconds else None,
-        "any_commit_median_seconds": median(each.any_commit_seconds for each in recoveries)
-        if seconds
-        else None,
         "step_seconds": median(each.undisturbed_seconds for each in recoveries) if seconds else None,
         "batch_after": batch_after,
     }
@@ -80,7 +80,6 @@ def phase_row(name: str, seconds: Sequence[float]) -> dict[str, str | float | in
         "kills": len(seconds),
         "median_seconds": median(seconds) if seconds else None,
         "worst_seconds": max(seconds) if seconds else None,
-        "any_commit_median_seconds": None,
         "step_seconds": None,
         "batch_after": None,
     }

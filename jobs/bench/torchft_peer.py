@@ -1,8 +1,8 @@
 """torchft on the recovery bench's job: replicas as processes, killed from outside like Reknit's workers.
 
-A lighthouse, and in each replica torchft's manager, its gloo group and its optimizer wrapper. Gradients are summed
-by one all-reduce of the manager over a flat buffer: torchft's DistributedDataParallel, in version 0.2.0, ends the
-survivors by an assertion when a peer dies in mid-step on gloo. A replica that dies is not replaced.
+A lighthouse, and in each replica torchft's manager, its gloo group and its optimizer wrapper. Gradients
+are summed by one all-reduce of the manager over a flat buffer, because torchft's DistributedDataParallel
+(0.2.0, gloo) ends survivors by an assertion when a peer dies in mid-step. The dead are not replaced.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
 
 # Imported here, not in the functions, so that the server that processes are forked from does it only once.
 from torchft.coordination import LighthouseServer
@@ -31,7 +31,7 @@ from torchft.optim import OptimizerWrapper
 from torchft.process_group import ProcessGroupGloo
 
 from jobs.assembly import build_data, build_layers, data_arguments
-from jobs.bench.kills import Commit, Recovery, recovery
+from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, recovery
 from jobs.recipe import Recipe
 
 MIN_REPLICAS = 2
@@ -39,7 +39,11 @@ QUORUM_TICK_MS, HEARTBEAT_TIMEOUT_MS = 100, 5_000
 """torchft's defaults."""
 
 STEPS_BEFORE_KILL = 20
-PATIENCE_SECONDS = 60.0
+START_SECONDS = 40.0
+"""How long replicas may take to come together."""
+
+NICENESS = 15
+"""Ray gives it to its workers; with another one, the peer would have more of a busy machine."""
 _POLL_SECONDS = 0.1
 
 
@@ -51,29 +55,32 @@ class Setting:
     join_timeout_ms: int = 60_000
 
 
-def measure(recipe: Recipe, setting: Setting, kills: int, random_: random.Random) -> list[Recovery | None]:
+def measure(
+    recipe: Recipe, setting: Setting, kills: int, random_: random.Random
+) -> Iterator[Recovery | None]:
     """One kill in each of ``kills`` fresh sets of replicas, at a random moment.
 
-    None stands for a kill after which nothing was committed for ``PATIENCE_SECONDS``. Raises RuntimeError if the
-    replicas do not come together. No process is left behind.
+    None stands for a kill after which the survivors committed nothing for ``PATIENCE_SECONDS``. Raises
+    RuntimeError if the replicas do not come together. No process is left behind.
     """
-    recoveries: list[Recovery | None] = []
     for _ in range(kills):
         with TemporaryDirectory(prefix="reknit-torchft-") as folder:
             replicas = _Replicas(recipe, setting, Path(folder))
             try:
-                if not replicas.wait(lambda commits: len(_all_together(commits)) >= STEPS_BEFORE_KILL):
+                if not replicas.wait(
+                    lambda commits: len(_all_together(commits)) >= STEPS_BEFORE_KILL, START_SECONDS
+                ):
                     raise RuntimeError(
-                        f"torchft's {setting.replicas} replicas did not train together for {STEPS_BEFORE_KILL} "
-                        f"steps within {PATIENCE_SECONDS:.0f} s: its join timeout may be too short"
+                        f"the replicas did not train together for {STEPS_BEFORE_KILL} steps "
+                        f"within {START_SECONDS:.0f} s"
                     )
                 time.sleep(random_.uniform(0.0, 0.5))
                 killed_at = replicas.kill(random_.randrange(setting.replicas))
-                replicas.wait(lambda commits: commits[-1].losses > 0)
-                recoveries.append(recovery(replicas.commits(), killed_at))
+                replicas.wait(lambda commits: commits[-1].losses > 0, PATIENCE_SECONDS)
+                result = recovery(replicas.commits(), killed_at)
             finally:
                 replicas.close()
-    return recoveries
+        yield result
 
 
 def _all_together(commits: Sequence[Commit]) -> list[Commit]:
@@ -91,7 +98,7 @@ class _Replicas:
         self._processes: list[Any] = []
         try:
             self._lighthouse.start()
-            if not reader.poll(PATIENCE_SECONDS):
+            if not reader.poll(START_SECONDS):
                 raise RuntimeError("torchft's lighthouse did not start")
             address: str = reader.recv()
             for number in range(setting.replicas):
@@ -119,9 +126,9 @@ class _Replicas:
                     by_step[int(step)] = commit
         return sorted(by_step.values(), key=lambda commit: commit.at)
 
-    def wait(self, until: Callable[[Sequence[Commit]], bool]) -> bool:
-        """False after ``PATIENCE_SECONDS``. Raises RuntimeError if a replica ended by itself."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def wait(self, until: Callable[[Sequence[Commit]], bool], patience: float) -> bool:
+        """False after ``patience`` seconds. Raises RuntimeError if a replica ended by itself."""
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             commits = self.commits()
@@ -164,9 +171,22 @@ def _divert_output(folder: Path, name: str) -> None:
         os.dup2(log.fileno(), 2)
 
 
+def _end_with_parent() -> None:
+    """However the bench ends, its processes end too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(setting: Setting, address: Connection, folder: Path) -> None:
     """The lighthouse, until it is killed."""
     _divert_output(folder, "lighthouse")
+    _end_with_parent()
     server = LighthouseServer(
         bind="[::]:0",
         min_replicas=MIN_REPLICAS,
@@ -181,13 +201,15 @@ def _serve(setting: Setting, address: Connection, folder: Path) -> None:
 def _replica(number: int, recipe: Recipe, replicas: int, lighthouse: str, folder: Path) -> None:
     """Trains until it is killed; writes down step, time and number of participants of every commit."""
     _divert_output(folder, f"replica-{number}")
+    _end_with_parent()
+    os.nice(NICENESS)
     torch.set_num_threads(recipe.parallel.threads)
     torch.manual_seed(recipe.run.seed)
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     data = build_data(recipe.data.build, data_arguments(recipe))
     model = nn.Sequential(*layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optimizer.learning_rate)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def load(state: dict[str, Any]) -> None:
         model.load_state_dict(state["model"])
@@ -205,12 +227,13 @@ def _replica(number: int, recipe: Recipe, replicas: int, lighthouse: str, folder
         lighthouse_addr=lighthouse,
         replica_id=f"replica-{number}",
         hostname="127.0.0.1",
-        timeout=timedelta(seconds=PATIENCE_SECONDS),
     )
     parameters = list(model.parameters())
     gradients = torch.zeros(sum(parameter.numel() for parameter in parameters))
-    for parameter, part in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    start = 0
+    for parameter in parameters:
+        parameter.grad = gradients[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
     managed = OptimizerWrapper(manager, optimizer)
     mine = range(number, recipe.parallel.micro_batches, replicas)
     with _commits(folder, number).open("w", buffering=1) as commits:
