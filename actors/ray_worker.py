@@ -10,6 +10,7 @@ import ray
 import torch
 
 from actors.worker import Worker
+from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.layout import Layout
@@ -44,6 +45,7 @@ class WorkerActor:
         """Builds model and data, runs every layer once. Raises ValueError for a model that cannot be
         trained layer by layer."""
         sys.setswitchinterval(SWITCH_INTERVAL)
+        keep_freed_memory()
         torch.set_num_threads(self._job.threads)
         self._worker = Worker(self._id, self._job, self._make_endpoint, assigned_device())
         self._worker.endpoint.connect({CONTROLLER: controller})

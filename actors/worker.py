@@ -66,7 +66,7 @@ NEVER = 1 << 62
 """A generation that no plan has."""
 
 RECORDS_KEPT = 3
-"""Steps whose records a worker keeps, for the case that their reporter dies before it is heard."""
+"""Whole records that a worker keeps, for the case that their reporter dies before it is heard."""
 
 
 def kill_this_process(name: str) -> None:
@@ -95,7 +95,7 @@ class Worker:
         self._began: dict[int, float] = {}
         self._exponents: dict[int, Exponents] = {}
         self._records: dict[int, StepRecord] = {}
-        self._whole: set[int] = set()
+        self._whole: dict[int, StepRecord] = {}
         self._gone: set[WorkerId] = set()
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -160,7 +160,6 @@ class Worker:
 
         Raises EndpointClosed if the endpoint is closed under it.
         """
-        torch.set_num_threads(self.job.threads)  # a new thread starts with the machine's own count
         # OpenMP counts threads per calling thread: a number set in another one does not hold here
         torch.set_num_threads(self.job.threads)
         while True:
@@ -180,7 +179,18 @@ class Worker:
         now = time.perf_counter()
         ages = {version: now - began for version, began in self._began.items()}
         working = {block: v for block, v in self.stage.version.items() if v is not None}
-        self._tell(Held(self.worker, generation, self.store.holdings(), working, dict(self._exponents), ages))
+        self._tell(
+            Held(
+                self.worker,
+                generation,
+                self.store.holdings(),
+                working,
+                dict(self._exponents),
+                ages,
+                tuple(self._whole.values()),
+                tuple(self._records.values()),
+            )
+        )
 
     def _follow_guarded(self, resume: Resume) -> None:
         generation = resume.plan.generation
@@ -206,10 +216,12 @@ class Worker:
         self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
         self._fault("recovery", version + 1, 0)
         mover = Mover(self.job, self.layout, self.endpoint, self.worker, self.stage, self.store, resume)
+        # known before anything is held at this version: a further loss may cut the move short
+        self._exponents = {version: resume.exponents}
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
-        self._exponents = {version: resume.exponents}
-        self._records = {step: r for step, r in self._records.items() if step <= version}
+        self._whole = {step: record for step, record in self._whole.items() if step <= version}
+        self._records = {} if resume.record is None else {version: resume.record}
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         runner = StepRunner(
             job=self.job,
@@ -228,15 +240,13 @@ class Worker:
             known=self._complete,
             remember=self._remember,
         )
-        # whoever has a record tells it once after a change: its usual reporter may be gone
-        is_reporter = True
+        is_reporter = plan.workers[0] == self.worker
         stopping = written = False
         while version < resume.stop_at and not stopping:
             self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
             self._began[version] = time.perf_counter()
             outcome = runner.run(version)
             self._tell_record(version, is_reporter)
-            is_reporter = plan.workers[0] == self.worker
             version += 1
             stopping = outcome.stop
             self._tell_measured(version, runner)
@@ -244,32 +254,27 @@ class Worker:
             if written:
                 self._write_checkpoint(runner, version, is_last=version == resume.stop_at or stopping)
         self._complete(version, runner.conclude(version))
-        self._tell_record(version, True)
+        self._tell_record(version, is_reporter)
         if not written:
             self._write_checkpoint(runner, version, is_last=True)
         self._writer.submit(self._tell, Finished(self.worker, plan.generation, version))
 
     def _remember(self, record: StepRecord) -> None:
         self._records[record.step] = record
-        self._whole.discard(record.step)
-        for step in [step for step in self._records if step <= record.step - RECORDS_KEPT]:
-            del self._records[step]
 
     def _complete(self, step: int, outcome: Outcome) -> None:
         """Completes the record of ``step`` by what the next exchange says of its result."""
-        record = self._records.get(step)
+        record = self._records.pop(step, None)
         if record is not None:
-            self._records[step] = replace(
+            self._whole[step] = replace(
                 record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss
             )
-            self._whole.add(step)
+            for old in [old for old in self._whole if old <= step - RECORDS_KEPT]:
+                del self._whole[old]
 
     def _tell_record(self, step: int, is_reporter: bool) -> None:
-        told = sorted(s for s in self._records if s <= step)
-        # a record that this worker never saw completed is told by those who did
-        if is_reporter and all(s in self._whole for s in told):
-            for s in told:
-                self._tell(Stepped(self.worker, self._records[s]))
+        if is_reporter and step in self._whole:
+            self._tell(Stepped(self.worker, self._whole[step]))
 
     def _tell_repeat(self, reporter: WorkerId, step: int, attempt: int) -> None:
         if self.worker == reporter:

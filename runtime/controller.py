@@ -244,16 +244,25 @@ class Controller:
         plan = self._next_plan()
         working = {worker: held.working for worker, held in self._held.items()}
         transfers = plan_transfers(self.terms.layout, plan, version, holdings, working)
-        return self._resume(plan, version, "peers", exponents, transfers, None)
+        unfinished = (record for held in self._held.values() for record in held.unfinished)
+        record = next((record for record in unfinished if record.step == version), None)
+        told = self._records_held(version)
+        return told + self._resume(plan, version, "peers", exponents, transfers, record=record)
+
+    def _records_held(self, version: int) -> list[Output]:
+        """What the survivors know of committed steps that their reporter did not live to tell."""
+        whole = {record.step: record for held in self._held.values() for record in held.records}
+        steps = [step for step in sorted(whole) if step <= version]
+        return [output for step in steps for output in self._stepped(whole[step])]
 
     def _resume_from_durable(self) -> list[Output]:
         if self.generation == 0:
             self.generation = 1
         plan = self._next_plan()
         if self.durable is None:
-            return self._resume(plan, 0, "initial", None, (), None)
+            return self._resume(plan, 0, "initial", None, ())
         durable = self.durable
-        return self._resume(plan, durable.version, "checkpoint", durable.exponents, (), durable.path)
+        return self._resume(plan, durable.version, "checkpoint", durable.exponents, (), path=durable.path)
 
     def _next_plan(self) -> Plan:
         members = [replace(m, speed=self.speeds.of(m.worker)) for _, m in sorted(self.members.items())]
@@ -266,7 +275,9 @@ class Controller:
         source: StateSource,
         exponents: Exponents,
         transfers: tuple[Transfer, ...],
-        checkpoint: str | None,
+        *,
+        path: str | None = None,
+        record: StepRecord | None = None,
     ) -> list[Output]:
         self.plan = plan
         self.phase = Phase.RUNNING
@@ -284,7 +295,8 @@ class Controller:
             transfers=transfers,
             exponents=exponents,
             stop_at=version if self.stopping else self.terms.steps,
-            checkpoint=checkpoint,
+            checkpoint=path,
+            record=record,
         )
         return taken_back + [Send(worker, resume) for worker in plan.workers]
 

@@ -30,7 +30,8 @@ class Resume:
     """Controller to worker: go on from ``version`` completed steps under ``plan``.
 
     ``transfers`` are all transfers of the change; a worker picks its own. ``checkpoint`` names the
-    manifest's directory when state comes from there.
+    manifest's directory when state comes from there. ``record`` is the unfinished record of step
+    ``version``, which some members may never have seen.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class Resume:
     exponents: Exponents
     stop_at: int
     checkpoint: str | None = None
+    record: StepRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Held:
 
     ``working`` maps a block to the version of its full working parameters; ``exponents`` has an
     entry for every version held; ``ages[v]`` tells how many seconds ago this worker began the step that
-    follows version v, for the last few steps.
+    follows version v, for the last few steps. ``records`` are the last steps' whole records, ``unfinished``
+    those that still lack what the next exchange says of their result.
     """
 
     worker: WorkerId
@@ -73,6 +76,8 @@ class Held:
     working: Mapping[int, int]
     exponents: Mapping[int, Exponents]
     ages: Mapping[int, float]
+    records: tuple[StepRecord, ...] = ()
+    unfinished: tuple[StepRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Worker to controller: a step was committed. Told by the plan's first worker, perhaps twice."""
+    """Worker to controller: a step was committed. Told by the plan's first worker."""
 
     worker: WorkerId
     record: StepRecord

@@ -50,6 +50,7 @@ class Mover:
         else:
             self.store.clear()
             self.stage.hold(stage.first, stage.stop)
+            self.stage.version = dict.fromkeys(self.stage.version)
             if self.resume.source == "checkpoint":
                 self._load_checkpoint()
             else:
@@ -95,6 +96,7 @@ class Mover:
         version = self.resume.version
         stale = {block for block, held in self.stage.version.items() if held != version}
         for block in stale:
+            self.stage.version[block] = None  # neither the old version nor, until the end, the new one
             size = self.layout.blocks[block].size
             for start, stop, state_3N in self.store.parts((block, 0, size), version):
                 self.stage.working[block][start:stop] = state_3N[0]

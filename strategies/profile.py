@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from runtime.streams import seed_layer
 from strategies.boundary import Value, flatten, unflatten
 from strategies.model import Model
 from strategies.stage import Precision
+
+RUNS = 4
+"""Each layer is timed so often and its fastest run counts: the first pays for lazy initialisation, and
+workers that warm up together on one machine delay each other, which must not tilt the first cut."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,39 @@ def profile(
         layer.train()
         tensors, spec = flatten(value)
         tensors = [tensor.to(device).detach() for tensor in tensors]
-        for _ in range(2):  # the first run pays for lazy initialisation
+        seconds_forward = seconds_backward = math.inf
+        for _ in range(RUNS):
             leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
             buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
             began = time.perf_counter()
             seed_layer(seed, 0, 0, index, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
-                outputs, output_spec = flatten(layer(unflatten(leaves, spec)))
+                outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
             _synchronise(device)
-            seconds_forward = time.perf_counter() - began
+            seconds_forward = min(seconds_forward, time.perf_counter() - began)
             _refuse_changed_buffers(index, layer, buffers)
             began = time.perf_counter()
             _backward(outputs, leaves, layer)
             _synchronise(device)
-            seconds_backward = time.perf_counter() - began
+            seconds_backward = min(seconds_backward, time.perf_counter() - began)
         forward.append(seconds_forward)
         backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
         boundary_bytes.append(sum(tensor.nbytes for tensor in outputs))
         value = unflatten([tensor.detach() for tensor in outputs], output_spec)
     _check_loss(model, value, targets, device)
     return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes))
+
+
+def _run(index: int, layer: nn.Module, value: Value) -> Value:
+    try:
+        return layer(value)
+    except RuntimeError as error:
+        if "in-place" not in str(error):
+            raise
+        raise ValueError(
+            f"layer {index} ({type(layer).__name__}) changes its input in place, but the layer before it may "
+            "be on another worker: use the operation that returns a new tensor (inplace=False)"
+        ) from error
 
 
 def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor], layer: nn.Module) -> None:

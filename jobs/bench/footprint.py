@@ -13,7 +13,7 @@ from torch import nn
 from jobs.assembly import assemble
 from jobs.bench import activations
 from jobs.bench.activations import Meter
-from jobs.bench.resident import commit_times, started, wait_for
+from jobs.bench.resident import Commits, started, wait_for
 from jobs.recipe import Recipe
 from runtime.layout import Layout
 from runtime.plan import Plan, WorkerId
@@ -102,7 +102,8 @@ def footprint_rows(recipe: RecipeMaker, folder: Path) -> list[Part]:
         "exact", "jobs.bench.activations:build", of=plain.model.build, folder=str(folder / "peaks")
     )
     with started(metered, folder / "run") as run:
-        wait_for("the first steps of the measuring run", lambda: len(commit_times(run)) >= STEPS)
+        commits = Commits(run)
+        wait_for("the first steps of the measuring run", lambda: len(commits()) >= STEPS)
         plan, measured, processes = run.plan(), run.measured(), run.processes()
         assert plan is not None, "a run that has committed steps has a plan"
         peaks = {w: activations.read_peak(folder / "peaks", process) for w, process in processes.items()}

@@ -19,19 +19,23 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.cluster import connect
+from actors.cluster import RayRun, connect
 from jobs.assembly import assemble
 from jobs.bench.footprint import footprint_rows
 from jobs.bench.pipelining_peer import PeerLayout, PipeliningPeer
 from jobs.bench.report import BenchReport
-from jobs.bench.resident import Turns, commit_times, started, wait_for
+from jobs.bench.resident import Commits, Turn, Turns, core_seconds_per_step, started, wait_for
 from jobs.recipe import Recipe
 
 GOAL_EXACT, GOAL_FAST, GOAL_MEMORY = 0.98, 1.0, 1.1
 WORKERS, STAGES = 4, 2
-ROUNDS, STEPS_PER_TURN = 6, 4
+MICRO_BATCHES, MICRO_BATCH_SIZE = 16, 8
+ROUNDS, STEPS_PER_TURN = 7, 3
 WARM_UP_STEPS = 3
-MODEL = {"width": 256, "depth": 6, "heads": 8, "context": 128, "dropout": 0.1, "tied": False}
+MODEL = {"width": 192, "depth": 6, "heads": 6, "context": 128, "dropout": 0.1, "tied": False}
+Bounds = tuple[int, ...]
+"""The first layer of every stage, and the number of layers."""
+
 PEER = "torch pipelining + data parallel"
 
 
@@ -46,8 +50,8 @@ def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: An
             "parallel": {
                 "workers": WORKERS,
                 "stages": STAGES,
-                "micro_batches": 16,
-                "micro_batch_size": 4,
+                "micro_batches": MICRO_BATCHES,
+                "micro_batch_size": MICRO_BATCH_SIZE,
                 "cpus_per_worker": 0.0,
             },
             "reduction": reduction,
@@ -56,29 +60,31 @@ def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: An
     )
 
 
-def ratio(turns: Sequence[Sequence[float]], peer_turns: Sequence[Sequence[float]]) -> float:
+def ratio(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> float:
     """Median over the rounds of peer's seconds per step over ours: above 1 we are faster."""
-    return median(median(peer) / median(own) for own, peer in zip(turns, peer_turns, strict=True))
+    return median(median(p.seconds) / median(own.seconds) for own, p in zip(turns, peer_turns, strict=True))
 
 
 def run(console: Console) -> BenchReport:
     """Measures; takes about four minutes. Raises RuntimeError if a job stops by itself."""
-    exact = recipe("exact")
-    tokens = exact.parallel.micro_batches * exact.parallel.micro_batch_size * int(MODEL["context"])
+    tokens = MICRO_BATCHES * MICRO_BATCH_SIZE * int(MODEL["context"])
     with tempfile.TemporaryDirectory() as folder, connect(None, 2 * WORKERS, 1.0, 0.0):
-        turns, bounds = _throughput(Path(folder), console)
+        turns, cuts = _throughput(Path(folder), console)
         console.print("measuring memory", highlight=False)
         memory = footprint_rows(recipe, Path(folder) / "memory")
     rows: list[Mapping[str, str | float | int | None]] = []
     ratios = {name: ratio(turns[name], turns[PEER]) for name in turns}
+    cores = {name: core_seconds_per_step(turns[name]) for name in turns}
     for name, each in turns.items():
-        seconds = median(s for turn in each for s in turn)
+        seconds = median(s for turn in each for s in turn.seconds)
         rows.append(
             {
                 "what": name,
                 "tokens_per_second": tokens / seconds,
                 "step_seconds": seconds,
                 "of_peer": ratios[name],
+                "core_seconds": cores[name],
+                "of_peer_by_core_seconds": cores[PEER] / cores[name],
                 "bytes_measured": None,
                 "bytes_in_theory": None,
             }
@@ -90,6 +96,8 @@ def run(console: Console) -> BenchReport:
                 "tokens_per_second": None,
                 "step_seconds": None,
                 "of_peer": None,
+                "core_seconds": None,
+                "of_peer_by_core_seconds": None,
                 "bytes_measured": part.measured,
                 "bytes_in_theory": part.theory,
             }
@@ -111,46 +119,53 @@ def run(console: Console) -> BenchReport:
         rows=tuple(rows),
         notes=(
             f"GPT of width {MODEL['width']}, depth {MODEL['depth']}, {tokens} tokens a step in "
-            f"{exact.parallel.micro_batches} micro-batches; {STAGES} stages (cut at layer {bounds[1]}) of "
-            f"{WORKERS // STAGES} workers, one thread each, for all three",
+            f"{MICRO_BATCHES} micro-batches of {MICRO_BATCH_SIZE} samples; {STAGES} stages of "
+            f"{WORKERS // STAGES} workers, one thread each, cut at layers "
+            + ", ".join(f"{cut[1]} ({name})" for name, cut in cuts.items()),
             f"{ROUNDS} rounds of turns; a ratio is the median over the rounds. Ray's own processes ran "
-            "during the peer's turns too",
+            "during the peer's turns too. Core seconds are the processor time of a job's processes per step, "
+            "which others on the machine hardly touch",
             "memory in bytes of exact sums: parameters 4P, sums 8P, state of two steps 24P/g, copies of "
             "others' 24P/g, activations = micro-batches in flight x those of one",
         ),
     )
 
 
-def _throughput(folder: Path, console: Console) -> tuple[dict[str, list[list[float]]], tuple[int, ...]]:
-    """Seconds of the steps by name and round, and the layers' cut, which the peer takes over."""
+def _throughput(folder: Path, console: Console) -> tuple[dict[str, list[Turn]], dict[str, Bounds]]:
+    """Seconds of the steps by name and round, and the layers' cuts: the peer takes over that of exact."""
     with ExitStack() as stack:
         runs = {}
         for name in ("exact", "fast"):
             console.print(f"starting reknit {name}", highlight=False)
             run = stack.enter_context(started(recipe(name), folder / name))
-            wait_for(f"the first steps of {name}", lambda run=run: len(commit_times(run)) >= WARM_UP_STEPS)  # type: ignore[misc]
+            commits = Commits(run)
+            wait_for(f"the first steps of {name}", lambda commits=commits: len(commits()) >= WARM_UP_STEPS)  # type: ignore[misc]
             stack.enter_context(Turns({name: list(run.processes().values())}))
             runs[name] = run
-        plan = runs["exact"].plan()
-        assert plan is not None, "a run that has committed steps has a plan"
-        bounds = (0, *(stage.stop for stage in plan.stages))
+        cuts = {f"reknit {name}": _cut(run) for name, run in runs.items()}
+        cuts[PEER] = cuts["reknit exact"]
         console.print("starting the peer", highlight=False)
         niceness = os.getpriority(os.PRIO_PROCESS, next(iter(runs["exact"].processes().values())))
         job = assemble(recipe("exact"), str(folder))
-        peer = stack.enter_context(PipeliningPeer(PeerLayout(bounds, WORKERS // STAGES), job, niceness))
+        peer = stack.enter_context(PipeliningPeer(PeerLayout(cuts[PEER], WORKERS // STAGES), job, niceness))
         wait_for("the first steps of the peer", lambda: len(peer.poll(0.1)) >= WARM_UP_STEPS)
         jobs: dict[str, tuple[list[int], Callable[[], Sequence[float]]]] = {
-            f"reknit {name}": (list(run.processes().values()), partial(commit_times, run))
-            for name, run in runs.items()
+            f"reknit {name}": (list(run.processes().values()), Commits(run)) for name, run in runs.items()
         }
         jobs[PEER] = (list(peer.processes().values()), partial(peer.poll, 0.0))
-        turns: dict[str, list[list[float]]] = {name: [] for name in jobs}
+        turns: dict[str, list[Turn]] = {name: [] for name in jobs}
         names = list(jobs)
         with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
             for turn in range(ROUNDS):
                 shift = turn % len(names)
                 for name in names[shift:] + names[:shift]:
                     turns[name].append(control.take(name, jobs[name][1], STEPS_PER_TURN))
-                last = ", ".join(f"{name} {median(turns[name][-1]):.3f} s" for name in names)
+                last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
                 console.print(f"round {turn + 1} of {ROUNDS}: {last}", highlight=False)
-    return turns, bounds
+    return turns, cuts
+
+
+def _cut(run: RayRun) -> Bounds:
+    plan = run.plan()
+    assert plan is not None, "a run that has committed steps has a plan"
+    return (0, *(stage.stop for stage in plan.stages))

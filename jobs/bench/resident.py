@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def started(recipe: Recipe, folder: Path) -> Iterator[RayRun]:
         yield run
 
 
-def wait_for(what: str, ready: Callable[[], bool], poll_seconds: float = 0.1) -> None:
+def wait_for(what: str, ready: Callable[[], bool], poll_seconds: float = 0.2) -> None:
     """Polls until ``ready``. Raises RuntimeError after ``PATIENCE_SECONDS``."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not ready():
@@ -52,18 +53,48 @@ def wait_for(what: str, ready: Callable[[], bool], poll_seconds: float = 0.1) ->
         time.sleep(poll_seconds)
 
 
-def commit_times(run: RayRun) -> list[float]:
-    """``time.time()`` of every commit so far. Raises RuntimeError if the run has ended."""
-    progress = run.progress(0, 0)
-    if progress.outcome is not None:
-        raise RuntimeError(f"the run ended early: {progress.message}")
-    return [record.committed_at for record in progress.steps]
+class Commits:
+    """``time.time()`` of every commit of a run so far. Raises RuntimeError if the run has ended."""
+
+    def __init__(self, run: RayRun) -> None:
+        self._run = run
+        self._times: list[float] = []
+
+    def __call__(self) -> list[float]:
+        progress = self._run.progress(len(self._times), 0)
+        if progress.outcome is not None:
+            raise RuntimeError(f"the run ended early: {progress.message}")
+        self._times += [record.committed_at for record in progress.steps]
+        return self._times
 
 
 def whole_steps(commits: Iterable[float], begin: float, end: float) -> list[float]:
     """Seconds of the steps that began (with the commit before) and ended from ``begin`` to ``end``."""
     inside = sorted(commit for commit in commits if begin <= commit <= end)
     return [later - earlier for earlier, later in pairwise(inside)]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How many steps a job had committed when its processes had taken ``core_seconds``."""
+
+    commits: int
+    core_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The whole steps' seconds, and marks at the first and the last commit that the turn saw."""
+
+    seconds: list[float]
+    first: Mark
+    last: Mark
+
+
+def core_seconds_per_step(turns: Sequence[Turn]) -> float:
+    """Processor seconds of a job's processes per step, over all its turns: outside them it stands still."""
+    first, last = turns[0].first, turns[-1].last
+    return (last.core_seconds - first.core_seconds) / (last.commits - first.commits)
 
 
 class Turns:
@@ -86,16 +117,31 @@ class Turns:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    def take(self, name: str, commits: Callable[[], Sequence[float]], steps: int) -> list[float]:
-        """Lets ``name`` run until ``steps`` whole steps lie inside its turn; their seconds."""
+    def take(self, name: str, commits: Callable[[], Sequence[float]], steps: int) -> Turn:
+        """Lets ``name`` run until ``steps`` whole steps lie inside its turn."""
         begin = time.time()
+        marks: list[Mark] = []
+
+        def enough() -> bool:
+            times = commits()
+            inside = sum(commit >= begin for commit in times)
+            if inside and (not marks or len(times) > marks[-1].commits):
+                marks.append(Mark(len(times), core_seconds(self._processes[name])))
+            return inside > steps
+
         self._signal(name, signal.SIGCONT)
         try:
-            wait_for(
-                f"{steps} steps of {name}",
-                lambda: len(whole_steps(commits(), begin, time.time())) >= steps,
-            )
+            wait_for(f"{steps} steps of {name}", enough)
         finally:
             end = time.time()
             self._signal(name, signal.SIGSTOP)
-        return whole_steps(commits(), begin, end)
+        return Turn(whole_steps(commits(), begin, end), marks[0], marks[-1])
+
+
+def core_seconds(processes: Iterable[int]) -> float:
+    """Seconds of processor time, user and system, that the processes have taken so far (Linux)."""
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

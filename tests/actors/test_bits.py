@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
+from torch import nn
 
 from runtime.events import StepRepeated
 from strategies.optimizer import OptimizerSettings
 from strategies.stage import Precision
-from tests.support.cluster import OPTIMIZER, Result, run_toy
+from tests.support.cluster import OPTIMIZER, LocalRun, Result, run_toy, toy_job
 from tests.support.expected import Bits, reference_bits, reference_steps, toy_bits
-from tests.support.models import Tokens, build
+from tests.support.models import Head, Tokens, build
 from tests.support.values import Jumping, build_values, scaled_loss
 
 Stages = int | Literal["auto"]
@@ -56,9 +59,9 @@ def test_what_the_bits_depend_on() -> None:
 def untied() -> Any:
     """The toy model with a head of its own."""
     layers, loss = build()
-    from torch import nn
-
-    layers[-1].weight = nn.Parameter(layers[-1].weight.detach().clone())
+    head = layers[-1]
+    assert isinstance(head, Head)
+    head.weight = nn.Parameter(head.weight.detach().clone())
     return layers, loss
 
 
@@ -135,3 +138,20 @@ def test_clipping_that_never_bites_changes_nothing(tmp_path: Path) -> None:
     b = run_toy(tmp_path, 2, 1, name="none", optimizer=none)
     assert a.bits == b.bits != toy_bits()
     assert OPTIMIZER.clip_norm == 0.5
+
+
+def test_a_worker_sets_the_thread_count_of_its_own_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP counts threads per calling thread, and the sums inside a kernel depend on the count."""
+    set_in: dict[int, int] = {}
+    set_num_threads = torch.set_num_threads
+
+    def recorded(count: int) -> None:
+        set_in[threading.get_ident()] = count
+        set_num_threads(count)
+
+    monkeypatch.setattr(torch, "set_num_threads", recorded)
+    run = LocalRun(toy_job(tmp_path, steps=1), tmp_path, 3, 2)
+    run.run()
+    assert [set_in.get(thread.ident or 0) for thread in run._threads] == [1, 1, 1]

@@ -94,7 +94,9 @@ def test_a_whole_domain_dies(tmp_path: Path, seed: int) -> None:
     result = run.run()
     assert_nothing_happened_to_the_result(run, result)
     assert {event.worker for event in losses(result)} == group
-    assert all(event.source == "peers" for event in recoveries(result))
+    # in the first step a survivor may still be building the initial state when it is interrupted
+    sources = {"peers", "initial"} if step == 1 else {"peers"}
+    assert {event.source for event in recoveries(result)} <= sources
     safe = step - 2 if at in BEFORE_COMMIT else step - 1
     assert all(event.from_version >= safe for event in recoveries(result))
 
@@ -154,7 +156,9 @@ def test_owner_and_backup_are_lost(tmp_path: Path, checkpoint_every: int) -> Non
     if checkpoint_every:
         # they are written behind the training's back, so the newest one is at most a few steps old
         assert event.source == "checkpoint" and 1 <= event.from_version <= 4
-        assert f"from the checkpoint of step {event.from_version}: newer state was lost with its backups" in text
+        assert (
+            f"from the checkpoint of step {event.from_version}: newer state was lost with its backups" in text
+        )
     else:
         assert event.source == "initial" and event.from_version == 0
         assert "from the initial state" in text and "there is no checkpoint" in text
@@ -220,7 +224,9 @@ def test_fast_sums_survive_a_loss_too(tmp_path: Path) -> None:
     assert result.outcome == "completed"
     assert [record.step for record in result.steps] == [1, 2, 3, 4, 5]
     for record, (loss, norm, _) in zip(result.steps, toy_bits(), strict=True):
-        assert record.loss == pytest.approx(loss, rel=1e-4) and record.grad_norm == pytest.approx(norm, rel=1e-4)
+        assert record.loss == pytest.approx(loss, rel=1e-4) and record.grad_norm == pytest.approx(
+            norm, rel=1e-4
+        )
 
 
 def test_all_lost_is_the_end(tmp_path: Path) -> None:

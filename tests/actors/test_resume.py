@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,13 @@ def stopped_at(
     trigger = Trigger(step, 1)
     job = toy_job(folder, steps=STEPS, build_data=partial(TriggeringTokens, 5, trigger), **changes)
     run = ChaosRun(job, folder, workers, stages, start=start)
-    trigger.action = run.host.stop
+
+    def stop() -> None:
+        run.host.stop()
+        while not all(worker._stop for worker in run.members.values()):
+            time.sleep(0.001)  # so that the request cannot come after the last step
+
+    trigger.action = stop
     return run.run()
 
 
@@ -133,7 +140,9 @@ def test_a_loss_while_stopping(tmp_path: Path, at: str) -> None:
     assert result.bits + second.bits == toy_bits(STEPS)
 
 
-@pytest.mark.parametrize(("workers", "stages", "at"), [(3, 1, "reduce"), (4, 2, "backward"), (2, 2, "gather")])
+@pytest.mark.parametrize(
+    ("workers", "stages", "at"), [(3, 1, "reduce"), (4, 2, "backward"), (2, 2, "gather")]
+)
 def test_below_min_workers_the_run_pauses_and_keeps_its_state(
     tmp_path: Path, workers: int, stages: int, at: str
 ) -> None:

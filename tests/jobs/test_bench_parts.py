@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from jobs.bench.degraded import Degraded, settled, stages_of, victim
 from jobs.bench.emulated import build, build_data
 from jobs.bench.footprint import parts, theory
 from jobs.bench.pipelining_peer import PeerLayout, flat_gradients
-from jobs.bench.resident import whole_steps
+from jobs.bench.resident import Mark, Turn, Turns, core_seconds_per_step, whole_steps
 from jobs.models.gpt import build as build_gpt
 from runtime.events import StepRecord
 from runtime.layout import Layout
@@ -31,7 +34,28 @@ def test_whole_steps_lie_inside_the_turn() -> None:
 
 def test_ratio_compares_turns_of_the_same_round() -> None:
     # a slow second round slows both: the ratio of each round is 2, that of the overall medians is not
-    assert overhead.ratio([[1.0, 1.0, 9.0], [10.0]], [[2.0], [20.0, 20.0, 20.0]]) == 2.0
+    own = [Turn([1.0, 1.0, 9.0], Mark(3, 10.0), Mark(6, 16.0)), Turn([10.0], Mark(8, 20.0), Mark(9, 22.0))]
+    peer = [Turn([2.0], Mark(1, 0.0), Mark(2, 1.0)), Turn([20.0] * 3, Mark(3, 2.0), Mark(6, 5.0))]
+    assert overhead.ratio(own, peer) == 2.0
+    assert core_seconds_per_step(own) == 2.0
+
+
+def test_turns_count_whole_steps_and_leave_everybody_running() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        commits: list[float] = []
+
+        def poll() -> list[float]:
+            commits.append(time.time())
+            return commits
+
+        with Turns({"sleeper": [sleeper.pid]}) as turns:
+            turn = turns.take("sleeper", poll, 3)
+        assert len(turn.seconds) >= 3
+        assert all(seconds > 0 for seconds in turn.seconds)
+        assert turn.last.commits - turn.first.commits >= 3
+        assert turn.last.core_seconds - turn.first.core_seconds < 1.0
+        assert Path(f"/proc/{sleeper.pid}/stat").read_text().split()[2] != "T"
+        sleeper.kill()
 
 
 def test_recipes_are_valid_and_differ_in_the_reduction_only() -> None:
@@ -170,9 +194,9 @@ def test_settled_steps_leave_out_the_first_of_a_membership() -> None:
 
 
 def test_share_of_ideal() -> None:
-    undisturbed = Degraded(8, 0, 3.0, "")
-    assert Degraded(8, 2, 4.0, "").share_of_ideal(undisturbed) == 1.0
-    report = degraded.report([[undisturbed, Degraded(8, 1, 3.5, ""), Degraded(8, 2, 5.0, "")]])
+    undisturbed = Degraded(8, 0, 3.0, 3.0, "")
+    assert Degraded(8, 2, 4.0, 4.0, "").share_of_ideal(undisturbed) == 1.0
+    report = degraded.report([[undisturbed, Degraded(8, 1, 3.5, 3.5, ""), Degraded(8, 2, 5.0, 5.0, "")]])
     assert report.headline["worst_share_of_ideal"] == pytest.approx(0.8)
     assert not report.met
 

@@ -15,6 +15,7 @@ from runtime.events import (
     Event,
     FaultInjected,
     Paused,
+    RecordLost,
     Recovered,
     RecoverySeconds,
     Resumed,
@@ -65,6 +66,7 @@ SENTENCES: list[tuple[Event, str]] = [
     (Resumed(41, 2, 3.0), "step 41  resumed with 2 workers after 3.00 s"),
     (CheckpointWritten(40, 2_500_000, 0.2), "step 40  checkpoint written: 2.5 MB in 0.20 s"),
     (CheckpointSkipped("x is missing."), "checkpoint skipped: x is missing."),
+    (RecordLost("no space left."), "no longer recorded: no space left."),
     (StepRepeated(7, 2), "step 7  repeated (try 2): a gradient outgrew its scale"),
     (FaultInjected(41, 3, "backward", "SIGKILL"), "step 41  fault injected: SIGKILL to worker 3 (backward)"),
     (

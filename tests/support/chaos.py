@@ -137,9 +137,7 @@ def newest_checkpoint(job: Job) -> tuple[Durable | None, list[str]]:
     return Durable(manifest.version, job.checkpoint_root, manifest.exponents), problems
 
 
-def resume(
-    job: Job, folder: Path, workers: int, stages: int | Literal["auto"], **changes: Any
-) -> Result:
+def resume(job: Job, folder: Path, workers: int, stages: int | Literal["auto"], **changes: Any) -> Result:
     """Goes on from the newest whole checkpoint of ``job``; the steps of this start only."""
     durable, _ = newest_checkpoint(job)
     assert durable is not None, "there is no checkpoint to resume from"

@@ -62,9 +62,7 @@ class Join(nn.Module):
         return self.dropout(F.gelu(self.linear(both_BTE)))
 
 
-def build_values(
-    vocabulary: int = 37, width: int = 24, dropout: float = 0.2
-) -> tuple[list[nn.Module], Any]:
+def build_values(vocabulary: int = 37, width: int = 24, dropout: float = 0.2) -> tuple[list[nn.Module], Any]:
     """An untied model of 4 layers: dict, tuple with a list in it, tensor, logits."""
     return [
         Split(vocabulary, width),
