@@ -9,7 +9,7 @@ from runtime.layout import Layout
 from runtime.plan import Member, Plan
 from runtime.signals import PlanChooser
 from runtime.speeds import Speeds
-from strategies.costs import BYTES_PER_PARAMETER, CostModel
+from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 
@@ -25,8 +25,8 @@ def plan_chooser(
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = CostModel(
-            forward_seconds=tuple(speeds.forward(layer) for layer in range(layout.layers)),
-            backward_seconds=tuple(speeds.backward(layer) for layer in range(layout.layers)),
+            forward_seconds=levelled([speeds.forward(layer) for layer in range(layout.layers)]),
+            backward_seconds=levelled([speeds.backward(layer) for layer in range(layout.layers)]),
             parameter_bytes=parameter_bytes,
             boundary_bytes=profile.boundary_bytes,
         )

@@ -65,8 +65,13 @@ NOISE = 0.1
 """Layers whose measured seconds differ by no more than this, relatively, count as equally long."""
 
 
+TICK = 2.0**-24
+"""Seconds. Sums of multiples of it are exact, so that equal layers make equal sums and ties stay ties."""
+
+
 def levelled(seconds: Sequence[float]) -> tuple[float, ...]:
-    """Measured seconds per layer with noise taken out: layers of about the same length get their mean.
+    """Measured seconds per layer with noise taken out: layers of about the same length get their mean,
+    in multiples of ``TICK`` (at least one).
 
     A model's layers are mostly alike, so their cuts tie, and a percent of noise would break the ties at
     random: over 40 simulated series of losses with 2% of noise the worst plan after a loss rose
@@ -79,6 +84,7 @@ def levelled(seconds: Sequence[float]) -> tuple[float, ...]:
         if end < len(order) and seconds[order[end]] <= seconds[order[begin]] * (1 + NOISE):
             continue
         mean = sum(seconds[layer] for layer in order[begin:end]) / (end - begin)
+        mean = max(round(mean / TICK), 1) * TICK
         for layer in order[begin:end]:
             result[layer] = mean
         begin = end

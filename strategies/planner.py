@@ -8,7 +8,7 @@ runs while a recovery waits, so it ranks candidates by closed formulas and simul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,11 @@ SIMULATED_CANDIDATES = 4
 SIMULATED_EVENTS = 256
 """How many of the best candidates are simulated, while stages x micro-batches is no more than this
 (about 1 ms for one of 256). Larger plans go by the closed formula alone."""
+
+REFINED_CANDIDATES = 2
+REFINED_SIMULATIONS = 24
+"""How many of the best simulated candidates are refined, and how many more simulations all of that may
+take: cuts of the same largest load differ by several percent in their pipelines' gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +111,12 @@ def choose_plan(
         divisions = {leanest: divisions[leanest]}
 
     candidates = sorted((_score(predictor, d, n) for d, n in divisions.items()), key=_Candidate.rank)
-    simulated: dict[tuple[object, ...], float] = {}
-    best = []
-    for c in candidates[:SIMULATED_CANDIDATES]:
-        if len(c.division.groups) * micro_batches > SIMULATED_EVENTS:
-            best.append(c)
-            continue
-        shape = (c.division.bounds, *(tuple(predictor.speed[w] for w in g) for g in c.division.groups))
-        if shape not in simulated:  # who is who does not matter to the pipeline
-            simulated[shape] = _simulate(c.division, predictor)
-        best.append(_score(predictor, c.division, c.name, simulated[shape]))
-    candidates = sorted(best, key=_Candidate.rank) + candidates[SIMULATED_CANDIDATES:]
+    simulation = _Simulation(predictor)
+    best = [simulation.score(c) for c in candidates[:SIMULATED_CANDIDATES]]
+    best.sort(key=_Candidate.rank)
+    refined = [simulation.refine(c, limit) for c in best[:REFINED_CANDIDATES]]
+    best = sorted({c.division: c for c in [*refined, *best]}.values(), key=_Candidate.rank)
+    candidates = best + candidates[SIMULATED_CANDIDATES:]
     chosen = candidates[0]
     plan_stages, assignment = _assign(chosen.division, predictor)
     plan = Plan(generation, plan_stages, assignment, shard_blocks(layout, plan_stages, members))
@@ -166,10 +166,61 @@ def _score(
     return _Candidate(name, division, step, move_bytes, move_seconds, score)
 
 
-def _simulate(division: Division, predictor: Predictor) -> float:
-    costs = predictor.costs
-    plan = Plan(0, *_assign(division, predictor), ())
-    return simulate_step(plan, costs.forward_seconds, costs.backward_seconds, predictor.speed)
+class _Simulation:
+    """Scores candidates by simulating their pipeline, where that is not too large to be worth it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._seconds: dict[tuple[object, ...], float] = {}
+        self._left = REFINED_SIMULATIONS
+
+    def score(self, candidate: _Candidate) -> _Candidate:
+        if not self._worth_it(candidate.division):
+            return candidate
+        seconds = self._pipeline_seconds(candidate.division)
+        return _score(self._predictor, candidate.division, candidate.name, seconds)
+
+    def refine(self, candidate: _Candidate, memory_limit: int | None) -> _Candidate:
+        """Moves one layer over one bound at a time while that lowers the rank (hill climbing)."""
+        best, previous = candidate, None
+        while best is not previous and self._worth_it(best.division):
+            previous = best
+            for division in _shifted(best.division):
+                if memory_limit is not None and self._predictor.memory_bytes(division) > memory_limit:
+                    continue
+                if self._left == 0:
+                    return best
+                self._left -= 1
+                seconds = self._pipeline_seconds(division)
+                shifted = _score(self._predictor, division, f"{candidate.name}, refined", seconds)
+                if shifted.rank() < best.rank():
+                    best = shifted
+                    break
+        return best
+
+    def _worth_it(self, division: Division) -> bool:
+        return len(division.groups) * self._predictor.micro_batches <= SIMULATED_EVENTS
+
+    def _pipeline_seconds(self, division: Division) -> float:
+        predictor = self._predictor
+        # who is who does not matter to the pipeline
+        shape = (division.bounds, *(tuple(predictor.speed[w] for w in g) for g in division.groups))
+        if shape not in self._seconds:
+            costs = predictor.costs
+            plan = Plan(0, *_assign(division, predictor), ())
+            self._seconds[shape] = simulate_step(
+                plan, costs.forward_seconds, costs.backward_seconds, predictor.speed
+            )
+        return self._seconds[shape]
+
+
+def _shifted(division: Division) -> Iterator[Division]:
+    """Every division in which one layer changed to a neighbouring stage, all stages keeping one."""
+    bounds = division.bounds
+    for k in range(1, len(bounds) - 1):
+        for bound in (bounds[k] + 1, bounds[k] - 1):
+            if bounds[k - 1] < bound < bounds[k + 1]:
+                yield Division((*bounds[:k], bound, *bounds[k + 1 :]), division.groups)
 
 
 def _assign(

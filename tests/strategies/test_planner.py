@@ -107,15 +107,15 @@ def test_an_undisturbed_plan_moves_nothing() -> None:
     assert prediction.move_bytes == 0
 
 
-def test_a_loss_in_a_stage_of_two_redeals_when_moving_is_dear() -> None:
+def test_a_loss_in_a_stage_of_three_redeals_when_moving_is_dear() -> None:
     layout = layout_of(4, units=1000)
     slow_link = costs_of(layout, [0.01] * 4, link_bytes_per_second=1e3)
-    first, _ = choose_plan(0, members_of(4), layout, slow_link, 8, 2)
-    survivors = [m for m in members_of(4) if m.worker != first.stages[0].workers[0]]
+    first, _ = choose_plan(0, members_of(6), layout, slow_link, 8, 2)
+    survivors = [m for m in members_of(6) if m.worker != first.stages[0].workers[0]]
     plan, prediction = choose_plan(1, survivors, layout, slow_link, 8, 2, first)
     assert [(s.first, s.stop) for s in plan.stages] == [(s.first, s.stop) for s in first.stages]
     assert prediction.reason.startswith("kept the cut and re-dealt")
-    assert len(set(plan.assignment[0])) == 1 and len(set(plan.assignment[1])) == 2
+    assert len(set(plan.assignment[0])) == 2 and len(set(plan.assignment[1])) == 3
 
 
 def test_a_loss_moves_layers_when_that_is_faster() -> None:
