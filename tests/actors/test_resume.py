@@ -45,8 +45,10 @@ def stopped_at(
 
     def stop() -> None:
         run.host.stop()
-        while not all(worker._stop for worker in run.members.values()):
-            time.sleep(0.001)  # so that the request cannot come after the last step
+        # wait for it to arrive, so that it cannot come after the last step; the dead never hear of it
+        endpoints = run.fabric.endpoints
+        while not all(worker._stop or endpoints[w]._closed for w, worker in run.members.items()):
+            time.sleep(0.001)
 
     trigger.action = stop
     return run.run()
