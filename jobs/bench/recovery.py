@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import signal
 import time
 from collections.abc import Sequence
@@ -23,11 +22,10 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from actors.cluster import RayRun, connect
-from actors.ray_controller import RunSettings
 from actors.recorder import Progress
-from jobs.assembly import assemble
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, phase_row, recovery, summary
 from jobs.bench.report import BenchReport
+from jobs.bench.resident import started
 from jobs.recipe import Recipe
 from runtime.events import Recovered, StepRecord, WorkerLost
 from runtime.run_folder import RunFolder
@@ -106,25 +104,9 @@ def measure(recipe: Recipe, runs: int, kills: int, random_: random.Random, conso
 def _measure_run(
     recipe: Recipe, path: Path, kills: int, random_: random.Random, measurement: Measurement
 ) -> None:
-    folder = RunFolder.create(path, recipe.to_toml(), {})
-    parallel = recipe.parallel
-    settings = RunSettings(
-        folder=str(path),
-        workers=parallel.workers,
-        min_workers=parallel.min_workers,
-        stages=parallel.stages,
-        keep=recipe.checkpoint.keep,
-        recipe=recipe.numerics_digest(),
-        resume=False,
-        metrics_host=recipe.metrics.host,
-        metrics_port=None,
-    )
-    job = assemble(recipe, str(path / "checkpoints"))
     killed_at: list[float] = []
-    with RayRun(
-        job, settings, secrets.token_bytes(32), parallel.cpus_per_worker, parallel.gpus_per_worker
-    ) as ray_run:
-        for victim in random_.sample(range(parallel.workers), kills):
+    with started(recipe, path) as ray_run:
+        for victim in random_.sample(range(recipe.parallel.workers), kills):
             _wait(ray_run, lost=len(killed_at))
             time.sleep(random_.uniform(0.0, 0.5))
             process = ray_run.processes()[victim]
@@ -135,8 +117,8 @@ def _measure_run(
         _wait(ray_run, lost=kills)
         ray_run.stop()
         ray_run.wait(LONGEST_WAIT_SECONDS)
-    steps = folder.read_steps().steps
-    _take(steps, folder, killed_at, measurement)
+    folder = RunFolder(path)
+    _take(folder.read_steps().steps, folder, killed_at, measurement)
 
 
 def _wait(ray_run: RayRun, lost: int) -> None:
