@@ -9,6 +9,7 @@ import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Protocol
 
 from actors.recorder import Recorder
 from actors.worker import EndpointMaker
@@ -21,8 +22,10 @@ from runtime.protocol import Finished, Measured, Resume
 from runtime.signals import (
     CommandsSent,
     Committed,
+    Dismiss,
     Durable,
     End,
+    Hire,
     Input,
     Joined,
     Lost,
@@ -33,6 +36,7 @@ from runtime.signals import (
     Send,
     StopRequested,
     TakenBack,
+    Tick,
     WriteManifest,
 )
 
@@ -42,6 +46,18 @@ _ORIGIN = time.time() - time.monotonic()
 def steady_time() -> float:
     """Seconds since 1970 that never run backwards."""
     return _ORIGIN + time.monotonic()
+
+
+class Crew(Protocol):
+    """Who brings workers and sees them off. Neither call waits."""
+
+    def hire(self, worker: WorkerId) -> None:
+        """Asks for a worker; ``Joined`` or ``Lost`` is posted when it is ready or cannot be had."""
+        ...
+
+    def dismiss(self, worker: WorkerId) -> None:
+        """Sees that the worker's process ends; ``Lost`` is posted when it has."""
+        ...
 
 
 class Host:
@@ -59,12 +75,16 @@ class Host:
         checkpoint_root: str,
         keep: int,
         recipe: str,
+        crew: Crew | None = None,
+        tick_seconds: float = 0.1,
     ) -> None:
         self.recorder = recorder
         self._events: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._root, self._keep, self._recipe = checkpoint_root, keep, recipe
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._ended = False
+        self._crew = crew
+        self._tick_seconds = tick_seconds
         self.plan: Plan | None = None
         self.measured: dict[WorkerId, Measured] = {}
         self.endpoint: Endpoint = make_endpoint(self._on_control, self._on_lost)
@@ -74,7 +94,8 @@ class Host:
 
     def _on_lost(self, peer: WorkerId, reason: str) -> None:
         if peer != CONTROLLER:
-            self._events.put(Lost(peer, f"process died or cut off: {reason}"))
+            # whether the process has died, or is only out of reach, is for the crew to say
+            self._events.put(Lost(peer, f"process died or cut off: {reason}", confirmed=False))
 
     def post(self, event: Input) -> None:
         self._events.put(event)
@@ -82,11 +103,16 @@ class Host:
     def stop(self) -> None:
         self._events.put(StopRequested())
 
+    def abandon(self) -> None:
+        """Ends ``run`` without a word, as if the process had died."""
+        self._ended = True
+
     def run(self, controller: Controller) -> None:
         """Lets ``controller`` handle events until the run ends."""
         self._layout = controller.terms.layout
+        next_tick = steady_time() + self._tick_seconds
         while not self._ended:
-            event = self._events.get()
+            event, next_tick = self._next_event(next_tick)
             now = steady_time()
             match event:
                 case Joined(worker, _, address):
@@ -105,6 +131,14 @@ class Host:
         self._writer.shutdown()
         self.endpoint.close()
 
+    def _next_event(self, next_tick: float) -> tuple[Input, float]:
+        """The next event and when the clock is to tick again. A busy queue does not hold up the clock."""
+        now = steady_time()
+        if now < next_tick:
+            with suppress(queue.Empty):
+                return self._events.get(timeout=next_tick - now), next_tick
+        return Tick(), steady_time() + self._tick_seconds
+
     def _carry_out(self, output: Output, now: float) -> None:
         match output:
             case Send(worker, command):
@@ -112,6 +146,12 @@ class Host:
                     self.endpoint.send(worker, Tag(0, 0, 0, CONTROL), note=command)
                 except Interrupted:
                     raise AssertionError("nobody interrupts the controller") from None
+            case Hire(worker):
+                if self._crew is not None:
+                    self._crew.hire(worker)
+            case Dismiss(worker):
+                if self._crew is not None:
+                    self._crew.dismiss(worker)
             case Note(event):
                 self.recorder.event(event, now)
             case TakenBack(version):

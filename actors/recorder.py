@@ -10,11 +10,15 @@ from runtime.events import (
     Event,
     Outcome,
     Paused,
+    Rebalanced,
     RecordLost,
     Recovered,
+    Resumed,
     RunFinished,
     RunStarted,
     StepRecord,
+    WorkerJoined,
+    WorkerLeft,
     WorkerLost,
     sentence,
 )
@@ -75,11 +79,20 @@ class Recorder:
             case RunStarted():
                 self.workers = event.workers
                 self.ledger = self.ledger.enter(now, "productive")
-            case WorkerLost():
+            case WorkerLost(idle=False):
                 self.ledger = self.ledger.waste(now).enter(now, "recovery_agree")
             case Paused():
                 self.workers = event.workers
                 self.ledger = self.ledger.enter(now, "paused")
+            case WorkerJoined():
+                self.workers = event.workers_after
+                self.ledger = self.ledger.move("productive", "join", _nanoseconds(event.seconds))
+            case WorkerLeft() | Rebalanced():
+                self.workers = event.workers_after if isinstance(event, WorkerLeft) else self.workers
+                self.ledger = self.ledger.move("productive", "recovery_move", _nanoseconds(event.seconds))
+            case Resumed():
+                self.workers = event.workers
+                self.ledger = self.ledger.enter(now, "productive")
             case Recovered():
                 self.workers = event.workers_after
                 self._book_recovery(event, now)

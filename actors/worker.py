@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,26 +32,36 @@ from runtime.fabric.interface import (
     Message,
     Tag,
 )
-from runtime.plan import CONTROLLER, WorkerId
+from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import (
+    Beat,
+    Change,
+    Entry,
     Exponents,
     Failing,
     Finished,
+    Greeting,
+    Heard,
     Held,
+    Here,
     Injecting,
     Interrupt,
     Leave,
+    Leaving,
     Measured,
     Moved,
     PeerLost,
+    Probe,
     Repeated,
     Report,
     Resume,
+    Settled,
     Stepped,
     Stop,
     Unwritten,
     Written,
 )
+from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
 from strategies.job import Job
 from strategies.model import build_model
@@ -75,7 +87,10 @@ def kill_this_process(name: str) -> None:
 
 
 class Worker:
-    """One worker of a job. ``run`` returns when the controller sends it away."""
+    """One worker of a job. ``run`` returns when the controller sends it away.
+
+    ``domain`` names its failure domain. ``attach`` and ``notice`` may be called from any thread.
+    """
 
     def __init__(
         self,
@@ -84,14 +99,27 @@ class Worker:
         make_endpoint: EndpointMaker,
         device: torch.device,
         *,
+        domain: str = "",
+        controller: WorkerId = CONTROLLER,
         inject: Callable[[str], None] = kill_this_process,
         compute_lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.worker = worker
         self.job = job
+        self.domain = domain
         self._inject = inject
-        self._commands: queue.SimpleQueue[Interrupt | Resume | Leave] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Interrupt | Resume | Change | Leave] = queue.SimpleQueue()
         self._stop = False
+        self._ended = threading.Event()
+        self._controller = controller
+        self._controller_lost_at: float | None = None
+        self._plan: Plan | None = None
+        self._pending: Change | None = None
+        self._version = 0
+        self._notice: Leaving | None = None
+        self._untold: list[Report] = []
+        self._heard: dict[int, set[WorkerId]] = {}
+        self.pulse = Pulse()
         self._began: dict[int, float] = {}
         self._exponents: dict[int, Exponents] = {}
         self._records: dict[int, StepRecord] = {}
@@ -119,6 +147,7 @@ class Worker:
             device=device,
             exact=job.reduction == "exact",
             compute_lock=compute_lock,
+            pulse=self.pulse,
         )
         self._build_lock = lock
         self.endpoint = make_endpoint(self._on_control, self._on_lost)
@@ -135,25 +164,92 @@ class Worker:
                 self._commands.put(command)
             case Resume():
                 self._commands.put(command)
+            case Change():
+                if self._plan is not None and self.worker in self._plan.workers:
+                    self._pending = command
+                else:
+                    self._commands.put(command)
+            case Probe():
+                self._answer(command)
+            case Greeting(number):
+                self._heard.setdefault(number, set()).add(message.sender)
             case Leave():
                 self._dismiss(command)
+
+    def _answer(self, probe: Probe) -> None:
+        for peer in probe.peers:
+            if peer != self.worker:
+                self.endpoint.send(peer, Tag(0, 0, 0, CONTROL), note=Greeting(probe.number))
+
+        def tell() -> None:
+            heard = frozenset(self._heard.pop(probe.number, ()))
+            self._tell(Heard(self.worker, probe.number, heard))
+
+        timer = threading.Timer(probe.seconds, tell)
+        timer.daemon = True
+        timer.start()
 
     def _dismiss(self, leave: Leave) -> None:
         self._commands.put(leave)
         self.endpoint.interrupt(NEVER)
 
     def _on_lost(self, peer: WorkerId, reason: str) -> None:
-        # the controller's death does not stop training: everything needed is between the workers
-        self._gone.add(peer)
-        if peer != CONTROLLER:
+        if peer >= 0:
+            self._gone.add(peer)
             self._tell(PeerLost(self.worker, peer, reason))
-        if CONTROLLER in self._gone and len(self._gone) > 1:
-            # nobody is left to divide the work anew, and nobody will send this worker away
-            self._dismiss(Leave("the controller and a peer are out of reach"))
+        elif peer == self._controller:
+            # its death does not stop training: everything needed is between the workers
+            self._controller_lost_at = time.monotonic()
 
     def _tell(self, report: Report) -> None:
         with suppress(EndpointClosed, Interrupted):
-            self.endpoint.send(CONTROLLER, Tag(0, 0, 0, CONTROL), note=report)
+            self.endpoint.send(self._controller, Tag(0, 0, 0, CONTROL), note=report)
+
+    def _tell_surely(self, report: Report) -> None:
+        """Tells it again to a controller that is started anew."""
+        self._untold.append(report)
+        self._tell(report)
+
+    def attach(self, controller: WorkerId, address: str) -> None:
+        """Another controller has taken over: tells it where this worker stands."""
+        self.endpoint.connect({controller: address})
+        self._controller, self._controller_lost_at = controller, None
+        pending = self._pending
+        self._tell(
+            Here(
+                self.worker,
+                self.endpoint.address,
+                self.domain,
+                self.profile.forward,
+                self.profile.backward,
+                self.endpoint.generation,
+                self._plan,
+                None if pending is None else pending.plan.generation,
+                self._version,
+                tuple(self._whole.values()),
+            )
+        )
+        for report in list(self._untold):
+            self._tell(report)
+        for peer in sorted(self._gone):
+            self._tell(PeerLost(self.worker, peer, "lost while there was no controller"))
+        if self._notice is not None:
+            self._tell(self._notice)
+
+    def notice(self, reason: str, deadline: float | None = None) -> None:
+        """This worker is to go: the controller sees to it that nothing is lost."""
+        self._notice = Leaving(self.worker, reason, deadline)
+        self._tell(self._notice)
+
+    def _beat(self) -> None:
+        """Tells of this worker's life until it ends; leaves where no controller comes back."""
+        while not self._ended.wait(self.job.beat_seconds):
+            lost_at = self._controller_lost_at
+            if lost_at is None:
+                self._tell(Beat(self.worker, self.pulse.progress, self.pulse.computing()))
+            elif time.monotonic() - lost_at > self.job.orphan_seconds:
+                self._dismiss(Leave(f"there was no controller for {self.job.orphan_seconds:.0f} s"))
+                return
 
     def run(self) -> str:
         """Follows the controller's commands until ``Leave``; returns its reason.
@@ -162,6 +258,13 @@ class Worker:
         """
         # OpenMP counts threads per calling thread: a number set in another one does not hold here
         torch.set_num_threads(self.job.threads)
+        threading.Thread(target=self._beat, name=f"beat-{self.worker}", daemon=True).start()
+        try:
+            return self._obey()
+        finally:
+            self._ended.set()
+
+    def _obey(self) -> str:
         while True:
             command = self._commands.get()
             match command:
@@ -171,9 +274,12 @@ class Worker:
                     return reason
                 case Interrupt(generation):
                     if generation == self.endpoint.acknowledge():
+                        self._pending = None
                         self._tell_held(generation)
-                case Resume():
-                    self._follow_guarded(command)
+                case Resume(plan):
+                    self._guarded(plan, partial(self._follow, command))
+                case Change(plan):
+                    self._guarded(plan, partial(self._enter, command))
 
     def _tell_held(self, generation: int) -> None:
         now = time.perf_counter()
@@ -192,14 +298,15 @@ class Worker:
             )
         )
 
-    def _follow_guarded(self, resume: Resume) -> None:
-        generation = resume.plan.generation
+    def _guarded(self, plan: Plan, follow: Callable[[], None]) -> None:
+        """Enters the plan's generation and follows it until something else comes."""
+        generation = plan.generation
         if generation >= self.endpoint.generation:
             self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
             return  # overtaken by a newer change, whose command waits in the queue
         try:
-            self._follow(resume)
+            follow()
         except Interrupted:
             return
         except EndpointClosed:
@@ -211,19 +318,71 @@ class Worker:
     # --- following a plan -------------------------------------------------------------------
 
     def _follow(self, resume: Resume) -> None:
+        plan, version = resume.plan, resume.version
+        self._fault("recovery", version + 1, 0)
+        if self.worker not in plan.workers:
+            self._plan = None
+            self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
+            self._mover(resume).serve()
+            return
+        self._train(resume, self._move(resume))
+
+    def _enter(self, change: Change) -> None:
+        """Comes in where those at work say that the change takes place."""
+        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
+        resume = _at_boundary(change, entry)
+        self._train(resume, self._move(resume))
+
+    def _cross(self, change: Change, version: int) -> Resume | None:
+        """At the boundary after ``version`` steps: what to go on with, or None for who has no work any more.
+
+        Raises Interrupted if something else has come first.
+        """
+        generation = change.plan.generation
+        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        self.endpoint.interrupt(generation)
+        if self.endpoint.acknowledge() != generation:
+            raise Interrupted(self.endpoint.generation)
+        entry = Entry(version, self._exponents[version], self._records.get(version))
+        resume = _at_boundary(change, entry)
+        if self.worker == change.usher:
+            assert self._plan is not None
+            for newcomer in sorted(set(change.plan.workers) - set(self._plan.workers)):
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
+        if self.worker in change.plan.workers:
+            return resume
+        self._plan = None
+        self._mover(resume).serve()
+        return None
+
+    def _mover(self, resume: Resume) -> Mover:
+        def settled() -> None:
+            self._tell(Settled(self.worker, resume.plan.generation))
+
+        parts = (self.job, self.layout, self.endpoint, self.worker, self.stage, self.store)
+        return Mover(*parts, resume, on_settled=settled)
+
+    def _move(self, resume: Resume) -> Mover:
         began = time.perf_counter()
         plan, version = resume.plan, resume.version
         self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
-        self._fault("recovery", version + 1, 0)
-        mover = Mover(self.job, self.layout, self.endpoint, self.worker, self.stage, self.store, resume)
-        # known before anything is held at this version: a further loss may cut the move short
-        self._exponents = {version: resume.exponents}
+        mover = self._mover(resume)
+        self._plan, self._pending = plan, None
+        # Known before anything is held at this version: a further loss may cut the move short. Those of the
+        # version before are kept, which a loss before everything has been copied goes back to.
+        kept = {v: e for v, e in self._exponents.items() if v < version} if resume.source == "peers" else {}
+        self._exponents = {**kept, version: resume.exponents}
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
+        self._version = version
         self._whole = {step: record for step, record in self._whole.items() if step <= version}
         self._records = {} if resume.record is None else {version: resume.record}
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
-        runner = StepRunner(
+        return mover
+
+    def _runner(self, plan: Plan, mover: Mover) -> StepRunner:
+        return StepRunner(
             job=self.job,
             layout=self.layout,
             endpoint=self.endpoint,
@@ -236,28 +395,49 @@ class Worker:
             exponents=self._exponents,
             stop_requested=lambda: self._stop,
             on_repeat=lambda step, attempt: self._tell_repeat(plan.workers[0], step, attempt),
+            pending_change=self._pending_generation,
             settle=mover.settle,
             known=self._complete,
             remember=self._remember,
         )
-        is_reporter = plan.workers[0] == self.worker
-        stopping = written = False
-        while version < resume.stop_at and not stopping:
-            self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
-            self._began[version] = time.perf_counter()
-            outcome = runner.run(version)
-            self._tell_record(version, is_reporter)
-            version += 1
-            stopping = outcome.stop
-            self._tell_measured(version, runner)
-            written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
-            if written:
-                self._write_checkpoint(runner, version, is_last=version == resume.stop_at or stopping)
+
+    def _pending_generation(self) -> int:
+        pending = self._pending
+        return 0 if pending is None else pending.plan.generation
+
+    def _train(self, resume: Resume, mover: Mover) -> None:
+        """Step after step, through changes of plan, until the run's end or until there is no work here."""
+        while True:
+            plan, version = resume.plan, resume.version
+            runner = self._runner(plan, mover)
+            is_reporter = plan.workers[0] == self.worker
+            stopping = written = False
+            change = 0
+            while version < resume.stop_at and not stopping and not change:
+                self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
+                self._began[version] = time.perf_counter()
+                outcome = runner.run(version, is_last=version + 1 == resume.stop_at)
+                self._tell_record(version, is_reporter)
+                version += 1
+                self._version = version
+                stopping, change = outcome.stop, outcome.change
+                self._tell_measured(version, runner)
+                written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
+                if written:
+                    self._write_checkpoint(runner, version, is_last=version == resume.stop_at or stopping)
+            if not change:
+                break
+            pending = self._pending
+            assert pending is not None and pending.plan.generation == change, "all have said that they know"
+            following = self._cross(pending, version)
+            if following is None:
+                return
+            resume, mover = following, self._move(following)
         self._complete(version, runner.conclude(version))
         self._tell_record(version, is_reporter)
         if not written:
             self._write_checkpoint(runner, version, is_last=True)
-        self._writer.submit(self._tell, Finished(self.worker, plan.generation, version))
+        self._writer.submit(self._tell_surely, Finished(self.worker, plan.generation, version))
 
     def _remember(self, record: StepRecord) -> None:
         self._records[record.step] = record
@@ -269,8 +449,8 @@ class Worker:
             self._whole[step] = replace(
                 record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss
             )
-            for old in [old for old in self._whole if old <= step - RECORDS_KEPT]:
-                del self._whole[old]
+            if self._controller_lost_at is None:  # else whoever comes next will ask for them
+                self._whole = {s: r for s, r in self._whole.items() if s > step - RECORDS_KEPT}
 
     def _tell_record(self, step: int, is_reporter: bool) -> None:
         if is_reporter and step in self._whole:
@@ -328,7 +508,8 @@ class Worker:
             except Exception as error:
                 self._tell(Unwritten(self.worker, version, f"worker {self.worker} could not write: {error}"))
                 return
-            self._tell(Written(self.worker, generation, version, exponents, file))
+            self._untold = []  # older ones are of no use any more
+            self._tell_surely(Written(self.worker, generation, version, exponents, file))
 
         self._writing = self._writer.submit(write)
 
@@ -340,3 +521,17 @@ class Worker:
             ):
                 self._tell(Injecting(self.worker, step, where, fault.signal, time.time()))
                 self._inject(fault.signal)
+
+
+def _at_boundary(change: Change, entry: Entry) -> Resume:
+    """A planned change, once it is known where it takes place."""
+    return Resume(
+        plan=change.plan,
+        version=entry.version,
+        source="peers",
+        addresses=change.addresses,
+        transfers=change.transfers,
+        exponents=entry.exponents,
+        stop_at=change.stop_at,
+        record=entry.record,
+    )

@@ -62,10 +62,57 @@ class WorkerJoined(_Logged):
 
 
 @dataclass(frozen=True)
-class WorkerLost(_Logged):
+class WorkerLeft(_Logged):
+    """A worker that was told to go had no more work to do. ``seconds``: how long the others waited at the
+    step boundary; ``notice_seconds``: from the notice until its last state was handed over."""
+
     step: int
     worker: WorkerId
     reason: str
+    workers_before: int
+    workers_after: int
+    seconds: float
+    notice_seconds: float
+
+
+@dataclass(frozen=True)
+class DrainNotice(_Logged):
+    """A worker is to go. ``deadline``: seconds until it is taken away, where that is known."""
+
+    step: int
+    worker: WorkerId
+    reason: str
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Rebalanced(_Logged):
+    """The work was divided anew at a step boundary. ``gain`` is the predicted relative gain in speed."""
+
+    step: int
+    reason: str
+    gain: float
+    seconds: float
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class ControllerRestarted(_Logged):
+    """The controller died and a new one took over; ``seconds``: for how long nobody watched."""
+
+    step: int
+    workers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WorkerLost(_Logged):
+    """``idle``: it had no work, so that nobody had to be interrupted."""
+
+    step: int
+    worker: WorkerId
+    reason: str
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +132,15 @@ class Recovered(_Logged):
 
 @dataclass(frozen=True)
 class Paused(_Logged):
-    """Fewer workers than ``min_workers``: training waits and keeps its state."""
+    """Fewer workers than ``min_workers``: training waits and keeps its state.
+
+    ``cut_off``: workers that do not answer but may live, and hold the only copies of some of the state.
+    """
 
     step: int
     workers: int
     min_workers: int
+    cut_off: tuple[WorkerId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +208,10 @@ class RunFinished(_Logged):
 Event = (
     RunStarted
     | WorkerJoined
+    | WorkerLeft
+    | DrainNotice
+    | Rebalanced
+    | ControllerRestarted
     | WorkerLost
     | Recovered
     | Paused
@@ -243,9 +298,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def _names(workers: tuple[WorkerId, ...]) -> str:
+    return f"{'worker' if len(workers) == 1 else 'workers'} {', '.join(map(str, workers))}"
+
+
 def _lost(workers: tuple[WorkerId, ...], reason: str) -> str:
-    names = ", ".join(map(str, workers))
-    return f"{'worker' if len(workers) == 1 else 'workers'} {names} lost ({reason})"
+    return f"{_names(workers)} lost ({reason})"
 
 
 def _recovered(event: Recovered) -> str:
@@ -286,6 +344,28 @@ def sentence(event: Event) -> str:
             return f"step {event.step}  {_lost((event.worker,), event.reason)}"
         case Recovered():
             return _recovered(event)
+        case WorkerLeft():
+            return (
+                f"step {event.step}  worker {event.worker} left ({event.reason}): {event.workers_before} -> "
+                f"{event.workers_after} workers in {event.seconds:.2f} s, {event.notice_seconds:.2f} s after "
+                "the notice; no work was lost"
+            )
+        case DrainNotice():
+            within = "" if event.deadline is None else f" within {event.deadline:.0f} s"
+            return f"step {event.step}  worker {event.worker} is to leave{within} ({event.reason})"
+        case Rebalanced():
+            return (
+                f"step {event.step}  work divided anew ({event.reason}): {event.gain:.0%} faster by "
+                f"prediction, in {event.seconds:.2f} s, {event.moved_bytes / 1e6:.1f} MB moved"
+            )
+        case ControllerRestarted():
+            workers = _count(event.workers, "worker")
+            return f"step {event.step}  a new controller watches {workers} after {event.seconds:.2f} s"
+        case Paused() if event.cut_off:
+            return (
+                f"step {event.step}  paused: no answer from {_names(event.cut_off)}, which hold the only "
+                "copies of some of the state; state is kept"
+            )
         case Paused():
             return (
                 f"step {event.step}  paused: {_count(event.workers, 'worker')} left, "

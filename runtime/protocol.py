@@ -46,6 +46,51 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """Controller to worker: go over to ``plan`` at the next step boundary, with no work lost.
+
+    Sent to every member of the old plan and of the new one. The old plan's members agree on the boundary
+    in their exchange: it comes after the first step in which all of them have said that they know of this
+    change. The ``usher``, the first of them, then tells the newcomers where they come in (``Entry``).
+    ``transfers`` move the state as it is at that boundary, from the old plan's owners and holders.
+    """
+
+    plan: Plan
+    addresses: Mapping[WorkerId, str]
+    transfers: tuple[Transfer, ...]
+    stop_at: int
+    usher: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Worker to newcomer: the change takes place after ``version`` completed steps."""
+
+    version: int
+    exponents: Exponents
+    record: StepRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Controller to worker: nothing has moved for a while, find out whom you still hear.
+
+    Every worker greets all ``peers`` and tells which of them it has heard after ``seconds``.
+    """
+
+    number: int
+    peers: tuple[WorkerId, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """Worker to worker, on the control channel: the answer to ``Probe`` ``number``."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Controller to worker: end the run at the next step boundary that all agree on."""
 
@@ -57,7 +102,7 @@ class Leave:
     reason: str
 
 
-Command = Interrupt | Resume | Stop | Leave
+Command = Interrupt | Resume | Change | Probe | Stop | Leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +126,48 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Here:
+    """Worker to a controller that was started anew: who I am and where I stand.
+
+    ``plan`` is the one that I follow, None before the first; ``pending`` the generation of a change that
+    I know of and that has not taken place; ``version`` counts the steps that I committed.
+    """
+
+    worker: WorkerId
+    address: str
+    domain: str
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    generation: int
+    plan: Plan | None = None
+    pending: int | None = None
+    version: int = 0
+    records: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Worker to controller, a few times a second: I am alive.
+
+    ``progress`` grows with whatever the worker does; ``computing`` is for how many seconds it has been
+    inside one layer, one read of data or one update, 0.0 while it waits for others.
+    """
+
+    worker: WorkerId
+    progress: int
+    computing: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Worker to controller: the answer to ``Probe`` ``number``, the peers that were heard."""
+
+    worker: WorkerId
+    number: int
+    peers: frozenset[WorkerId]
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """Worker to controller: under way again in ``generation``. Seconds and bytes of the move."""
 
@@ -88,6 +175,23 @@ class Moved:
     generation: int
     seconds: float
     bytes_received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Worker to controller: all state that the change to ``generation`` owed me has come."""
+
+    worker: WorkerId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Worker to controller: I was told to go (a signal, say). ``deadline`` is in seconds from now."""
+
+    worker: WorkerId
+    reason: str
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +285,12 @@ class Injecting:
 
 Report = (
     Held
+    | Here
+    | Beat
+    | Heard
     | Moved
+    | Settled
+    | Leaving
     | Stepped
     | Measured
     | Repeated

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.checkpoint import ShardFile
+from runtime.detection import Patience
 from runtime.events import Event, StepRecord
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
@@ -25,7 +26,11 @@ class Durable:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any."""
+    """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any.
+
+    The run is formed of ``workers``. From then on the controller asks for as many as are missing to
+    ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up.
+    """
 
     run: str
     layout: Layout
@@ -33,10 +38,18 @@ class Terms:
     workers: int
     min_workers: int
     start: Durable | None = None
+    max_workers: int | None = None
+    spares: int = 0
+    patience: Patience = field(default_factory=Patience)
 
 
 PlanChooser = Callable[[int, Sequence[Member], Speeds, Plan | None], Plan]
-"""(generation, members, measured speeds, previous plan) -> plan. Pure."""
+"""(generation, members, measured speeds, previous plan) -> plan. Pure. A member that would only slow the
+others down may be left out."""
+
+PlanGain = Callable[[Plan, Plan, Sequence[Member], Speeds], float]
+"""(present plan, other plan, members, measured speeds) -> by how much the other one's steps are predicted to
+be faster, relative: 0.1 = a tenth. Pure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +65,42 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker's process died, or it was given up. ``reason`` is shown to people."""
+    """A worker's process died, or it was given up. ``reason`` is shown to people.
+
+    ``confirmed``: the process is known to have ended; else it may live and only be out of reach.
+    """
 
     worker: WorkerId
     reason: str
+    confirmed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """``worker`` is to leave at the next step boundary; ``deadline`` is in seconds from now, if known."""
+
+    worker: WorkerId
+    reason: str
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; comes several times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """A controller that was started anew begins to learn from the living ``workers`` where they stand.
+
+    ``recorded`` is the newest step on record, ``away`` for how many seconds nobody watched, ``next_worker``
+    the lowest id that was never used.
+    """
+
+    workers: tuple[WorkerId, ...]
+    recorded: int
+    away: float
+    next_worker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +127,32 @@ class ManifestFailed:
     version: int
 
 
-Input = Joined | Lost | StopRequested | CommandsSent | ManifestWritten | ManifestFailed | Report
+Input = (
+    Joined
+    | Lost
+    | Drain
+    | Tick
+    | Learn
+    | StopRequested
+    | CommandsSent
+    | ManifestWritten
+    | ManifestFailed
+    | Report
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hire:
+    """Ask for a further worker, to be called ``worker``; it joins when there is room and it is warmed up."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """``worker`` was fenced out or has left: see that its process ends, and tell (``Lost``) when it has."""
+
+    worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +197,4 @@ class TakenBack:
     version: int
 
 
-Output = TakenBack | Send | Note | Committed | WriteManifest | End
+Output = TakenBack | Hire | Dismiss | Send | Note | Committed | WriteManifest | End

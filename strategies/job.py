@@ -53,3 +53,5 @@ class Job:
     tokens_per_sample: int = 0
     inbox_limit_bytes: int = 256 << 20
     faults: tuple[Fault, ...] = ()
+    beat_seconds: float = 0.1
+    orphan_seconds: float = 30.0

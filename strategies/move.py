@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from runtime.checkpoint import CheckpointReader, load_manifest
-from runtime.fabric.interface import Endpoint, Tag
+from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.layout import Layout
 from runtime.plan import Shard, WorkerId
 from runtime.protocol import Resume
@@ -35,8 +36,11 @@ class Mover:
     store: ShardStore
     resume: Resume
     bytes_received: int = 0
+    on_settled: Callable[[], None] = lambda: None
+    """Called once, when everything that was owed has come."""
     _fresh: dict[Shard, Tensor] = field(default_factory=dict)
-    _owed: list[Transfer] = field(default_factory=list)
+    _owed: dict[tuple[WorkerId, object], Transfer] = field(default_factory=dict)
+    _settled: bool = False
 
     def move(self) -> None:
         """Working parameters and held layers as the new plan has them, at its version."""
@@ -58,14 +62,25 @@ class Mover:
         for block in self.stage.version:
             self.stage.version[block] = version
 
-    def settle(self) -> None:
-        """Waits for the optimizer state that is still owed. Does nothing the second time."""
-        for transfer in self._owed:
-            self._take(transfer)
+    def serve(self) -> None:
+        """The part of a worker that has no work under the new plan: it sends what others need of it."""
+        self._send()
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Takes in the optimizer state that is still owed; ``wait``: all of it. Does nothing afterwards."""
+        if self._settled:
+            return
+        tag = Tag(self.resume.plan.generation, self.resume.version, 0, "move state")
+        while self._owed:
+            message = self.endpoint.receive_any([tag]) if wait else self.endpoint.poll_any([tag])
+            if message is None:
+                return
+            self._place(self._owed.pop((message.sender, message.tag.index)), message)
         for shard, state_3N in self._fresh.items():
             self.store.put(piece_of(shard), self.resume.version, state_3N)
-        self._owed.clear()
         self._fresh.clear()
+        self._settled = True
+        self.on_settled()
 
     def _kept(self) -> list[Shard]:
         plan = self.resume.plan
@@ -105,13 +120,14 @@ class Mover:
                 self._fresh[shard] = self._local_parts(piece_of(shard), version)
         coming = [transfer for transfer in self.resume.transfers if transfer.target == self.worker]
         states = [transfer for transfer in coming if transfer.what == "state"]
-        self._owed = [transfer for transfer in states if transfer.block not in stale]
+        owed = [transfer for transfer in states if transfer.block not in stale]
+        self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
         for transfer in states:
             if transfer.block in stale:  # the working parameters need it before the next forward
-                state_3N = self._take(transfer)
+                state_3N = self._place(transfer, self.endpoint.receive(transfer.source, self._tag(transfer)))
                 working = self.stage.working[transfer.block]
                 working[transfer.start : transfer.stop] = state_3N[0]
-        for shard in [shard for shard in self._fresh if not any(_meet(t, shard) for t in self._owed)]:
+        for shard in [shard for shard in self._fresh if not any(_meet(t, shard) for t in owed)]:
             self.store.put(piece_of(shard), version, self._fresh.pop(shard))
         for transfer in coming:
             if transfer.what == "parameters":
@@ -125,9 +141,8 @@ class Mover:
             state_3N[:, start - piece[1] : stop - piece[1]] = part
         return state_3N
 
-    def _take(self, transfer: Transfer) -> Tensor:
-        """Receives a transfer into every new shard that it is a part of; returns it."""
-        message = self.endpoint.receive(transfer.source, self._tag(transfer))
+    def _place(self, transfer: Transfer, message: Message) -> Tensor:
+        """Puts a transfer into every new shard that it is a part of; returns its state."""
         state_3N = message.tensors[0]
         self.bytes_received += state_3N.nbytes
         for shard, fresh_3N in self._fresh.items():

@@ -161,13 +161,17 @@ class Pipeline:
 
     def _input(self, step: int, micro_batch: int) -> Value:
         began = time.perf_counter()
+        self.stage.pulse.enter()
         inputs, _ = self.data.micro_batch(step, micro_batch)
+        self.stage.pulse.leave()
         self.waiting.data += time.perf_counter() - began
         return inputs
 
     def _targets(self, step: int, micro_batch: int) -> Value:
         began = time.perf_counter()
+        self.stage.pulse.enter()
         _, targets = self.data.micro_batch(step, micro_batch)
+        self.stage.pulse.leave()
         self.waiting.data += time.perf_counter() - began
         return targets
 

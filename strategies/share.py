@@ -35,7 +35,8 @@ class Share:
 
     ``maxima_T`` are the largest |gradient| of each tensor; ``squared`` the squared norms of the
     shards it owns, by tensor (exact integers; floats in fast mode); ``fingerprint`` is that of its
-    owned parameters as the step began.
+    owned parameters as the step began; ``change`` the generation of the change of plan that this worker
+    knows of, or 0.
     """
 
     losses: Losses = field(default_factory=dict)
@@ -44,17 +45,20 @@ class Share:
     squared: dict[int, int | float] = field(default_factory=dict)
     fingerprint: int = 0
     stop: bool = False
+    change: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What all shares together say. ``norm`` is that of the mean gradient, before clipping."""
+    """What all shares together say. ``change`` is the generation of the change of plan that follows this
+    step, 0 where there is none: all workers must know of it."""
 
     loss: float
     count: int
     held_out_loss: float | None
     fingerprint: int
     stop: bool
+    change: int = 0
 
 
 def outcome(shares: Iterable[Share]) -> Outcome:
@@ -68,6 +72,7 @@ def outcome(shares: Iterable[Share]) -> Outcome:
         held_out_loss=held_out if held_out_count else None,
         fingerprint=sum(share.fingerprint for share in shares) % FINGERPRINT_MODULUS,
         stop=any(share.stop for share in shares),
+        change=min((share.change for share in shares), default=0),
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from runtime.exact import Workspace, accumulate, accumulate_fast, new_maxima
 from runtime.layout import Layout
+from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.model import LossFunction, Model
@@ -69,6 +70,7 @@ class StageModel:
         device: torch.device,
         exact: bool,
         compute_lock: AbstractContextManager[Any] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.layout: Layout = model.layout
         self.loss: LossFunction = model.loss
@@ -80,6 +82,7 @@ class StageModel:
         self.accumulators: dict[int, Tensor] = {}
         self.maxima_T = new_maxima(len(self.layout.tensors), device)
         self.times = LayerTimes()
+        self.pulse = pulse or Pulse()
         self._seed = seed
         self._precision = precision
         self._exact = exact
@@ -145,6 +148,7 @@ class StageModel:
         activations: list[Activation] = []
         for index in range(self.first, self.stop):
             check()
+            self.pulse.enter()
             began = time.perf_counter()
             inputs, spec = flatten(value)
             inputs = [_leaf(tensor.to(self.device), train) for tensor in inputs]
@@ -205,6 +209,7 @@ class StageModel:
         """
         for index in reversed(range(self.first, self.stop)):
             check()
+            self.pulse.enter()
             began = time.perf_counter()
             activation = activations.pop()
             outputs = activation.outputs
@@ -259,6 +264,7 @@ class StageModel:
                 accumulate_fast(total, gradient)
 
     def _record(self, seconds: dict[int, float], index: int, began: float) -> None:
+        self.pulse.leave()
         seconds[index] = seconds.get(index, 0.0) + time.perf_counter() - began
         if seconds is self.times.forward:
             self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + 1

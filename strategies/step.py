@@ -67,8 +67,11 @@ class StepRunner:
     exponents: dict[int, Exponents]
     stop_requested: Callable[[], bool]
     on_repeat: Callable[[int, int], None]
-    settle: Callable[[], None]
-    """Takes in what the last move still owes this worker; called before every exchange."""
+    pending_change: Callable[[], int]
+    """The generation of the change of plan that this worker knows of, or 0."""
+    settle: Callable[..., None]
+    """Takes in what the last move still owes this worker; called before every exchange (``wait=True``) and
+    between micro-batches (``wait=False``)."""
     known: Callable[[int, Outcome], None]
     """Told at once, before anything can be interrupted, what an exchange says of the version before it."""
     remember: Callable[[StepRecord], None]
@@ -85,8 +88,11 @@ class StepRunner:
             for shard in self.rounds.owned
         }
 
-    def run(self, version: int) -> Outcome:
+    def run(self, version: int, *, is_last: bool = False) -> Outcome:
         """Computes step ``version`` + 1 and commits it. The outcome speaks of the step's beginning.
+
+        Where a change of plan follows, the new state's copies are not sent to the old plan's backups: the
+        change brings it to the new one's.
 
         Raises Interrupted when the membership changes, NonFiniteGradient when training diverges.
         """
@@ -134,8 +140,10 @@ class StepRunner:
             del self.exponents[old]
         self._gather(step, attempt, new_states)
         self.fault("backup", step, 0)
-        self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
-        self.rounds.expect_backups()
+        if is_last or result.stop or result.change <= self.plan.generation:
+            result = replace(result, change=0)
+            self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
+            self.rounds.expect_backups()
         self.seconds.wait_peers = self.pipeline.waiting.peers
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
@@ -164,9 +172,11 @@ class StepRunner:
         probing = self._exact and exponents is None
         began = time.perf_counter()
         self.stage.clear_gradients()
-        self.pipeline.between = partial(self._take_backups, step - 1, wait=False)
+        self.pipeline.between = partial(self._take_what_came, step - 1)
         losses = self.pipeline.train(step, attempt, exponents)
-        share = Share(losses=losses, held_out=held_out, stop=self.stop_requested())
+        share = Share(
+            losses=losses, held_out=held_out, stop=self.stop_requested(), change=self.pending_change()
+        )
         if self._exact:
             share.maxima_T = self.stage.maxima_T.cpu().numpy()
         self.seconds.pipeline += time.perf_counter() - began
@@ -193,7 +203,7 @@ class StepRunner:
         """Every worker's share. Nobody gets it before all copies of the last version are in place."""
         began = time.perf_counter()
         version = step - 1
-        self.settle()
+        self.settle(wait=True)
         self._take_backups(version, wait=True)
         self.fault("exchange", step, 0)
         share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
@@ -201,6 +211,10 @@ class StepRunner:
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began
         return [shares[worker] for worker in self.plan.workers]
+
+    def _take_what_came(self, version: int) -> None:
+        self.settle(wait=False)
+        self._take_backups(version, wait=False)
 
     def _take_backups(self, version: int, *, wait: bool) -> None:
         tag = self._tag(version, 0, "backup")
@@ -216,6 +230,7 @@ class StepRunner:
     ) -> dict[Piece, Tensor]:
         began = time.perf_counter()
         self.fault("optimizer", step, 0)
+        self.stage.pulse.enter()
         clip_norm = self.job.optimizer.clip_norm
         clip = clip_coefficient(norm, clip_norm) if clip_norm is not None else 1.0
         new_states: dict[Piece, Tensor] = {}
@@ -228,6 +243,7 @@ class StepRunner:
             new_states[piece] = new_3N
         for piece, new_3N in new_states.items():
             self.store.put(piece, step, new_3N)
+        self.stage.pulse.leave()
         self.seconds.optimizer = time.perf_counter() - began
         return new_states
 

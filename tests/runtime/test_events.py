@@ -12,9 +12,12 @@ from runtime.events import (
     KINDS,
     CheckpointSkipped,
     CheckpointWritten,
+    ControllerRestarted,
+    DrainNotice,
     Event,
     FaultInjected,
     Paused,
+    Rebalanced,
     RecordLost,
     Recovered,
     RecoverySeconds,
@@ -24,6 +27,7 @@ from runtime.events import (
     StepRecord,
     StepRepeated,
     WorkerJoined,
+    WorkerLeft,
     WorkerLost,
     from_json,
     sentence,
@@ -62,6 +66,24 @@ SENTENCES: list[tuple[Event, str]] = [
     ),
     (WorkerJoined(12, 5, 3, 4, 0.034), "step 12  worker 5 joined: 3 -> 4 workers in 0.03 s"),
     (WorkerLost(41, 3, "process died"), "step 41  worker 3 lost (process died)"),
+    (
+        WorkerLeft(12, 5, "spot notice", 4, 3, 0.034, 1.5),
+        "step 12  worker 5 left (spot notice): 4 -> 3 workers in 0.03 s, 1.50 s after the notice; "
+        "no work was lost",
+    ),
+    (DrainNotice(12, 5, "spot notice", 30.0), "step 12  worker 5 is to leave within 30 s (spot notice)"),
+    (DrainNotice(12, 5, "SIGTERM"), "step 12  worker 5 is to leave (SIGTERM)"),
+    (
+        Rebalanced(24, "worker 2 at 50% of the usual speed", 0.31, 0.02, 1_500_000),
+        "step 24  work divided anew (worker 2 at 50% of the usual speed): 31% faster by prediction, in 0.02 s, "
+        "1.5 MB moved",
+    ),
+    (ControllerRestarted(33, 4, 3.21), "step 33  a new controller watches 4 workers after 3.21 s"),
+    (
+        Paused(41, 1, 2, (0, 3)),
+        "step 41  paused: no answer from workers 0, 3, which hold the only copies of some of the state; "
+        "state is kept",
+    ),
     (Paused(41, 1, 2), "step 41  paused: 1 worker left, at least 2 needed; state is kept"),
     (Resumed(41, 2, 3.0), "step 41  resumed with 2 workers after 3.00 s"),
     (CheckpointWritten(40, 2_500_000, 0.2), "step 40  checkpoint written: 2.5 MB in 0.20 s"),

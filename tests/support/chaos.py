@@ -82,6 +82,7 @@ class ChaosRun(LocalRun):
         """Ends a worker and its company from any thread."""
         company = self._company(worker)
         for victim in company:
+            self.dead.add(victim)
             self.fabric.kill(victim, f"{victim} was killed")
         for victim in company:
             self.host.post(Lost(victim, "process died"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from actors.planning import plan_chooser
 from actors.recorder import Recorder
 from actors.worker import Worker
 from runtime.controller import Controller
+from runtime.detection import Patience
 from runtime.events import Event, StepRecord
 from runtime.fabric.inprocess import InProcessFabric
 from runtime.fabric.interface import EndpointClosed
@@ -24,12 +27,16 @@ from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER
 from runtime.protocol import Leave
 from runtime.run_folder import RunFolder
-from runtime.signals import Durable, Joined, Lost, Terms
+from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from tests.support.models import Tokens, build
 
 OPTIMIZER = OptimizerSettings(learning_rate=3e-2, warmup_steps=2, decay_steps=8, clip_norm=0.5)
+
+
+PATIENCE = Patience(silence_seconds=30.0, stuck_seconds=30.0)
+"""Threads of one process wait for one another; only tests of detection are in a hurry."""
 
 
 class Killed(BaseException):
@@ -77,6 +84,10 @@ class LocalRun:
     domains: Mapping[int, str] = field(default_factory=dict)
     start: Durable | None = None
     keep: int = 2
+    max_workers: int | None = None
+    spares: int = 0
+    patience: Patience = PATIENCE
+    plan_gain: PlanGain | None = None
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
@@ -84,15 +95,22 @@ class LocalRun:
         self._lock = threading.Lock()
         folder = RunFolder.create(self.folder, "", {}, resume=RunFolder(self.folder).exists())
         self.recorder = Recorder(folder, Metrics("test"), Ledger.begin(round(steady_time() * 1e9)))
-        self.host = Host(
-            partial(self._endpoint, CONTROLLER),
+        self.host = self._host(CONTROLLER)
+        self._threads: list[threading.Thread] = []
+        self._hosts: list[threading.Thread] = []
+        self.members: dict[int, Worker] = {}
+        self.dead: set[int] = set()
+
+    def _host(self, controller: int) -> Host:
+        return Host(
+            partial(self._endpoint, controller),
             self.recorder,
             checkpoint_root=self.job.checkpoint_root,
             keep=self.keep,
             recipe="test",
+            crew=self,
+            tick_seconds=0.02,
         )
-        self._threads: list[threading.Thread] = []
-        self.members: dict[int, Worker] = {}
 
     def _endpoint(self, worker: int, on_control: Any, on_lost: Any) -> Any:
         return self.fabric.endpoint(worker, on_control=on_control, on_lost=on_lost)
@@ -102,8 +120,70 @@ class LocalRun:
         raise Killed
 
     def kill(self, worker: int) -> None:
+        self.dead.add(worker)
         self.fabric.kill(worker, f"{worker} was killed")
         self.host.post(Lost(worker, "process died"))
+
+    def lose_controller(self) -> None:
+        """As SIGKILL would; whatever had been told to it is lost with it."""
+        self.fabric.kill(self.host.endpoint.worker)
+        self.host.abandon()
+
+    def new_controller(self) -> None:
+        """As Ray would start it again: it knows who lives, and what is on record."""
+        self.host = self._host(self.host.endpoint.worker - 1)
+        self.controller = self._controller()
+        alive = {number: worker for number, worker in self.members.items() if number not in self.dead}
+        recorded = self.recorder.progress(0, 0).steps
+        newest = recorded[-1].step if recorded else 0
+        self.host.post(Learn(tuple(sorted(alive)), newest, 0.0, max(self.members) + 1))
+        thread = threading.Thread(target=self._drive, args=(self.host, self.controller), daemon=True)
+        thread.start()
+        self._hosts.append(thread)
+        for worker in alive.values():
+            worker.attach(self.host.endpoint.worker, self.host.endpoint.address)
+
+    @staticmethod
+    def _drive(host: Host, controller: Controller) -> None:
+        with suppress(EndpointClosed):  # a dead controller says no more
+            host.run(controller)
+
+    # The crew: a worker that is hired is another thread.
+
+    def hire(self, worker: int) -> None:
+        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
+
+    def dismiss(self, worker: int) -> None:
+        """As Ray would: whoever has not left by itself is ended, and said to have ended."""
+        if worker not in self.dead:
+            self.dead.add(worker)
+            self.fabric.kill(worker, "ended")
+        self.host.post(Lost(worker, "ended"))
+
+    def _bring(self, number: int) -> None:
+        worker = self._worker(number)
+        self.members[number] = worker
+        self._start(worker)
+
+    def _worker(self, number: int) -> Worker:
+        return Worker(
+            number,
+            self.job,
+            partial(self._endpoint, number),
+            torch.device("cpu"),
+            domain=self.domains.get(number, f"node-{number}"),
+            controller=self.host.endpoint.worker,
+            inject=partial(self._inject, number),
+            compute_lock=self._lock,
+        )
+
+    def _start(self, worker: Worker) -> None:
+        thread = threading.Thread(target=self._thread, args=(worker,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        profile, address = worker.profile, worker.endpoint.address
+        joined = Joined(worker.worker, worker.domain, address, profile.forward, profile.backward)
+        self.host.post(joined)
 
     def _thread(self, worker: Worker) -> None:
         try:
@@ -114,32 +194,20 @@ class LocalRun:
     def run(self, timeout: float = 60.0) -> Result:
         """Runs to the end; fails if that does not come."""
         for number in range(self.workers):
-            worker = Worker(
-                number,
-                self.job,
-                partial(self._endpoint, number),
-                torch.device("cpu"),
-                inject=partial(self._inject, number),
-                compute_lock=self._lock,
-            )
-            self.members[number] = worker
-        first = self.members[0]
-        terms = Terms("test", first.layout, self.job.steps, self.workers, self.min_workers, self.start)
-        chooser = plan_chooser(first.layout, first.profile, self.job.micro_batches, self.stages)
-        controller = Controller(terms, chooser)
-        for number, worker in self.members.items():
-            thread = threading.Thread(target=self._thread, args=(worker,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-            profile = worker.profile
-            domain = self.domains.get(number, f"node-{number}")
-            self.host.post(Joined(number, domain, worker.endpoint.address, profile.forward, profile.backward))
-        host = threading.Thread(target=self.host.run, args=(controller,), daemon=True)
-        host.start()
-        host.join(timeout)
-        alive = host.is_alive()
+            self.members[number] = self._worker(number)
+        self.controller = controller = self._controller()
+        for worker in list(self.members.values()):
+            self._start(worker)
+        self._hosts.append(threading.Thread(target=self._drive, args=(self.host, controller), daemon=True))
+        self._hosts[-1].start()
+        deadline = time.monotonic() + timeout
+        while self.recorder.outcome is None and time.monotonic() < deadline:
+            self._hosts[-1].join(0.02)
+        for host in self._hosts:
+            host.join(max(0.0, deadline - time.monotonic()))
+        alive, controller = any(host.is_alive() for host in self._hosts), self.controller
         self.fabric.close()
-        for worker in self.members.values():
+        for worker in list(self.members.values()):
             worker._commands.put(Leave("the test is over"))  # the fabric may have closed before it came
         for thread in self._threads:
             thread.join(10)
@@ -147,6 +215,22 @@ class LocalRun:
         assert not any(thread.is_alive() for thread in self._threads), "a worker's thread is left behind"
         progress = self.recorder.progress(0, 0)
         return Result(progress.steps, progress.events, progress.outcome, progress.message, controller.durable)
+
+    def _controller(self) -> Controller:
+        first = self.members[0]
+        terms = Terms(
+            "test",
+            first.layout,
+            self.job.steps,
+            self.workers,
+            self.min_workers,
+            self.start,
+            self.max_workers,
+            self.spares,
+            self.patience,
+        )
+        chooser = plan_chooser(first.layout, first.profile, self.job.micro_batches, self.stages)
+        return Controller(terms, chooser, self.plan_gain)
 
 
 def run_toy(

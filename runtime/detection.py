@@ -1,0 +1,165 @@
+"""Who has fallen silent, who is stuck, and whom to believe when workers accuse each other. Pure.
+
+A dead process shows by its sockets. What is found here is worse: a process that is stopped, a call
+that never returns, a machine or a link that swallows packets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+
+from runtime.plan import WorkerId
+
+FEW_BEATS = 5
+"""A worker is never given up before so many heartbeats are overdue."""
+
+DEVIATIONS = 8.0
+"""Standard deviations beyond the mean gap between heartbeats that a worker is given."""
+
+GAPS = 64
+"""Gaps between a worker's heartbeats that its patience is computed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for what. Seconds, unless they say otherwise.
+
+    Workers tell of themselves every ``beat_seconds``; one that has not for ``silence_seconds`` (less if its
+    heartbeats have been regular) is given up. So is one that has been inside one layer or one read of data
+    for ``stuck_steps`` times the median step and at least ``stuck_seconds``. Peers that accuse each other
+    while both are alive are heard for ``dispute_seconds`` before one of them has to go.
+    """
+
+    beat_seconds: float = 0.1
+    silence_seconds: float = 1.0
+    stuck_seconds: float = 5.0
+    stuck_steps: float = 5.0
+    dispute_seconds: float = 0.2
+
+
+@dataclass
+class _Pulse:
+    heard: float
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
+    progress: int = -1
+    computing: float = 0.0
+
+
+class Watch:
+    """Heartbeats of the members. The clock is the controller's."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._pulses: dict[WorkerId, _Pulse] = {}
+        self._ticked: float | None = None
+        self._moved: float | None = None
+
+    def beat(self, worker: WorkerId, progress: int, computing: float, now: float) -> None:
+        """A heartbeat came; the first one begins the watch."""
+        pulse = self._pulses.get(worker)
+        if pulse is None:
+            pulse = self._pulses[worker] = _Pulse(now)
+        else:
+            pulse.gaps.append(max(0.0, now - pulse.heard))
+        if progress != pulse.progress or computing > 0.0:
+            self._moved = now
+        pulse.heard, pulse.progress, pulse.computing = now, progress, computing
+
+    def forget(self, worker: WorkerId) -> None:
+        self._pulses.pop(worker, None)
+
+    def tick(self, now: float) -> None:
+        """Must be called every ``beat_seconds`` or so. Where it was not, this process itself stood still, and
+        that is nobody else's fault: the lost time counts for nobody."""
+        if self._ticked is not None:
+            slept = now - self._ticked - FEW_BEATS * self._patience.beat_seconds
+            if slept > 0:
+                for pulse in self._pulses.values():
+                    pulse.heard += slept
+        self._ticked = now
+
+    def patience(self, worker: WorkerId) -> float:
+        """Seconds of silence after which ``worker`` is given up."""
+        gaps = self._pulses[worker].gaps
+        least, most = FEW_BEATS * self._patience.beat_seconds, self._patience.silence_seconds
+        if len(gaps) < GAPS // 4:
+            return most
+        return min(most, max(least, fmean(gaps) + DEVIATIONS * pstdev(gaps)))
+
+    def overdue(self, now: float, step_seconds: float) -> list[tuple[WorkerId, str]]:
+        """(worker, reason) of everybody to be given up now, ascending. ``step_seconds`` is the median step,
+        0.0 where none is known."""
+        stuck_after = max(self._patience.stuck_seconds, self._patience.stuck_steps * step_seconds)
+        found = []
+        for worker, pulse in sorted(self._pulses.items()):
+            silent = now - pulse.heard
+            if silent > self.patience(worker):
+                found.append((worker, f"no sign of life for {silent:.1f} s"))
+            elif pulse.computing > stuck_after:
+                found.append((worker, f"stuck in one call for {pulse.computing:.1f} s"))
+        return found
+
+    def stalled(self, now: float, step_seconds: float) -> bool:
+        """Whether nobody has done anything for longer than anything takes: everybody waits for
+        something that is lost."""
+        if self._moved is None or not self._pulses:
+            return False
+        return now - self._moved > max(2 * self._patience.silence_seconds, 2 * step_seconds)
+
+    def stirred(self, now: float) -> None:
+        """Counts as movement: whatever was done about a stall gets its time to show."""
+        self._moved = now
+
+
+Link = tuple[WorkerId, WorkerId]
+"""Two workers that cannot reach each other, the lower id first."""
+
+
+def link(one: WorkerId, other: WorkerId) -> Link:
+    return (one, other) if one < other else (other, one)
+
+
+def to_fence(broken: Collection[Link], members: Collection[WorkerId]) -> list[WorkerId]:
+    """The members to give up so that no broken link is left between two that stay; few of them.
+
+    Greedy vertex cover: the one with the most broken links first, then the highest id. A worker that is
+    cut off from all others is found after one look, whoever complained first.
+    """
+    left = {pair for pair in broken if pair[0] in members and pair[1] in members}
+    fenced: list[WorkerId] = []
+    while left:
+        counts: dict[WorkerId, int] = {}
+        for worker in (worker for pair in left for worker in pair):
+            counts[worker] = counts.get(worker, 0) + 1
+        worst = max(counts, key=lambda worker: (counts[worker], worker))
+        fenced.append(worst)
+        left = {pair for pair in left if worst not in pair}
+    return fenced
+
+
+@dataclass
+class Disputes:
+    """Links that somebody says are broken while both ends are alive."""
+
+    patience: Patience
+    _since: dict[Link, float] = field(default_factory=dict)
+
+    def accuse(self, worker: WorkerId, peer: WorkerId, now: float) -> None:
+        self._since.setdefault(link(worker, peer), now)
+
+    def forget(self, worker: WorkerId) -> None:
+        self._since = {pair: since for pair, since in self._since.items() if worker not in pair}
+
+    def clear(self) -> None:
+        self._since.clear()
+
+    def due(self, now: float, members: Iterable[WorkerId]) -> list[WorkerId]:
+        """Whom to give up, once the oldest complaint has been open for ``dispute_seconds``."""
+        if not self._since or now - min(self._since.values()) < self.patience.dispute_seconds:
+            return []
+        broken = list(self._since)
+        self._since.clear()
+        return to_fence(broken, set(members))
