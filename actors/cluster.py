@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.crew import NAMESPACE, controller_name, end_all
 from actors.ray_controller import ControllerActor, RunSettings
-from actors.ray_worker import WorkerActor
 from actors.recorder import Progress
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
@@ -59,36 +59,64 @@ def connect(
         ray.shutdown()
 
 
-class RayRun:
-    """One run's controller and workers. A context manager: at its end no actor is left."""
+def gcs_address() -> str:
+    """Where others reach the cluster that this process is connected to."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
-    def __init__(
-        self, job: Job, settings: RunSettings, secret: bytes, cpus_per_worker: float, gpus_per_worker: float
-    ) -> None:
+
+class RayRun:
+    """A run's controller, as its driver sees it. A context manager: at its end no actor is left, unless the
+    run is ``detached``.
+
+    Calls wait while a controller that died is being started again.
+    """
+
+    def __init__(self, job: Job, settings: RunSettings, secret: bytes, *, detached: bool = False) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         controller = ray.remote(ControllerActor).options(
-            num_cpus=0, max_concurrency=8, scheduling_strategy=here
+            name=controller_name(settings.name),
+            namespace=NAMESPACE,
+            lifetime="detached" if detached else None,
+            num_cpus=0,
+            max_concurrency=8,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=here,
         )
-        worker = ray.remote(WorkerActor).options(
-            num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, scheduling_strategy="SPREAD"
-        )
+        self.name = settings.name
+        self._detached = detached
         # actor handles get their methods at run time, so they have no useful static type
         self._controller: Any = controller.remote(job, settings, secret)
-        self._workers: dict[WorkerId, Any] = {
-            number: worker.remote(number, job, secret) for number in range(settings.workers)
-        }
         self._ended: Any = None
 
+    @classmethod
+    def find(cls, name: str) -> RayRun:
+        """The run called ``name`` on the cluster that this process is connected to; it goes on when this
+        process lets go of it. Raises ValueError if there is none."""
+        run = cls.__new__(cls)
+        run.name, run._detached, run._ended = name, True, None
+        try:
+            run._controller = ray.get_actor(controller_name(name), namespace=NAMESPACE)
+        except ValueError:
+            raise ValueError(f"the run {name} is not under way on this Ray cluster: it has ended") from None
+        return run
+
     def __enter__(self) -> RayRun:
-        self._ended = self._controller.run.remote(self._workers)
+        self._ended = self._controller.run.remote()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in [*self._workers.values(), self._controller]:
-            with suppress(RayActorError):
-                ray.kill(actor)
+        if not self._detached:
+            self.end()
+
+    def end(self) -> None:
+        """Ends all actors of the run at once."""
+        with suppress(RayActorError):
+            ray.kill(self._controller)
+        end_all(self.name)
 
     def metrics_port(self) -> int | None:
         """Raises ValueError if the metrics cannot be served where the recipe wants them."""
@@ -99,31 +127,41 @@ class RayRun:
         return port
 
     def progress(self, steps_seen: int, events_seen: int) -> Progress:
-        progress: Progress = ray.get(self._controller.progress.remote(steps_seen, events_seen))
+        progress: Progress = _patiently(lambda: self._controller.progress.remote(steps_seen, events_seen))
         return progress
 
     def badput(self) -> Mapping[str, float]:
-        badput: Mapping[str, float] = ray.get(self._controller.badput.remote())
+        badput: Mapping[str, float] = _patiently(self._controller.badput.remote)
         return badput
 
     def processes(self) -> Mapping[WorkerId, int]:
-        """The workers' process ids, once they are ready."""
-        processes: Mapping[WorkerId, int] = ray.get(self._controller.processes.remote())
+        """The workers' process ids, once they are ready; lost ones among them."""
+        processes: Mapping[WorkerId, int] = _patiently(self._controller.processes.remote)
         return processes
+
+    def controller_process(self) -> int:
+        """The controller's process id."""
+        process: int = _patiently(self._controller.process.remote)
+        return process
 
     def plan(self) -> Plan | None:
         """The newest plan; None before the first."""
-        plan: Plan | None = ray.get(self._controller.plan.remote())
+        plan: Plan | None = _patiently(self._controller.plan.remote)
         return plan
 
     def measured(self) -> Mapping[WorkerId, Measured]:
         """What each worker measured in its newest step."""
-        measured: Mapping[WorkerId, Measured] = ray.get(self._controller.measured.remote())
+        measured: Mapping[WorkerId, Measured] = _patiently(self._controller.measured.remote)
         return measured
 
     def stop(self) -> None:
         """Asks the run to end at the next step boundary, with a checkpoint."""
         self._controller.stop.remote()
+
+    def drain(self, worker: WorkerId, reason: str, deadline: float | None = None) -> bool:
+        """Has a worker leave at the next step boundary; False if it has no work in this run."""
+        found: bool = _patiently(lambda: self._controller.drain.remote(worker, reason, deadline))
+        return found
 
     def wait(self, seconds: float) -> bool:
         """Whether the run has ended, after waiting for it at most that long."""
@@ -139,6 +177,15 @@ class RayRun:
             raise
         except GetTimeoutError:
             return
+
+
+def _patiently(call: Callable[[], Any]) -> Any:
+    """The answer of an actor that may be on its way back."""
+    while True:
+        try:
+            return ray.get(call())
+        except ActorUnavailableError:
+            continue
 
 
 def _cause(error: BaseException) -> str:

@@ -83,7 +83,7 @@ class Host:
         self._root, self._keep, self._recipe = checkpoint_root, keep, recipe
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._ended = False
-        self._crew = crew
+        self.crew = crew
         self._tick_seconds = tick_seconds
         self.plan: Plan | None = None
         self.measured: dict[WorkerId, Measured] = {}
@@ -99,6 +99,12 @@ class Host:
 
     def post(self, event: Input) -> None:
         self._events.put(event)
+
+    def forget_events(self) -> None:
+        """Drops what has come so far: only before ``run``."""
+        with suppress(queue.Empty):
+            while True:
+                self._events.get_nowait()
 
     def stop(self) -> None:
         self._events.put(StopRequested())
@@ -147,11 +153,11 @@ class Host:
                 except Interrupted:
                     raise AssertionError("nobody interrupts the controller") from None
             case Hire(worker):
-                if self._crew is not None:
-                    self._crew.hire(worker)
+                if self.crew is not None:
+                    self.crew.hire(worker)
             case Dismiss(worker):
-                if self._crew is not None:
-                    self._crew.dismiss(worker)
+                if self.crew is not None:
+                    self.crew.dismiss(worker)
             case Note(event):
                 self.recorder.event(event, now)
             case TakenBack(version):

@@ -7,30 +7,58 @@ from typing import Literal
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan
-from runtime.signals import PlanChooser
+from runtime.signals import PlanChooser, PlanGain
 from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
 from strategies.planner import choose_plan
 from strategies.profile import Profile
+from strategies.schedule import simulate_step
 
 
 def plan_chooser(
     layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"]
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run."""
-    parameter_bytes = tuple(
-        BYTES_PER_PARAMETER * sum(block.size for block in layout.blocks_of(layer, layer + 1))
-        for layer in range(layout.layers)
-    )
+
+    parameter_bytes = _parameter_bytes(layout)
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
-        costs = CostModel(
-            forward_seconds=levelled([speeds.forward(layer) for layer in range(layout.layers)]),
-            backward_seconds=levelled([speeds.backward(layer) for layer in range(layout.layers)]),
-            parameter_bytes=parameter_bytes,
-            boundary_bytes=profile.boundary_bytes,
-        )
+        costs = _costs(parameter_bytes, profile, speeds)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, previous)
         return plan
 
     return choose
+
+
+def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
+    """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
+
+    parameter_bytes = _parameter_bytes(layout)
+
+    def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
+        costs = _costs(parameter_bytes, profile, speeds)
+        speed = {member.worker: member.speed for member in members}
+        seconds = [
+            simulate_step(plan, costs.forward_seconds, costs.backward_seconds, speed)
+            for plan in (present, other)
+        ]
+        return seconds[0] / seconds[1] - 1.0
+
+    return gain
+
+
+def _parameter_bytes(layout: Layout) -> tuple[int, ...]:
+    return tuple(
+        BYTES_PER_PARAMETER * sum(block.size for block in layout.blocks_of(layer, layer + 1))
+        for layer in range(layout.layers)
+    )
+
+
+def _costs(parameter_bytes: tuple[int, ...], profile: Profile, speeds: Speeds) -> CostModel:
+    layers = range(len(parameter_bytes))
+    return CostModel(
+        forward_seconds=levelled([speeds.forward(layer) for layer in layers]),
+        backward_seconds=levelled([speeds.backward(layer) for layer in layers]),
+        parameter_bytes=parameter_bytes,
+        boundary_bytes=profile.boundary_bytes,
+    )

@@ -1,23 +1,31 @@
-"""The Ray actor around the controller: it starts the workers, watches them and keeps the record."""
+"""The Ray actor around the controller: it brings the workers, drives the decisions and keeps the record.
+
+If its process dies, Ray starts it again with the same arguments, while training goes on; it then finds the
+workers by name and learns from them where the run stands.
+"""
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.crew import Place, RayCrew, end_all, first_line, worker_names
 from actors.host import Host, steady_time
-from actors.planning import plan_chooser
+from actors.planning import plan_chooser, plan_gain
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
 from runtime.controller import Controller
+from runtime.detection import Patience
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.sockets import SocketEndpoint
@@ -26,7 +34,7 @@ from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
-from runtime.signals import Durable, Joined, Lost, Terms
+from runtime.signals import Drain, Durable, Learn, Lost, Terms
 from strategies.job import Job
 
 START_SECONDS = 300.0
@@ -36,7 +44,7 @@ START_SECONDS = 300.0
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What the controller is told beside the job. ``recipe`` is the digest of what decides the bits;
-    ``metrics_port`` None: no metrics are served."""
+    ``metrics_port`` None: no metrics are served; ``name`` begins the names of all actors of the run."""
 
     folder: str
     workers: int
@@ -46,33 +54,66 @@ class RunSettings:
     recipe: str
     resume: bool
     metrics_port: int | None
+    name: str
+    place: Place
     metrics_host: str = "127.0.0.1"
+    max_workers: int | None = None
+    spares: int = 0
+    rebalance: bool = True
+    patience: Patience = field(default_factory=Patience)
 
 
 class ControllerActor:
-    """``run`` returns when the run has ended; the other methods answer meanwhile."""
+    """The run lives in a thread of its own; the methods answer meanwhile."""
 
     def __init__(self, job: Job, settings: RunSettings, secret: bytes) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._job, self._settings, self._secret = job, settings, secret
-        folder = RunFolder(settings.folder)
-        metrics = Metrics(folder.name)
+        self._folder = RunFolder(settings.folder)
+        facts = self._folder.controller_facts()
+        self._is_anew = ray.get_runtime_context().was_current_actor_reconstructed
+        # of an id that no controller of this run had: what the dead one said last must not be mistaken
+        self._me: WorkerId = CONTROLLER - 1 - secrets.randbelow(1 << 31) if self._is_anew else CONTROLLER
+        metrics = Metrics(self._folder.name)
         port = settings.metrics_port
+        if port == 0 and self._is_anew:
+            port = facts.get("metrics_port", 0)
         self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
-        now = round(steady_time() * 1e9)
-        self._recorder = Recorder(folder, metrics, Ledger.begin(now))
+        now = steady_time()
+        self._recorder = (
+            Recorder.replay(self._folder, metrics, now)
+            if self._is_anew
+            else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
+        )
+        self._folder.note_controller(metrics_port=self._metrics_port, starts=facts.get("starts", 0) + 1)
+        self._first: Ready | None = None
+        self._crew: RayCrew
         self._host = Host(
             self._make_endpoint,
             self._recorder,
             checkpoint_root=job.checkpoint_root,
             keep=settings.keep,
             recipe=settings.recipe,
+            tick_seconds=settings.patience.beat_seconds,
         )
-        self._ready: dict[WorkerId, Ready] = {}
+        self._crew = RayCrew(
+            settings.name,
+            job,
+            secret,
+            settings.place,
+            self._me,
+            self._host.endpoint.address,
+            self._host.post,
+            self._problem_of,
+        )
+        self._host.crew = self._crew
+        self._done = threading.Event()
+        self._error: ValueError | None = None
+        threading.Thread(target=self._live, name="run", daemon=True).start()
 
     def _make_endpoint(self, on_control: ControlCallback, on_lost: LostCallback) -> SocketEndpoint:
         return SocketEndpoint(
-            CONTROLLER,
+            self._me,
             self._secret,
             host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             on_control=on_control,
@@ -82,9 +123,13 @@ class ControllerActor:
     def metrics_port(self) -> int | None:
         return self._metrics_port
 
+    def process(self) -> int:
+        """The controller's own process id."""
+        return os.getpid()
+
     def processes(self) -> Mapping[WorkerId, int]:
-        """The workers' process ids, once they are ready."""
-        return {worker: ready.process for worker, ready in self._ready.items()}
+        """The workers' process ids, once they are ready; lost ones among them."""
+        return dict(self._crew.processes)
 
     def progress(self, steps_seen: int, events_seen: int) -> Progress:
         return self._recorder.progress(steps_seen, events_seen)
@@ -103,32 +148,66 @@ class ControllerActor:
     def stop(self) -> None:
         self._host.stop()
 
-    def run(self, workers: Mapping[WorkerId, Any]) -> None:
-        """Forms the run out of ``workers`` (actor handles) and sees it through.
+    def drain(self, worker: WorkerId, reason: str, deadline: float | None = None) -> bool:
+        """Has a worker leave at the next step boundary; False if it has no work in this run."""
+        plan = self._host.plan
+        if plan is None or worker not in plan.workers:
+            return False
+        self._host.post(Drain(worker, reason, deadline))
+        return True
+
+    def run(self) -> None:
+        """Returns when the run has ended.
 
         Raises ValueError for a mistake of the user that only showed when the model was built.
         """
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _live(self) -> None:
         try:
-            lost = self._warm_up(workers)
-            controller = self._controller()
+            controller = self._take_over() if self._is_anew else self._form({})
+            threading.Thread(target=self._crew.watch_drains, daemon=True).start()
+            self._host.run(controller)
         except ValueError as error:
+            self._error = error
             self._recorder.finish("failed", str(error), steady_time())
-            raise
-        for worker, ready in self._ready.items():
-            profile = ready.profile
-            self._host.post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
+        finally:
+            if self._recorder.outcome is None:
+                self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
+            end_all(self._settings.name)
+            self._recorder.metrics.close()
+            self._done.set()
+
+    # --- a new run ----------------------------------------------------------------------------
+
+    def _form(self, earlier: Mapping[WorkerId, str]) -> Controller:
+        """Brings the first workers and lets the controller know of them. ``earlier`` names are taken."""
+        first = max(earlier, default=-1) + 1
+        workers = range(first, first + self._settings.workers)
+        ready, lost = self._warm_up(workers)
+        if not ready:
+            raise ValueError("no worker could be started: see `ray status` for the cluster's resources")
+        self._first = next(iter(ready.values()))
+        for worker, each in ready.items():
+            problem = self._problem_of(worker, each)
+            if problem is not None:
+                raise ValueError(problem)
+        resume = self._settings.resume or self._is_anew
+        start = self._newest_checkpoint(self._first) if resume else None
+        controller = self._controller(self._first, start, first + self._settings.workers)
+        for worker, each in ready.items():
+            self._crew.welcome(worker, each)
         for worker, reason in lost.items():
             self._host.post(Lost(worker, reason))
-        watched = {worker: workers[worker].run.remote() for worker in self._ready}
-        threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
-        self._host.run(controller)
-        self._recorder.metrics.close()
+        return controller
 
-    def _warm_up(self, workers: Mapping[WorkerId, Any]) -> dict[WorkerId, str]:
-        """Starts everybody; returns who did not make it, and why."""
-        controller = self._host.endpoint.address
-        pending = {handle.start.remote(controller): worker for worker, handle in workers.items()}
+    def _warm_up(self, workers: range) -> tuple[dict[WorkerId, Ready], dict[WorkerId, str]]:
+        """Starts everybody; returns who is ready, and who did not make it and why."""
+        pending = {self._crew.create(worker): worker for worker in workers}
         deadline = time.monotonic() + START_SECONDS
+        ready: dict[WorkerId, Ready] = {}
         lost: dict[WorkerId, str] = {}
         while pending:
             patience = max(0.0, deadline - time.monotonic())
@@ -137,43 +216,50 @@ class ControllerActor:
                 break
             worker = pending.pop(done[0])
             try:
-                self._ready[worker] = ray.get(done[0])
+                ready[worker] = ray.get(done[0])
             except RayTaskError as error:
                 if isinstance(error.cause, ValueError):
                     raise ValueError(str(error.cause)) from None
                 raise ValueError(f"worker {worker} could not start: {error}") from None
             except RayActorError as error:
-                lost[worker] = _first_line(error)
+                lost[worker] = first_line(error)
         for worker in pending.values():
             lost[worker] = f"was not placed within {START_SECONDS:.0f} s: the cluster has no room for it"
-            ray.kill(workers[worker])
-        return lost
+            self._crew.dismiss(worker)
+        return ready, lost
 
-    def _controller(self) -> Controller:
-        if not self._ready:
-            raise ValueError("no worker could be started: see `ray status` for the cluster's resources")
-        first = next(iter(self._ready.values()))
-        if len({ready.data for ready in self._ready.values()}) > 1:
-            raise ValueError(
+    def _problem_of(self, worker: WorkerId, ready: Ready) -> str | None:
+        """Why a worker cannot be one of this run, or None."""
+        assert self._first is not None
+        if ready.data != self._first.data:
+            return (
                 "the workers' machines hold different data under the same name (the contents differ): name a "
                 "folder in data.arguments that all machines share, or put the same files on each"
             )
-        if len({ready.layout for ready in self._ready.values()}) > 1:
-            raise ValueError(
+        if ready.layout != self._first.layout:
+            return (
                 "the workers built different models: the model's build function must depend on nothing but "
                 "its arguments and torch's random generator"
             )
+        return None
+
+    def _controller(self, ready: Ready, start: Durable | None, next_worker: WorkerId) -> Controller:
+        settings = self._settings
         terms = Terms(
-            run=self._recorder.folder.name,
-            layout=first.layout,
+            run=self._folder.name,
+            layout=ready.layout,
             steps=self._job.steps,
-            workers=self._settings.workers,
-            min_workers=self._settings.min_workers,
-            start=self._newest_checkpoint(first) if self._settings.resume else None,
+            workers=settings.workers,
+            min_workers=settings.min_workers,
+            start=start,
+            max_workers=settings.max_workers,
+            spares=settings.spares,
+            next_worker=next_worker,
+            patience=settings.patience,
         )
-        return Controller(
-            terms, plan_chooser(first.layout, first.profile, self._job.micro_batches, self._settings.stages)
-        )
+        chooser = plan_chooser(ready.layout, ready.profile, self._job.micro_batches, settings.stages)
+        gain = plan_gain(ready.layout, ready.profile) if settings.rebalance else None
+        return Controller(terms, chooser, gain)
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
         root = self._job.checkpoint_root
@@ -191,19 +277,39 @@ class ControllerActor:
         self._recorder.folder.supersede_steps(manifest.version + 1)
         return Durable(manifest.version, root, manifest.exponents)
 
-    def _watch(self, watched: Mapping[WorkerId, Any]) -> None:
-        """Tells the controller of every worker whose process ends before it was sent away."""
-        pending = {reference: worker for worker, reference in watched.items()}
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1)
-            worker = pending.pop(done[0])
+    # --- after this process's predecessor died ------------------------------------------------
+
+    def _take_over(self) -> Controller:
+        """Learns from the workers where the run stands."""
+        names = worker_names(self._settings.name)
+        adopted = tuple(sorted(self._crew.adopt()))
+        steps = self._recorder.steps
+        away = steady_time() - steps[-1].committed_at if steps else 0.0
+        next_worker = max(names, default=-1) + 1
+        # before anybody can answer, so that it is the first that the controller hears of
+        self._host.post(Learn(adopted, steps[-1].step if steps else 0, max(0.0, away), next_worker))
+        asked = {self._crew.attach(worker): worker for worker in adopted}
+        answers: dict[WorkerId, Ready] = {}
+        for reference, worker in asked.items():
             try:
-                ray.get(done[0])
-            except RayActorError:
-                self._host.post(Lost(worker, "process died"))
-            except RayTaskError as error:
-                self._host.post(Lost(worker, f"raised {_first_line(error)}"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                ready: Ready | None = ray.get(reference, timeout=10.0)
+            except Exception:  # dead, or it does not answer: the controller will hear nothing of it either
+                ready = None
+            if ready is not None:
+                answers[worker] = ready
+        for worker in set(asked.values()) - set(answers):
+            self._crew.dismiss(worker)
+        if not answers:
+            self._host.forget_events()
+            return self._form(names)
+        self._first = next(iter(answers.values()))
+        newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
+        for problem in problems:
+            self._recorder.event(CheckpointSkipped(problem), steady_time())
+        start = None
+        if newest is not None:
+            start = Durable(newest.version, self._job.checkpoint_root, newest.exponents)
+        controller = self._controller(self._first, start, next_worker)
+        for worker, ready in answers.items():
+            self._crew.keep(worker, ready)
+        return controller

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from dataclasses import dataclass
+from types import FrameType
 
 import ray
 import torch
 
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
-from runtime.fabric.interface import ControlCallback, LostCallback
+from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.layout import Layout
-from runtime.plan import CONTROLLER, WorkerId
+from runtime.plan import WorkerId
 from strategies.job import Job
 from strategies.profile import Profile
 
 SWITCH_INTERVAL = 5e-4
 """Seconds. Python's default of 5 ms would make the fabric's thread wait that long for a busy worker."""
+
+TERM_SECONDS = 30.0
+"""What a process that gets SIGTERM usually has until SIGKILL (Kubernetes' default grace period)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +42,63 @@ class Ready:
 
 
 class WorkerActor:
-    """``start`` warms the worker up; ``run`` returns when the controller sends it away."""
+    """``start`` warms the worker up and sets it going; ``watch`` returns when it has been sent away.
+
+    The work is done by a thread of the actor's own, not by a call of the controller's: the controller may
+    die and come back meanwhile. ``attach`` then introduces the new one.
+    """
 
     def __init__(self, worker: WorkerId, job: Job, secret: bytes) -> None:
         self._id, self._job, self._secret = worker, job, secret
+        self._worker: Worker | None = None
+        self._ended = threading.Event()
+        self._reason = ""
+        self._error: BaseException | None = None
+        # Ray runs __init__ in the main thread, the only one that may do this
+        signal.signal(signal.SIGTERM, self._terminated)
 
-    def start(self, controller: str) -> Ready:
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        worker = self._worker
+        if worker is None or self._ended.is_set():
+            os._exit(0)
+        # a signal handler must not wait for locks that the interrupted thread may hold
+        threading.Thread(target=worker.notice, args=("SIGTERM", TERM_SECONDS), daemon=True).start()
+
+    def start(self, controller: WorkerId, address: str) -> Ready:
         """Builds model and data, runs every layer once. Raises ValueError for a model that cannot be
         trained layer by layer."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         keep_freed_memory()
         torch.set_num_threads(self._job.threads)
-        self._worker = Worker(self._id, self._job, self._make_endpoint, assigned_device())
-        self._worker.endpoint.connect({CONTROLLER: controller})
-        return Ready(
-            address=self._worker.endpoint.address,
+        worker = Worker(
+            self._id,
+            self._job,
+            self._make_endpoint,
+            assigned_device(),
             domain=ray.get_runtime_context().get_node_id(),
+            controller=controller,
+        )
+        worker.endpoint.connect({controller: address})
+        self._worker = worker
+        threading.Thread(target=self._live, args=(worker,), name=f"worker-{self._id}", daemon=True).start()
+        return self._ready(worker)
+
+    def attach(self, controller: WorkerId, address: str) -> Ready | None:
+        """Introduces a new controller; None if this worker has not come so far that it matters."""
+        worker = self._worker
+        if worker is None or self._ended.is_set():
+            return None
+        worker.attach(controller, address)
+        return self._ready(worker)
+
+    def _ready(self, worker: Worker) -> Ready:
+        return Ready(
+            address=worker.endpoint.address,
+            domain=worker.domain,
             process=os.getpid(),
-            layout=self._worker.layout,
-            profile=self._worker.profile,
-            data=getattr(self._worker.data, "digest", None),
+            layout=worker.layout,
+            profile=worker.profile,
+            data=getattr(worker.data, "digest", None),
         )
 
     def _make_endpoint(self, on_control: ControlCallback, on_lost: LostCallback) -> SocketEndpoint:
@@ -68,8 +111,23 @@ class WorkerActor:
             inbox_limit_bytes=self._job.inbox_limit_bytes,
         )
 
-    def run(self) -> str:
-        return self._worker.run()
+    def _live(self, worker: Worker) -> None:
+        try:
+            self._reason = worker.run()
+        except EndpointClosed:
+            self._reason = "its endpoint was closed"
+        except BaseException as error:  # for whoever watches
+            self._error = error
+        self._ended.set()
+        if worker.abandoned:
+            os._exit(0)  # there is nobody left to end this process
+
+    def watch(self) -> str:
+        """Waits for the worker's end; returns why it was sent away. Raises what it raised."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._reason
 
 
 def assigned_device() -> torch.device:

@@ -56,14 +56,43 @@ class Recorder:
     _lock: Lock = field(default_factory=Lock)
     _unlogged: bool = False
 
+    @classmethod
+    def replay(cls, folder: RunFolder, metrics: Metrics, now: float) -> Recorder:
+        """Takes up the record of a run whose controller died: books and counts as if it had lived on.
+
+        Only the last start of a run that was resumed counts, as it did before.
+        """
+        logged = folder.read_events().events
+        starts = [index for index, entry in enumerate(logged) if isinstance(entry.event, RunStarted)]
+        logged = logged[starts[-1] :] if starts else ()
+        began = logged[0].time if logged else now
+        recorder = cls(folder, metrics, Ledger.begin(_nanoseconds(began)))
+        first = logged[0].event.from_version + 1 if starts and isinstance(logged[0].event, RunStarted) else 1
+        steps = [step for step in folder.read_steps().steps if step.step >= first]
+        entries: list[tuple[float, Event | StepRecord]] = [
+            *((entry.time, entry.event) for entry in logged),
+            *((step.committed_at, step) for step in steps),
+        ]
+        reached = began
+        for time, what in sorted(entries, key=lambda entry: entry[0]):
+            reached = min(max(reached, time), now)  # clocks of several machines
+            if isinstance(what, StepRecord):
+                recorder._count(what, reached)
+            else:
+                recorder._note(what, reached)
+        return recorder
+
     def event(self, event: Event, now: float) -> None:
         """Logs an event and books its time."""
         with self._lock:
             self._write(lambda: self.folder.log_event(event, now))
-            self.events.append(event)
-            self._book(event, _nanoseconds(now))
-            self.metrics.observe_event(event)
-            self.metrics.observe_ledger(self.ledger)
+            self._note(event, now)
+
+    def _note(self, event: Event, now: float) -> None:
+        self.events.append(event)
+        self._book(event, _nanoseconds(now))
+        self.metrics.observe_event(event)
+        self.metrics.observe_ledger(self.ledger)
 
     def _write(self, log: Callable[[], None]) -> None:
         """A full disk costs the record, not the run: said once, and kept in memory for whoever watches."""
@@ -121,10 +150,13 @@ class Recorder:
         """Logs a committed step."""
         with self._lock:
             self._write(lambda: self.folder.log_step(record))
-            self.steps.append(record)
-            self.ledger = self.ledger.commit(_nanoseconds(now))
-            self.metrics.observe_step(record)
-            self.metrics.observe_ledger(self.ledger)
+            self._count(record, now)
+
+    def _count(self, record: StepRecord, now: float) -> None:
+        self.steps.append(record)
+        self.ledger = self.ledger.commit(_nanoseconds(now))
+        self.metrics.observe_step(record)
+        self.metrics.observe_ledger(self.ledger)
 
     def waited_for_data(self, seconds: float) -> None:
         """Books one worker's wait for data in a step, as its part of the run's productive time."""

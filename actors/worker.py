@@ -110,6 +110,7 @@ class Worker:
         self._inject = inject
         self._commands: queue.SimpleQueue[Interrupt | Resume | Change | Leave] = queue.SimpleQueue()
         self._stop = False
+        self.abandoned = False
         self._ended = threading.Event()
         self._controller = controller
         self._controller_lost_at: float | None = None
@@ -156,6 +157,8 @@ class Worker:
 
     def _on_control(self, message: Message) -> None:
         command = message.note
+        if message.sender < 0 and message.sender != self._controller:
+            return  # of a controller that has been replaced
         match command:
             case Stop():
                 self._stop = True
@@ -212,6 +215,8 @@ class Worker:
 
     def attach(self, controller: WorkerId, address: str) -> None:
         """Another controller has taken over: tells it where this worker stands."""
+        if self.endpoint.generation == NEVER:
+            return  # sent away already
         self.endpoint.connect({controller: address})
         self._controller, self._controller_lost_at = controller, None
         pending = self._pending
@@ -248,6 +253,7 @@ class Worker:
             if lost_at is None:
                 self._tell(Beat(self.worker, self.pulse.progress, self.pulse.computing()))
             elif time.monotonic() - lost_at > self.job.orphan_seconds:
+                self.abandoned = True
                 self._dismiss(Leave(f"there was no controller for {self.job.orphan_seconds:.0f} s"))
                 return
 
@@ -410,7 +416,7 @@ class Worker:
         while True:
             plan, version = resume.plan, resume.version
             runner = self._runner(plan, mover)
-            is_reporter = plan.workers[0] == self.worker
+            is_reporter = self.worker in plan.reporters
             stopping = written = False
             change = 0
             while version < resume.stop_at and not stopping and not change:

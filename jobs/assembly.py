@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from actors.crew import Place
+from actors.ray_controller import RunSettings
 from jobs.recipe import Recipe, load_builder
+from runtime.detection import Patience
 from strategies.job import Fault, Job
 from strategies.model import LossFunction
 from strategies.optimizer import OptimizerSettings
@@ -60,6 +65,34 @@ def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
     )
 
 
+def run_settings(recipe: Recipe, folder: Path, *, resume: bool = False) -> RunSettings:
+    """What the controller of a run of ``recipe``, recorded in ``folder``, is told."""
+    parallel, detection = recipe.parallel, recipe.detection
+    return RunSettings(
+        folder=str(folder),
+        # two starts of one run, or two folders of one name, must not meet on a cluster
+        name=f"{folder.name}-{secrets.token_hex(3)}",
+        workers=parallel.workers,
+        min_workers=parallel.min_workers,
+        max_workers=parallel.max_workers,
+        spares=parallel.spares,
+        stages=parallel.stages,
+        rebalance=parallel.rebalance,
+        place=Place(parallel.cpus_per_worker, parallel.gpus_per_worker, tuple(parallel.resources.items())),
+        patience=Patience(
+            beat_seconds=detection.beat_seconds,
+            silence_seconds=detection.silence_seconds,
+            stuck_seconds=detection.stuck_seconds,
+            stuck_steps=detection.stuck_steps,
+        ),
+        keep=recipe.checkpoint.keep,
+        recipe=recipe.numerics_digest(),
+        resume=resume,
+        metrics_host=recipe.metrics.host,
+        metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
+    )
+
+
 def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
     """The job of ``recipe``, with its checkpoints in ``checkpoint_root`` (a path or URI).
 
@@ -104,6 +137,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         checkpoint_root=checkpoint_root,
         tokens_per_sample=getattr(data, "tokens_per_sample", 0),
         inbox_limit_bytes=recipe.fabric.inbox_limit_mb << 20,
+        beat_seconds=recipe.detection.beat_seconds,
+        orphan_seconds=recipe.detection.orphan_seconds,
         faults=tuple(
             Fault(fault.worker, fault.step, fault.at, fault.micro_batch, fault.signal)
             for fault in recipe.faults

@@ -1,4 +1,4 @@
-"""The command line: ``reknit train | verify | bench``. Mistakes end with one sentence and exit code 2."""
+"""The command line, ``reknit``. Mistakes end with one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -60,19 +60,51 @@ def train(
     run_folder: Annotated[
         Path | None, typer.Option(help="Where the run is recorded (default: runs/<name>-<time>).")
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="The run goes on if this command dies; `reknit attach` shows it.")
+    ] = False,
 ) -> None:
     """Trains a recipe."""
     with _errors():
         from jobs.train import train as run
 
-        result = run(recipe, settings or (), address=address, resume=resume, run_folder=run_folder)
+        result = run(
+            recipe, settings or (), address=address, resume=resume, run_folder=run_folder, detach=detach
+        )
+    if result.outcome != "completed":
+        raise typer.Exit(INTERRUPTED)
+
+
+RunFolderPath = Annotated[Path, typer.Argument(help="A run's folder.")]
+
+
+@app.command()
+def attach(run: RunFolderPath) -> None:
+    """Shows a detached run that is under way; Ctrl-C lets go of it."""
+    with _errors():
+        from jobs.train import attach as follow
+
+        result = follow(run)
     if result.outcome != "completed":
         raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
+def drain(
+    run: RunFolderPath,
+    worker: Annotated[int, typer.Argument(help="The worker's number.")],
+    deadline: Annotated[float | None, typer.Option(help="Seconds until it is taken away.")] = None,
+) -> None:
+    """Has a worker leave at the next step boundary, with no work lost."""
+    with _errors():
+        from jobs.train import drain as ask
+
+        ask(run, worker, deadline)
+
+
+@app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run: RunFolderPath,
 ) -> None:
     """Recomputes a run in one plain PyTorch process and compares every bit."""
     with _errors():

@@ -115,10 +115,20 @@ class Optimizer(Section):
 
 
 class Parallel(Section):
-    """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not."""
+    """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
+
+    The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
+    to it, all the time (lost ones are replaced, and more are taken where there is room), and for ``spares``
+    that stand by warmed up. ``rebalance``: measured speeds may divide the work anew. ``resources`` are Ray's
+    custom resources that every worker takes up.
+    """
 
     workers: PositiveInt
     min_workers: PositiveInt = 1
+    max_workers: PositiveInt | None = None
+    spares: Natural = 0
+    rebalance: bool = True
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     stages: Stages = "auto"
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
@@ -154,6 +164,22 @@ class Fabric(Section):
     inbox_limit_mb: PositiveInt = 256
 
 
+class Detection(Section):
+    """When a worker counts as gone although its process lives; all in seconds but ``stuck_steps``.
+
+    Workers give a sign of life every ``beat_seconds``. One that has not for ``silence_seconds`` is given up
+    (later, where signs have been irregular), as is one that has been inside one call for ``stuck_steps``
+    times the median step and at least ``stuck_seconds``. A worker that has had no controller for
+    ``orphan_seconds`` ends by itself.
+    """
+
+    beat_seconds: PositiveFloat = 0.1
+    silence_seconds: PositiveFloat = 1.0
+    stuck_seconds: PositiveFloat = 5.0
+    stuck_steps: PositiveFloat = 5.0
+    orphan_seconds: PositiveFloat = 30.0
+
+
 class Fault(Section):
     """Worker ``worker`` kills itself at point ``at`` of step ``step`` (first try).
 
@@ -180,6 +206,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
     fabric: Fabric = Fabric()
+    detection: Detection = Detection()
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
 
     @property
@@ -194,6 +221,21 @@ class Recipe(Section):
             raise ValueError(
                 f"parallel.min_workers ({parallel.min_workers}) is larger than parallel.workers "
                 f"({parallel.workers}): lower min_workers or raise workers."
+            )
+        if parallel.max_workers is not None and parallel.max_workers < parallel.workers:
+            raise ValueError(
+                f"parallel.max_workers ({parallel.max_workers}) is smaller than parallel.workers "
+                f"({parallel.workers}): raise max_workers, or lower workers to begin with fewer."
+            )
+        if parallel.spares and parallel.max_workers is None:
+            raise ValueError(
+                f"parallel.spares ({parallel.spares}) has no meaning without parallel.max_workers: set "
+                "max_workers to the number of workers that train, or remove spares."
+            )
+        if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
+            raise ValueError(
+                f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
+                f"detection.beat_seconds ({self.detection.beat_seconds}): raise it, or lower beat_seconds."
             )
         if isinstance(parallel.stages, int) and parallel.stages > parallel.workers:
             raise ValueError(

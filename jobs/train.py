@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +16,14 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from actors.cluster import RayRun, connect
-from actors.ray_controller import RunSettings
-from jobs.assembly import assemble
+from actors.cluster import RayRun, connect, gcs_address
+from jobs.assembly import assemble, run_settings
 from jobs.display import Display
 from jobs.recipe import Recipe, load_recipe
 from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
+from runtime.settings import ray_address
 
 POLL_SECONDS = 0.2
 
@@ -59,6 +59,7 @@ def train(
     address: str | None = None,
     resume: bool = False,
     run_folder: str | Path | None = None,
+    detach: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Trains ``recipe`` and returns when the run has ended.
@@ -66,6 +67,7 @@ def train(
     ``overrides`` are like ``parallel.workers=6``. ``address`` joins an existing Ray cluster; without
     it a Ray that is already connected is used, else a local one is started and stopped again. ``resume``
     goes on from the newest whole checkpoint of ``run_folder`` (default: the recipe's newest run).
+    ``detach``: the run goes on if this process dies, and ``attach`` shows it again.
     Ctrl-C ends the run at the next step boundary with a checkpoint. Without a ``console`` of the caller's
     the run is shown on standard output, and what Ray itself prints goes to ``ray.log`` in the run folder.
 
@@ -84,18 +86,13 @@ def train(
         )
     job = assemble(recipe, root)
     folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
-    settings = RunSettings(
-        folder=str(folder.path),
-        workers=recipe.parallel.workers,
-        min_workers=recipe.parallel.min_workers,
-        stages=recipe.parallel.stages,
-        keep=recipe.checkpoint.keep,
-        recipe=recipe.numerics_digest(),
-        resume=resume,
-        metrics_host=recipe.metrics.host,
-        metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
-    )
+    settings = run_settings(recipe, folder.path, resume=resume)
     parallel = recipe.parallel
+    if detach and (address or ray_address()) is None:
+        raise ValueError(
+            "a detached run needs a Ray cluster that outlives this command: start one (`ray start --head`) "
+            "and name it by --address"
+        )
     with ExitStack() as stack:
         if console is None:
             console = Console(file=sys.stdout)
@@ -104,25 +101,62 @@ def train(
         stack.enter_context(
             connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker)
         )
-        secret = secrets.token_bytes(32)
-        run = stack.enter_context(
-            RayRun(job, settings, secret, parallel.cpus_per_worker, parallel.gpus_per_worker)
-        )
+        run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32), detached=detach))
         port = run.metrics_port()
+        folder.note_controller(address=gcs_address(), name=settings.name)
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:
             console.print(f"metrics at port {port}, /metrics", highlight=False, soft_wrap=True)
-        with _interruptible(run, console):
-            steps, events = _follow(run, Display(console, time.monotonic))
-        final = run.progress(0, 0)
-        result = TrainResult(
-            run_folder=folder.path,
-            outcome=final.outcome or "failed",
-            steps=steps,
-            events=events,
-            goodput=final.goodput,
-            badput=run.badput(),
-        )
+        return _see_through(run, folder.path, console)
+
+
+def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainResult:
+    """Shows a detached run that is under way, from its first step on, until it has ended.
+
+    Ctrl-C lets go of it: the run goes on. Raises ValueError if it is not under way, RunFailed if it failed.
+    """
+    folder = RunFolder(run_folder)
+    with ExitStack() as stack:
+        run = stack.enter_context(found(folder))
+        return _see_through(run, folder.path, console or Console(file=sys.stdout), stops=False)
+
+
+def drain(run_folder: str | Path, worker: int, deadline: float | None = None) -> None:
+    """Has a worker of a run leave at the next step boundary, with no work lost.
+
+    Raises ValueError if the run is not under way or the worker has no work in it.
+    """
+    with found(RunFolder(run_folder)) as run:
+        if not run.drain(worker, "drained by hand", deadline):
+            plan = run.plan()
+            members = ", ".join(map(str, plan.workers)) if plan else "none yet"
+            raise ValueError(f"worker {worker} has no work in {run_folder}: its workers are {members}")
+
+
+@contextmanager
+def found(folder: RunFolder) -> Iterator[RayRun]:
+    """The run that is recorded in ``folder`` and under way on its cluster. Raises ValueError if it is not."""
+    facts = folder.controller_facts()
+    if not folder.exists() or "name" not in facts:
+        raise ValueError(f"{folder.path} holds no run that was started on a Ray cluster: name a run's folder")
+    with connect(facts["address"], 1, 0.0, 0.0), RayRun.find(facts["name"]) as run:
+        yield run
+
+
+def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
+    """Shows the run to its end. ``stops``: Ctrl-C stops it, else it only ends the show."""
+    with _interruptible(run, console) if stops else nullcontext():
+        steps, events = _follow(run, Display(console, time.monotonic))
+    final = run.progress(0, 0)
+    result = TrainResult(
+        run_folder=path,
+        outcome=final.outcome or "failed",
+        steps=steps,
+        events=events,
+        goodput=final.goodput,
+        badput=run.badput(),
+    )
+    run.end()
     if result.outcome == "failed":
         raise RunFailed(final.message)
     return result

@@ -160,6 +160,7 @@ class Controller:
     _reached: int = 0
     _unwritten: int = -1
     _step_seconds: list[float] = field(default_factory=list)
+    _ahead: dict[int, StepRecord] = field(default_factory=dict)
     _probes: int = 0
     _learning_since: float = 0.0
 
@@ -169,7 +170,7 @@ class Controller:
         self._reached = terms.start.version if terms.start else 0
         self.next_record = self._reached + 1
         wanted = 0 if terms.max_workers is None else terms.max_workers + terms.spares
-        self._hiring = Hiring(wanted, next_worker=terms.workers)
+        self._hiring = Hiring(wanted, terms.workers if terms.next_worker is None else terms.next_worker)
         self._watch = Watch(terms.patience)
         self._disputes = Disputes(terms.patience)
 
@@ -312,6 +313,8 @@ class Controller:
             return self._decide(now) if self.phase is Phase.PAUSED else []
         if worker in self._fenced:
             return []
+        if self.phase is Phase.FORMING and worker < self._hiring.next_worker - self.terms.workers:
+            return []  # of an earlier try to form this run
         self._fenced.add(worker)
         self._hiring.lost(worker, now)
         was_member = self.members.pop(worker, None) is not None
@@ -333,7 +336,10 @@ class Controller:
             self._asked.discard(worker)
             return outputs + self._conclude_if_learned(now)
         if not was_member or not had_part:
-            return outputs + self._hire(now)
+            self._asked.discard(worker)
+            self._held.pop(worker, None)
+            all_told = self.phase is Phase.AGREEING and not self._asked - set(self._held)
+            return outputs + self._hire(now) + (self._decide(now) if all_told else [])
         if not self.members and self.terms.max_workers is None:
             return outputs + self._end("failed", "every worker was lost: start again with --resume")
         incident = self._incident
@@ -490,7 +496,12 @@ class Controller:
     def _records_held(self, version: int) -> list[Output]:
         """What the survivors know of committed steps that their reporter did not live to tell."""
         whole = {record.step: record for held in self._held.values() for record in held.records}
-        return self._stepped_in_order(record for step, record in whole.items() if step <= version)
+        told = self._stepped_in_order(record for step, record in whole.items() if step <= version)
+        # whoever knew what is still missing is gone: better a gap in the log than none of the rest
+        for step in sorted(step for step in self._ahead if step <= version):
+            told += self._commit(self._ahead.pop(step))
+        self._ahead.clear()
+        return told
 
     def _stepped_in_order(self, records: Iterable[StepRecord]) -> list[Output]:
         ordered = sorted(records, key=lambda record: record.step)
@@ -543,6 +554,7 @@ class Controller:
         self._unsettled = set(plan.workers)
         taken_back: list[Output] = [TakenBack(version)] if version + 1 < self.next_record else []
         self.next_record = min(self.next_record, version + 1)
+        self._ahead.clear()
         if self._incident:
             lost_work = max((held.ages.get(version, 0.0) for held in self._held.values()), default=0.0)
             self._incident.planned(plan.workers, version, source, lost_work)
@@ -721,8 +733,16 @@ class Controller:
     # --- progress ---------------------------------------------------------------------------
 
     def _stepped(self, record: StepRecord) -> list[Output]:
+        """Records come in order; one with a gap before it waits for what fills the gap."""
         if record.step < self.next_record or record.generation > self.generation:
             return []
+        self._ahead[record.step] = record
+        outputs: list[Output] = []
+        while self.next_record in self._ahead:
+            outputs += self._commit(self._ahead.pop(self.next_record))
+        return outputs
+
+    def _commit(self, record: StepRecord) -> list[Output]:
         self.next_record = record.step + 1
         self._step_seconds = [*self._step_seconds[-15:], record.seconds]
         return [Committed(record), *self._parts.due(self.next_record - 1)]

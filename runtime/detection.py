@@ -9,26 +9,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from statistics import fmean, pstdev
 
 from runtime.plan import WorkerId
 
 FEW_BEATS = 5
-"""A worker is never given up before so many heartbeats are overdue."""
-
-DEVIATIONS = 8.0
-"""Standard deviations beyond the mean gap between heartbeats that a worker is given."""
+"""So many heartbeats' time without a look at the clock means that this process itself stood still."""
 
 GAPS = 64
-"""Gaps between a worker's heartbeats that its patience is computed from."""
+"""Gaps between a worker's heartbeats that patience is computed from."""
+
+LONGEST_GAPS = 4.0
+"""Patience is at least this many times the longest gap that any worker's heartbeats had lately: on a busy
+machine heartbeats come late, and giving up the living costs more than waiting a little for the dead."""
+
+MOST = 10.0
+"""Patience never grows beyond this many times ``silence_seconds``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for what. Seconds, unless they say otherwise.
 
-    Workers tell of themselves every ``beat_seconds``; one that has not for ``silence_seconds`` (less if its
-    heartbeats have been regular) is given up. So is one that has been inside one layer or one read of data
+    Workers tell of themselves every ``beat_seconds``; one that has not for ``silence_seconds`` (longer where
+    heartbeats have been irregular) is given up. So is one that has been inside one layer or one read of data
     for ``stuck_steps`` times the median step and at least ``stuck_seconds``. Peers that accuse each other
     while both are alive are heard for ``dispute_seconds`` before one of them has to go.
     """
@@ -81,22 +84,25 @@ class Watch:
                     pulse.heard += slept
         self._ticked = now
 
-    def patience(self, worker: WorkerId) -> float:
-        """Seconds of silence after which ``worker`` is given up."""
-        gaps = self._pulses[worker].gaps
-        least, most = FEW_BEATS * self._patience.beat_seconds, self._patience.silence_seconds
-        if len(gaps) < GAPS // 4:
-            return most
-        return min(most, max(least, fmean(gaps) + DEVIATIONS * pstdev(gaps)))
+    def patience(self) -> float:
+        """Seconds of silence after which a worker is given up."""
+        least = self._patience.silence_seconds
+        longest = max((gap for pulse in self._pulses.values() for gap in pulse.gaps), default=0.0)
+        return min(max(least, LONGEST_GAPS * longest), MOST * least)
 
     def overdue(self, now: float, step_seconds: float) -> list[tuple[WorkerId, str]]:
         """(worker, reason) of everybody to be given up now, ascending. ``step_seconds`` is the median step,
         0.0 where none is known."""
         stuck_after = max(self._patience.stuck_seconds, self._patience.stuck_steps * step_seconds)
+        patience = self.patience()
+        silent_ones = sum(now - pulse.heard > patience for pulse in self._pulses.values())
+        if len(self._pulses) > 2 and silent_ones > len(self._pulses) // 2:
+            # most of them at once: rather this machine or its network than all of theirs
+            patience = MOST * self._patience.silence_seconds
         found = []
         for worker, pulse in sorted(self._pulses.items()):
             silent = now - pulse.heard
-            if silent > self.patience(worker):
+            if silent > patience:
                 found.append((worker, f"no sign of life for {silent:.1f} s"))
             elif pulse.computing > stuck_after:
                 found.append((worker, f"stuck in one call for {pulse.computing:.1f} s"))

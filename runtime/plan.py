@@ -82,6 +82,16 @@ class Plan:
         stages = {self._stage_of_layer[layer] for layer in layers}
         return tuple(sorted(worker for k in stages for worker in self.stages[k].workers))
 
+    @cached_property
+    def reporters(self) -> tuple[WorkerId, ...]:
+        """The workers that tell the controller of every step: the first, and one in another failure domain
+        if there is any, where the first one's first backup is. A silent loss of one leaves no gap in the log.
+        """
+        first = self.workers[0]
+        backups = (shard.backup for shard in self.shards if shard.owner == first)
+        other = next((backup for backup in backups if backup is not None), None)
+        return (first,) if other is None else (first, other)
+
     def shards_of(self, block: int) -> Iterator[Shard]:
         return (shard for shard in self.shards if shard.block == block)
 

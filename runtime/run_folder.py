@@ -1,7 +1,7 @@
 """The run folder: everything a run leaves on local disk, and how it is read back.
 
 ``recipe.toml`` (resolved), ``run.json`` (seed, versions, device), ``events.jsonl`` and
-``steps.jsonl`` (append-only), ``checkpoints/``, ``logs/``.
+``steps.jsonl`` (append-only), ``controller.json`` (where to find the run), ``checkpoints/``, ``ray.log``.
 """
 
 from __future__ import annotations
@@ -164,6 +164,24 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def controller_file(self) -> Path:
+        return self.path / "controller.json"
+
+    def controller_facts(self) -> dict[str, Any]:
+        """Where the run's controller is to be found, and how often it was started. Empty before the first.
+        Raises ValueError if the file is not readable."""
+        try:
+            return dict(json.loads(self.controller_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{self.controller_file} is no JSON: {error}") from error
+
+    def note_controller(self, **facts: Any) -> None:
+        """Adds ``facts`` to what is known of the controller."""
+        _replace(self.controller_file, json.dumps({**self.controller_facts(), **facts}, indent=2) + "\n")
 
     @property
     def ray_log(self) -> Path:

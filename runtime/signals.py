@@ -29,7 +29,8 @@ class Terms:
     """What the controller is told of a job. ``start`` is the checkpoint to begin from, if any.
 
     The run is formed of ``workers``. From then on the controller asks for as many as are missing to
-    ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up.
+    ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up; they are numbered
+    from ``next_worker`` on (default: from ``workers``).
     """
 
     run: str
@@ -40,6 +41,7 @@ class Terms:
     start: Durable | None = None
     max_workers: int | None = None
     spares: int = 0
+    next_worker: int | None = None
     patience: Patience = field(default_factory=Patience)
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice, pairwise
+
+import numpy as np
 
 from runtime.plan import Member, Plan, WorkerId
 from strategies.costs import Division, Predictor
-from strategies.partition import cut_for_groups, cut_layers
+from strategies.partition import cut_for_groups, cut_for_many, cut_layers, group_sizes
+
+MOST_SIZES = 400
+"""Up to how many ways to size the groups are weighed. There are 64 for 16 workers in 4 stages; beyond, a
+group has so many workers that one more or less hardly matters."""
+
+SIZED = 8
+"""How many of them, the best by the closed formula, become candidates."""
 
 
 def divisions_of(
@@ -60,6 +69,67 @@ def divisions_of(
     return found
 
 
+def sized_divisions(
+    predictor: Predictor,
+    members: Sequence[Member],
+    counts: Sequence[int],
+    previous: Plan | None,
+    memory_limit: float | None,
+) -> dict[Division, str]:
+    """The best divisions over all group sizes, by the closed formula, that fit ``memory_limit``.
+
+    The dynamic programme of ``cut_layers`` finds one cut with the least largest load. Many have nearly
+    the same load and less to fill and drain: this looks at all group sizes, each with its own best cut.
+    Slow workers share a group; which one it is, is part of the choice.
+    """
+    order = _slow_first(_spread(members), predictor)
+    found: list[tuple[float, tuple[int, ...], tuple[int, ...]]] = []
+    for count in counts:
+        if len(order) % count == 0 and predictor.alike(order):
+            continue  # equal groups of equals: no size is better for all models, and none is as plain
+        sizes_CK = np.array(list(islice(_sized(order, count, predictor), MOST_SIZES + 1)), dtype=np.int64)
+        if len(sizes_CK) > MOST_SIZES:
+            continue
+        ends_CK = sizes_CK.cumsum(axis=1)
+        spans = {(stop - size, stop) for size, stop in zip(sizes_CK.flat, ends_CK.flat, strict=True)}
+        weight = {span: predictor.fill_weight(tuple(order[span[0] : span[1]])) for span in spans}
+        weights_CK = np.array(
+            [
+                [weight[stop - size, stop] for size, stop in zip(sizes, ends, strict=True)]
+                for sizes, ends in zip(sizes_CK, ends_CK, strict=True)
+            ]
+        )
+        bounds_CB = cut_for_many(predictor.layer_seconds, weights_CK)
+        seconds_C, bytes_C = predictor.many(bounds_CB, sizes_CK, weights_CK)
+        fits_C = bytes_C <= (np.inf if memory_limit is None else memory_limit)
+        best = np.flatnonzero(fits_C)[np.argsort(seconds_C[fits_C], kind="stable")[:SIZED]]
+        found += [
+            (float(seconds_C[c]), tuple(bounds_CB[c].tolist()), tuple(sizes_CK[c].tolist())) for c in best
+        ]
+    divisions: dict[Division, str] = {}
+    for _, bounds, sizes in sorted(found)[:SIZED]:
+        groups = tuple(_runs(order, sizes))
+        if previous is not None and order == _spread(members):
+            groups = _nearest_groups(predictor, previous, bounds, sizes, order)
+        divisions[_recut(predictor, groups)] = "weighed all group sizes"
+        divisions[_recut(predictor, groups[::-1])] = "weighed all group sizes"
+    return divisions
+
+
+def _sized(order: Sequence[WorkerId], count: int, predictor: Predictor) -> Iterator[tuple[int, ...]]:
+    """Group sizes, and where speeds differ, each distinct size as that of the slowest workers' group."""
+    alike = predictor.alike(order)
+    for sizes in group_sizes(len(order), count):
+        for k, size in enumerate(sizes):
+            if k == 0 or not (alike or size == sizes[k - 1]):
+                yield (size, *sizes[:k], *sizes[k + 1 :])
+
+
+def _slow_first(order: Sequence[WorkerId], predictor: Predictor) -> list[WorkerId]:
+    """By speed where speeds differ, otherwise as they come."""
+    return list(order) if predictor.alike(order) else sorted(order, key=predictor.speed.__getitem__)
+
+
 def _runs(order: Sequence[WorkerId], sizes: Sequence[int]) -> list[tuple[WorkerId, ...]]:
     return [
         tuple(sorted(order[stop - size : stop])) for size, stop in zip(sizes, accumulate(sizes), strict=True)
@@ -67,8 +137,8 @@ def _runs(order: Sequence[WorkerId], sizes: Sequence[int]) -> list[tuple[WorkerI
 
 
 def _recut(predictor: Predictor, groups: tuple[tuple[WorkerId, ...], ...]) -> Division:
-    rounds = [predictor.rounds(group) for group in groups]
-    return Division(cut_for_groups(predictor.layer_seconds, rounds), groups)
+    weights = [predictor.fill_weight(group) for group in groups]
+    return Division(cut_for_groups(predictor.layer_seconds, weights), groups)
 
 
 def _spread(members: Sequence[Member]) -> list[WorkerId]:

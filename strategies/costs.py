@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
-from strategies.partition import OUT_OF_REACH, group_rounds
+from strategies.partition import OUT_OF_REACH, group_rounds, speeds_equal
 
 # All in multiples of a stage's float32 parameters.
 STATE = 3
@@ -115,6 +115,7 @@ class Predictor:
             f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)
         ]
         self._seconds_before = list(accumulate(self.layer_seconds, initial=0.0))
+        self._forward_before = list(accumulate(costs.forward_seconds, initial=0.0))
         self._bytes_before = list(accumulate(costs.parameter_bytes, initial=0))
         self._rounds: dict[tuple[WorkerId, ...], float] = {}
         stages = previous.stages if previous is not None else ()
@@ -124,6 +125,11 @@ class Predictor:
     def seconds_of(self, first: int, stop: int) -> float:
         """Forward and backward of layers first to stop - 1, one micro-batch at speed 1.0."""
         return self._seconds_before[stop] - self._seconds_before[first]
+
+    def seconds_each_way(self, first: int, stop: int) -> tuple[float, float]:
+        """``seconds_of``, forward and backward apart."""
+        forward = self._forward_before[stop] - self._forward_before[first]
+        return forward, self.seconds_of(first, stop) - forward
 
     def bytes_of(self, first: int, stop: int) -> int:
         """Parameter bytes of layers first to stop - 1; 0 where the range is empty."""
@@ -137,6 +143,35 @@ class Predictor:
             self._rounds[group] = rounds
         return rounds
 
+    def once(self, group: tuple[WorkerId, ...]) -> float:
+        """The mean time of one micro-batch in the group where it takes 1 at speed 1.0."""
+        return len(group) / sum(self.speed[worker] for worker in group)
+
+    def fill_weight(self, group: tuple[WorkerId, ...]) -> float:
+        """``rounds`` less one micro-batch: what a stage's seconds add to the pipeline beyond the one
+        pass through all stages. Never quite 0, for layers must be cut evenly even then."""
+        rounds = self.rounds(group)
+        return max(rounds - self.once(group), 1e-3 * rounds)
+
+    def alike(self, workers: Sequence[WorkerId]) -> bool:
+        """Whether the workers are all equally fast, within what is noise."""
+        return speeds_equal([self.speed[worker] for worker in workers])
+
+    def many(
+        self, bounds_CB: NDArray[np.int64], sizes_CK: NDArray[np.int64], weights_CK: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(``pipeline_seconds_C``, ``memory_bytes_C``) of many divisions of as many stages, the former
+        with one pass at the mean speed of all workers."""
+        seconds_CK = np.diff(np.asarray(self._seconds_before)[bounds_CB], axis=1)
+        bytes_CK = np.diff(np.asarray(self._bytes_before, dtype=np.int64)[bounds_CB], axis=1)
+        longest_C = (seconds_CK * weights_CK).max(axis=1)
+        memory_CK = -(-bytes_CK * (WORKING * sizes_CK + KEPT) // sizes_CK)
+        return self.seconds_of(0, len(self.layer_seconds)) + longest_C, memory_CK.max(axis=1)
+
+    def even_memory_bytes(self, stages: int, workers: int) -> float:
+        """What a worker would hold if layers and workers divided evenly into ``stages``."""
+        return self._bytes_before[-1] / stages * (WORKING + KEPT * stages / workers)
+
     def load(self, first: int, stop: int, group: tuple[WorkerId, ...]) -> float:
         """Seconds for which the busiest worker of a stage group computes in a step."""
         return self.seconds_of(first, stop) * self.rounds(group)
@@ -148,7 +183,7 @@ class Predictor:
         """
         passes, longest = 0.0, 0.0
         for first, stop, group in division.stages():
-            once = self.seconds_of(first, stop) * len(group) / sum(self.speed[w] for w in group)
+            once = self.seconds_of(first, stop) * self.once(group)
             passes += once
             longest = max(longest, self.load(first, stop, group) - once)
         return passes + longest

@@ -6,7 +6,7 @@ The planner builds its candidates from these; each function is pure and solves o
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -137,6 +137,56 @@ def cut_for_groups(layer_seconds: Sequence[float], rounds: Sequence[float]) -> t
     for origin in reversed(origins):
         bounds.append(int(origin[bounds[-1]]))
     return tuple(reversed(bounds))
+
+
+def group_sizes(workers: int, stages: int) -> Iterator[tuple[int, ...]]:
+    """Every way to share ``workers`` out among ``stages`` groups of one or more, each in descending
+    order: the partitions of an integer into a fixed number of parts."""
+    yield from _descending(workers, stages, workers)
+
+
+def _descending(workers: int, stages: int, largest: int) -> Iterator[tuple[int, ...]]:
+    if stages == 1:
+        if 1 <= workers <= largest:
+            yield (workers,)
+        return
+    for first in range(min(largest, workers - stages + 1), -(-workers // stages) - 1, -1):
+        for rest in _descending(workers - first, stages - 1, first):
+            yield (first, *rest)
+
+
+def cut_for_many(layer_seconds: Sequence[float], weights_CK: NDArray[np.float64]) -> NDArray[np.int64]:
+    """``bounds_CB``, B = K + 1, for C problems at once: the least max of seconds[k] x ``weights_CK[:, k]``.
+
+    The limit is bisected, and stage after stage takes as many layers as fit it. That is what
+    ``cut_for_groups`` finds, to ten times ``TOLERANCE``, for layers of equal length; where a stage is down
+    to one layer of several lengths it may be more: good enough to rank. Weights must be positive
+    and K at most the layers.
+    """
+    layers, (problems, stages) = len(layer_seconds), weights_CK.shape
+    assert 1 <= stages <= layers
+    before = np.concatenate(([0.0], np.cumsum(np.asarray(layer_seconds, dtype=np.float64))))
+    most = layers - stages + 1 + np.arange(stages)  # every later stage keeps a layer
+    low_C = (before[-1] / (1.0 / weights_CK).sum(axis=1)) * (1 - TOLERANCE)
+    high_C = before[-1] * weights_CK.max(axis=1)
+    best_CB = np.zeros((problems, stages + 1), dtype=np.int64)
+    limit_C = high_C
+    while True:
+        bounds_CB = np.zeros_like(best_CB)
+        ends_CK = limit_C[:, None] / weights_CK * (1 + 1e-12)
+        fits_C = np.ones(problems, dtype=bool)
+        for k in range(stages):
+            begin_C = bounds_CB[:, k]
+            end_C = before.searchsorted(before[begin_C] + ends_CK[:, k], side="right") - 1
+            fits_C &= end_C > begin_C
+            bounds_CB[:, k + 1] = np.minimum(np.maximum(end_C, begin_C + 1), most[k])
+        fits_C &= bounds_CB[:, -1] == layers
+        best_CB[fits_C] = bounds_CB[fits_C]
+        high_C = np.where(fits_C, limit_C, high_C)
+        low_C = np.where(fits_C, low_C, limit_C)
+        if (high_C - low_C <= 10 * TOLERANCE * high_C).all():
+            return best_CB
+        limit_C = (low_C + high_C) / 2
 
 
 class _Search:

@@ -14,6 +14,8 @@ ROOMS = ("runtime", "strategies", "actors", "jobs")
 RAY_ROOMS = ("actors", "jobs")
 SETTINGS = "runtime/settings.py"
 LONGEST_FILE = 400
+TO_BE_SPLIT = {"runtime/controller.py": 800, "actors/worker.py": 550}
+"""Files that have outgrown the limit, and what they must not grow beyond until they are divided."""
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
@@ -55,8 +57,9 @@ def violations(path: str, source: str) -> list[str]:
             if names & {"environ", "environb", "getenv", "getenvb"}:
                 found.append(f"{path}:{node.lineno} reads the environment: only {SETTINGS} may")
     lines = source.count("\n")
-    if lines > LONGEST_FILE:
-        found.append(f"{path} has {lines} lines, more than {LONGEST_FILE}")
+    longest = TO_BE_SPLIT.get(path, LONGEST_FILE)
+    if lines > longest:
+        found.append(f"{path} has {lines} lines, more than {longest}")
     return found
 
 

@@ -12,9 +12,9 @@ default). Reknit's members are interrupted out of a blocking receive, as they wo
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -123,13 +123,15 @@ class _Crowd:
     def __init__(self, size: int) -> None:
         self.group = tuple(range(size))
         self._generation = 0
-        self._reports: queue.SimpleQueue[tuple[WorkerId, Any]] = queue.SimpleQueue()
+        self._reports: dict[WorkerId, Any] = {}
+        self._awaited: Sequence[WorkerId] = self.group
+        self._all_there = threading.Event()
         secret = secrets.token_bytes(32)
         self._endpoint = SocketEndpoint(
             CONTROLLER,
             secret,
-            on_control=lambda message: self._reports.put((message.sender, message.note)),
-            on_lost=lambda peer, reason: self._reports.put((peer, RuntimeError(reason))),
+            on_control=lambda message: self._report(message.sender, message.note),
+            on_lost=lambda peer, reason: self._report(peer, RuntimeError(reason)),
         )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -144,7 +146,7 @@ class _Crowd:
         ]
         for process in self._processes:
             process.start()
-        addresses = self._collect(self.group)
+        addresses = self._collect()
         self._endpoint.connect(addresses)
         for worker in self.group:
             self._endpoint.send(worker, Tag(0, 0, 0, CONTROL), note=("addresses", addresses))
@@ -153,25 +155,32 @@ class _Crowd:
         """Has ``group`` become the group. Returns the seconds that it took, and how many of them the
         slowest member spent on taking down what it had."""
         self._generation += 1
+        self._awaited = group
         command = ("edit", self._generation, kind, tuple(group))
         start = time.perf_counter()
         for worker in group:
             self._endpoint.send(worker, Tag(0, 0, 0, CONTROL), note=command)
-        reports = self._collect(group).values()
+        reports = self._collect().values()
         assert all(generation == self._generation for generation, _, _ in reports)
         return max(finish for _, finish, _ in reports) - start, max(down for _, _, down in reports)
 
-    def _collect(self, group: Sequence[WorkerId]) -> dict[WorkerId, Any]:
-        reports: dict[WorkerId, Any] = {}
-        while len(reports) < len(group):
-            try:
-                worker, report = self._reports.get(timeout=_SECONDS)
-            except queue.Empty:
-                missing = sorted(set(group) - set(reports))
-                raise RuntimeError(f"members {missing} did not answer in {_SECONDS:.0f} s") from None
+    def _report(self, worker: WorkerId, report: Any) -> None:
+        """Runs where the endpoint reads. The last report alone wakes who collects them: that the first
+        ones come while the last members are still at work must not hold these up."""
+        self._reports[worker] = report
+        if len(self._reports) == len(self._awaited) or isinstance(report, RuntimeError):
+            self._all_there.set()
+
+    def _collect(self) -> dict[WorkerId, Any]:
+        in_time = self._all_there.wait(_SECONDS)
+        self._all_there.clear()
+        reports, self._reports = self._reports, {}
+        for worker, report in reports.items():
             if isinstance(report, RuntimeError):
                 raise RuntimeError(f"member {worker} {report}; its own output says why")
-            reports[worker] = report
+        if not in_time:
+            missing = sorted(set(self._awaited) - set(reports))
+            raise RuntimeError(f"members {missing} did not answer in {_SECONDS:.0f} s")
         return reports
 
     def close(self) -> None:

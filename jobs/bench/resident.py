@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster import RayRun
-from actors.ray_controller import RunSettings
-from jobs.assembly import assemble
+from jobs.assembly import assemble, run_settings
 from jobs.recipe import Recipe
 from runtime.run_folder import RunFolder
 
@@ -28,19 +27,7 @@ def started(recipe: Recipe, folder: Path) -> Iterator[RayRun]:
     """A run of ``recipe`` on the connected Ray, recorded in ``folder``; its actors are gone at the end."""
     job = assemble(recipe, str(folder / "checkpoints"))
     RunFolder.create(folder, recipe.to_toml(), {}, resume=False)
-    parallel = recipe.parallel
-    settings = RunSettings(
-        folder=str(folder),
-        workers=parallel.workers,
-        min_workers=parallel.min_workers,
-        stages=parallel.stages,
-        keep=recipe.checkpoint.keep,
-        recipe=recipe.numerics_digest(),
-        resume=False,
-        metrics_port=None,
-    )
-    secret = secrets.token_bytes(32)
-    with RayRun(job, settings, secret, parallel.cpus_per_worker, parallel.gpus_per_worker) as run:
+    with RayRun(job, run_settings(recipe, folder), secrets.token_bytes(32)) as run:
         yield run
 
 

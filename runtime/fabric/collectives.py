@@ -77,13 +77,3 @@ def _gather(endpoint: Endpoint, members: Sequence[WorkerId], tag: Tag) -> dict[W
     """One message from each, the highest waited for first: as a rule it is the last to come, and this
     thread then wakes once rather than once per member."""
     return {member: endpoint.receive(member, tag) for member in reversed(members)}
-
-
-def _sum_ascending(endpoint: Endpoint, members: Sequence[WorkerId], tag: Tag, total: Tensor) -> None:
-    own = total.clone()
-    for k, member in enumerate(members):
-        term = own if member == endpoint.worker else endpoint.receive(member, tag).tensors[0]
-        if k == 0:
-            total.copy_(term)
-        else:
-            total.add_(term.to(total.device))

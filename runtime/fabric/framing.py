@@ -10,6 +10,7 @@ safe as the job's own code.
 from __future__ import annotations
 
 import ctypes
+import math
 import pickle
 import struct
 from collections import deque
@@ -27,6 +28,8 @@ _PREFIX = struct.Struct("!IQ")
 MAX_HEADER_BYTES = 64 << 20
 STAGING_BYTES = 64 << 10
 _TINY_BYTES = 4 << 10
+_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SCRATCH = memoryview(bytearray(1 << 20))  # where the bytes of dropped messages go; never read
 
 
@@ -47,7 +50,7 @@ def _view(tensor: Tensor) -> memoryview:
 
 def on_host(tensor: Tensor) -> Tensor:
     """The tensor, detached and contiguous, in CPU memory. CUDA tensors pass through pinned memory."""
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         if tensor.is_contiguous() and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg()):
             return tensor
         return tensor.detach().resolve_conj().resolve_neg().contiguous()
@@ -57,14 +60,14 @@ def on_host(tensor: Tensor) -> Tensor:
 
 def encode_head(tag: Tag, tensors: Sequence[Tensor], note: Any) -> bytes:
     """Prefix and header. Raises ValueError if the note is too large."""
-    specs = [(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors]
-    header = pickle.dumps((tuple(tag), note, specs), protocol=pickle.HIGHEST_PROTOCOL)
+    specs = [(_NAMES[t.dtype], tuple(t.shape)) for t in tensors]
+    header = pickle.dumps((tuple(tag), note, specs), pickle.HIGHEST_PROTOCOL)
     if len(header) > MAX_HEADER_BYTES:
         raise ValueError(
             f"the note of message {tag.what!r} takes {len(header)} bytes, more than {MAX_HEADER_BYTES}; "
             "send bulk data as tensors"
         )
-    payload = sum(t.numel() * t.element_size() for t in tensors)
+    payload = sum([t.nbytes for t in tensors])
     return _PREFIX.pack(len(header), payload) + header
 
 
@@ -85,8 +88,9 @@ class Decoder:
     to give the same bits as at the sender.
 
     The caller alternates ``space`` / ``filled`` (bytes come in) with ``head`` / ``begin`` /
-    ``message`` (they are taken out). Small messages come many to a read through a staging buffer;
-    the bulk of large ones is read straight into tensors. Raises ValueError, or whatever unpickling
+    ``message`` (they are taken out). Small messages come many to a read through a staging buffer, from
+    which a head that is there as a whole is parsed in place; the bulk of large ones is read straight
+    into tensors. Raises ValueError, or whatever unpickling
     raises, for bytes that are no message.
     """
 
@@ -96,17 +100,18 @@ class Decoder:
         self._staging = memoryview(staging)
         self._staging_address = ctypes.addressof(ctypes.c_char.from_buffer(staging))
         self._low = self._high = 0
+        self._targets: deque[memoryview] = deque()  # what is to be filled next
+        self._buffer: bytearray | None = None  # of a prefix, or a header, that comes in pieces
         self._parsing_header = False
         self._head: Head | None = None
-        self._begun = False
         self._discarding = False
         self._tensors: list[Tensor] = []
-        self._payload = 0
-        self._expect(bytearray(_PREFIX.size))
+        self.is_begun = False
+        self.payload = 0  # bytes of the message at hand, once its prefix has come
 
     def _expect(self, buffer: bytearray) -> None:
         self._buffer = buffer
-        self._targets: deque[memoryview] = deque([memoryview(buffer)])
+        self._targets.append(memoryview(buffer))
 
     def space(self) -> memoryview:
         """Where the next bytes are to be read to."""
@@ -125,68 +130,79 @@ class Decoder:
 
     def head(self) -> Head | None:
         """The head of the message that stands next, if it has come and has not begun."""
-        while self._head is None:
-            if not self._fill():
-                return None
+        if self._head is None and (self._buffer is not None or self._low < self._high):
+            self._head = self._staged_head() if self._buffer is None else self._pieced_head()
+        return None if self.is_begun else self._head
+
+    def _staged_head(self) -> Head | None:
+        start = self._low + _PREFIX.size
+        if start <= self._high:
+            end = start + self._header_length(self._staging[self._low : start])
+            if end <= self._high:
+                self._low = end
+                return self._parse(self._staging[start:end])
+        self._expect(bytearray(_PREFIX.size))
+        return self._pieced_head()
+
+    def _pieced_head(self) -> Head | None:
+        assert self._buffer is not None
+        while self._fill():
             if self._parsing_header:
-                self._head = self._parse()
-                self._parsing_header = False
-            else:
-                length, self._payload = _PREFIX.unpack(self._buffer)
-                if not 0 < length <= MAX_HEADER_BYTES:
-                    raise ValueError(f"a header of {length} bytes")
-                self._parsing_header = True
-                self._expect(bytearray(length))
-        return None if self._begun else self._head
+                header, self._buffer, self._parsing_header = self._buffer, None, False
+                return self._parse(header)
+            self._parsing_header = True
+            self._expect(bytearray(self._header_length(self._buffer)))
+        return None
+
+    def _header_length(self, prefix: bytearray | memoryview) -> int:
+        length: int
+        length, self.payload = _PREFIX.unpack(prefix)
+        if not 0 < length <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        return length
 
     def begin(self, *, discard: bool = False) -> None:
         """Makes room for the payload of ``head``; with ``discard`` its bytes are thrown away."""
-        assert self._head is not None and not self._begun
-        self._begun, self._discarding = True, discard
-        self._tensors = []
+        assert self._head is not None and not self.is_begun
+        self.is_begun, self._discarding = True, discard
         if discard:
-            whole, rest = divmod(self._payload, len(_SCRATCH))
-            self._targets = deque([_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else []))
+            whole, rest = divmod(self.payload, len(_SCRATCH))
+            self._targets.extend([_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else []))
             return
         for name, shape in self._head.specs:
-            self._tensors.append(torch.empty(shape, dtype=getattr(torch, name)))
-        if self._payload <= min(_TINY_BYTES, self._high - self._low):  # all there, and not worth views
+            self._tensors.append(torch.empty(shape, dtype=_DTYPES[name], device="cpu"))
+        if self.payload <= min(_TINY_BYTES, self._high - self._low):  # all there, and not worth views
             for tensor in self._tensors:
                 ctypes.memmove(tensor.data_ptr(), self._staging_address + self._low, tensor.nbytes)
                 self._low += tensor.nbytes
         else:
-            self._targets = deque(_view(t) for t in self._tensors if t.numel())
+            self._targets.extend(_view(t) for t in self._tensors if t.numel())
 
     @property
     def unfinished_bytes(self) -> int:
         """Payload bytes for which ``begin`` made room and which no ``message`` has returned."""
-        return self._payload if self._begun and not self._discarding else 0
+        return self.payload if self.is_begun and not self._discarding else 0
 
     def message(self) -> tuple[bool, Message | None]:
         """(whether the message that began is whole, the message unless it was discarded)."""
-        if not self._begun or not self._fill():
+        if not self.is_begun or (self._targets and not self._fill()):
             return False, None
         assert self._head is not None
         message = None
         if not self._discarding:
             message = Message(self._sender, self._head.tag, self._tensors, self._head.note)
-        self._head, self._tensors, self._begun = None, [], False
-        self._expect(bytearray(_PREFIX.size))
+        self._head, self._tensors, self.is_begun = None, [], False
         return True, message
 
-    def _parse(self) -> Head:
-        tag, note, specs = pickle.loads(self._buffer)
+    def _parse(self, header: bytearray | memoryview) -> Head:
+        tag, note, specs = pickle.loads(header)
         size = 0
         for name, shape in specs:
-            dtype = getattr(torch, name, None)
-            if not isinstance(dtype, torch.dtype):
+            if name not in _DTYPES:
                 raise ValueError(f"no such dtype: {name}")
-            elements = 1
-            for length in shape:
-                elements *= length
-            size += elements * dtype.itemsize
-        if size != self._payload:
-            raise ValueError(f"tensors of {size} bytes in a payload of {self._payload}")
+            size += math.prod(shape) * _DTYPES[name].itemsize
+        if size != self.payload:
+            raise ValueError(f"tensors of {size} bytes in a payload of {self.payload}")
         return Head(Tag(*tag), note, specs, size)
 
     def _fill(self) -> bool:

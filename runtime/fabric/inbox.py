@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from runtime.fabric.interface import CONTROL, EndpointClosed, Interrupted, Message, Tag
 from runtime.plan import WorkerId
@@ -20,13 +21,29 @@ _Place = tuple[int | tuple[int, ...], WorkerId]  # (index, sender): sorts by ind
 _Entry = tuple[Message, int]  # with the bytes that it counts for
 
 
-class _Waiter:
+class Reader(Protocol):
+    """Lets threads that wait read for themselves."""
+
+    def lead(self, waiter: Waiter) -> None:
+        """Reads and delivers in the calling thread while ``waiter.waiting``. Returns at once where another
+        thread does so already."""
+        ...
+
+    def wake(self) -> None:
+        """Has a thread inside ``lead`` look at its ``waiting`` again. Never waits."""
+        ...
+
+
+class Waiter:
     """A thread that waits for a message for which ``wants`` is true."""
 
-    def __init__(self, wants: Callable[[_Channel, _Place], bool], lock: threading.Lock) -> None:
+    __slots__ = ("condition", "thread", "waiting", "wants")
+
+    def __init__(self, wants: Callable[[_Channel, _Place], bool]) -> None:
         self.wants = wants
-        self.condition = threading.Condition(lock)
         self.waiting = True
+        self.thread = threading.get_ident()
+        self.condition: threading.Condition | None = None  # once it no longer reads for itself
 
 
 class Inbox:
@@ -37,14 +54,15 @@ class Inbox:
     yet, or for a peer that is itself blocked on us; nor after a poll in vain, until something that it
     asked for has come. So the limit cannot cause a deadlock.
     ``on_room`` is called, with a lock held, each time that ``full`` may have become false; it must
-    neither block nor call back.
+    neither block nor call back. ``reader``, where there is one, is what a thread reads with while it waits.
     """
 
     def __init__(self, limit_bytes: int, on_room: Callable[[], None] = lambda: None) -> None:
         self._limit = limit_bytes
         self.on_room = on_room
+        self.reader: Reader | None = None
         self._lock = threading.Lock()
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._channels: dict[_Channel, dict[_Place, deque[_Entry]]] = {}
         self._blocked = 0
         self._polled: frozenset[_Channel] = frozenset()  # in vain, while the limit was reached
@@ -165,9 +183,8 @@ class Inbox:
 
     def admit(self, tag: Tag) -> None:
         """Raises if a call about ``tag`` must not go on. Control messages always may."""
-        if tag.what == CONTROL and not self._closed:
-            return
-        self._admit(tag)
+        if self._closed or tag.what != CONTROL:
+            self._admit(tag)
 
     def acknowledge(self) -> int:
         """Accepts the newest interrupt and returns its generation. Raises EndpointClosed."""
@@ -187,8 +204,8 @@ class Inbox:
     # Inside; the lock is held.
 
     def _admit(self, tag: Tag) -> None:
-        self.check()
-        if tag.generation < self.generation:
+        if self._closed or self._interrupted or tag.generation < self.generation:
+            self.check()
             raise Interrupted(self.generation)
 
     def _first(self, tags: tuple[Tag, ...]) -> Message | None:
@@ -215,22 +232,33 @@ class Inbox:
             self.on_room()
 
     def _wait(self, wants: Callable[[_Channel, _Place], bool]) -> None:
-        waiter = _Waiter(wants, self._lock)
+        waiter = Waiter(wants)
         self._waiters.append(waiter)
         self._block()
         try:
-            while waiter.waiting:
-                waiter.condition.wait()
+            if self.reader is not None:
+                self._lock.release()
+                try:
+                    self.reader.lead(waiter)
+                finally:
+                    self._lock.acquire()
+            if waiter.waiting:
+                waiter.condition = threading.Condition(self._lock)
+                while waiter.waiting:
+                    waiter.condition.wait()
         finally:
             if waiter.waiting:  # Ctrl-C
                 self._rouse(waiter)
             self._waiters.remove(waiter)
 
-    def _rouse(self, waiter: _Waiter) -> None:
+    def _rouse(self, waiter: Waiter) -> None:
         """From here on the thread no longer counts as blocked, though it may not run yet."""
         waiter.waiting = False
         self._blocked -= 1
-        waiter.condition.notify()
+        if waiter.condition is not None:
+            waiter.condition.notify()
+        elif self.reader is not None and waiter.thread != threading.get_ident():
+            self.reader.wake()
 
     def _rouse_all(self) -> None:
         for waiter in self._waiters:

@@ -36,14 +36,15 @@ def tune(sock: socket.socket) -> None:
 
 
 class OutgoingLink:
-    """Written to by any thread that holds ``lock``; watched for its end by the receiver thread."""
+    """Written to by any thread that holds ``lock``; watched for its end by the receiver."""
 
     def __init__(self, peer: WorkerId, lane: Lane) -> None:
         self.peer = peer
         self.lane = lane
         self.lock = threading.Lock()
         self.sock: socket.socket | None = None
-        self._shut = False
+        self.is_shut = False
+        self.bytes_sent = self.messages_sent = 0
 
     def open(self, address: str, secret: bytes, worker: WorkerId) -> None:
         """Dials and shakes hands; ``lock`` is held. Raises OSError and handshake.Refused."""
@@ -54,7 +55,7 @@ class OutgoingLink:
         )[0]
         sock = socket.socket(family, kind, protocol)
         self.sock = sock  # from here on ``shut`` ends the dialling too
-        if self._shut:
+        if self.is_shut:
             raise ConnectionAbortedError("the link was closed while it was made")
         tune(sock)
         sock.settimeout(DIAL_SECONDS)
@@ -65,38 +66,51 @@ class OutgoingLink:
 
     def write(
         self, buffers: Sequence[bytes | memoryview], blocked: Callable[[], AbstractContextManager[None]]
-    ) -> int:
-        """Writes all of it, whatever happens meanwhile, or raises OSError; ``lock`` is held.
+    ) -> None:
+        """Writes one message, or nothing, whatever happens meanwhile, or raises OSError; ``lock`` is held.
 
-        Waits inside ``blocked()`` while the peer reads nothing. Returns the number of bytes.
+        Waits inside ``blocked()`` while the peer reads nothing.
         """
         assert self.sock is not None
+        size = sum(map(len, buffers))
+        try:
+            count = self.sock.sendmsg(buffers[:_BUFFERS_PER_CALL]) if size else 0
+        except BlockingIOError:
+            count = 0
+        if count < size:
+            self._write_rest(buffers, count, blocked)
+        self.bytes_sent += size
+        self.messages_sent += size > 0
+
+    def _write_rest(
+        self,
+        buffers: Sequence[bytes | memoryview],
+        count: int,
+        blocked: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Writes all but the first ``count`` bytes."""
+        assert self.sock is not None
         left = [memoryview(b) for b in buffers if len(b)]
-        total, first = 0, 0
-        while first < len(left):
+        first = 0
+        while True:
+            while first < len(left) and count >= len(left[first]):
+                count -= len(left[first])
+                first += 1
+            if first == len(left):
+                return
+            left[first] = left[first][count:]
             try:
                 count = self.sock.sendmsg(left[first : first + _BUFFERS_PER_CALL])
             except BlockingIOError:
+                count = 0
                 with blocked():
                     poll = select.poll()
                     poll.register(self.sock, select.POLLOUT)
                     poll.poll()  # ``shut`` ends this as well: the socket then polls as hung up
-                continue
-            total += count
-            while first < len(left) and count >= len(left[first]):
-                count -= len(left[first])
-                first += 1
-            if count:
-                left[first] = left[first][count:]
-        return total
-
-    @property
-    def is_shut(self) -> bool:
-        return self._shut
 
     def shut(self) -> None:
         """Ends the connection and wakes whoever dials or writes. Any thread, never waits."""
-        self._shut = True
+        self.is_shut = True
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -110,7 +124,7 @@ class OutgoingLink:
 
 
 class IncomingLink:
-    """Read by the receiver thread alone."""
+    """Read by one thread at a time, the one that has the baton."""
 
     def __init__(self, peer: WorkerId, lane: Lane, sock: socket.socket) -> None:
         self.peer = peer

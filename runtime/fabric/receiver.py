@@ -1,4 +1,8 @@
-"""The receiver thread of a socket endpoint: everything that waits for bytes waits here, in one place."""
+"""The reading side of a socket endpoint: everything that waits for bytes waits here, in one place.
+
+One thread at a time reads: a thread that waits for a message does so itself (``lead``), and while none
+waits, because the worker computes, the receiver thread does. See ``baton``.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,30 @@ import os
 import selectors
 import socket
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import torch
+
+from runtime.fabric.baton import Baton
 from runtime.fabric.framing import STAGING_BYTES
 from runtime.fabric.handshake import Acceptance, Lane, Refused
-from runtime.fabric.inbox import Inbox
+from runtime.fabric.inbox import Inbox, Waiter
 from runtime.fabric.interface import Message
-from runtime.fabric.links import IncomingLink, OutgoingLink, tune
+from runtime.fabric.links import IncomingLink, OutgoingLink
+from runtime.fabric.strangers import Strangers
 from runtime.plan import WorkerId
 
 _log = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 5.0
-_MAX_STRANGERS = 1024  # connections that have not proved themselves yet; then the oldest goes
 _READS_PER_TURN = 16  # of one link before the others get their turn
 
 
 class Owner(Protocol):
-    """What the receiver asks of its endpoint; all calls come from the receiver thread."""
+    """What the receiver asks of its endpoint; all calls come from the thread that reads."""
 
     def accepts(self, peer: WorkerId) -> bool:
         """Whether a new link from this peer may be made."""
@@ -57,8 +62,8 @@ def reason_of(error: BaseException) -> str:
 class Receiver:
     """Accepts, authenticates and reads incoming links, and watches outgoing ones for their end.
 
-    Only ``post`` and ``room`` may be called from other threads; everything else runs as an errand
-    posted to this thread. A link is paused, at the head of a message, while the inbox is full;
+    Only ``post``, ``room``, ``wake`` and ``lead`` may be called from any thread; everything else runs as an
+    errand in the thread that reads. A link is paused, at the head of a message, while the inbox is full;
     control links never are. Unexpected trouble with one link ends that link and no other.
     """
 
@@ -67,18 +72,20 @@ class Receiver:
     ) -> None:
         self._owner = owner
         self._worker = worker
-        self._secret = secret
         self._listener = listener
         self._inbox = inbox
         self.bytes_received = 0
         self._selector = selectors.DefaultSelector()
         self._incoming: set[IncomingLink] = set()
-        self._strangers: dict[Acceptance, float] = {}  # -> deadline; the oldest comes first
+        self._strangers = Strangers(worker, secret, self._selector, self._welcome)
         self._paused: set[IncomingLink] = set()
         self._errands: deque[Callable[[], None]] = deque()
         self._waker, self._woken = socket.socketpair()
         self._stopped = False
-        for sock, react in ((self._woken, self._run_errands), (listener, self._accept)):
+        self._baton = Baton(self._selector)
+        self._waiter = _NEVER_SERVED  # who reads, and may leave bulk to others once it has what it wants
+        reactions = {self._woken: self._run_errands, listener: partial(self._strangers.accept, listener)}
+        for sock, react in reactions.items():
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ, react)
         self._waker.setblocking(False)
@@ -88,9 +95,18 @@ class Receiver:
 
     # Any thread.
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the calling thread is the one that reads: it runs a callback, or an errand."""
+        return self._baton.holder == threading.get_ident()
+
     def post(self, errand: Callable[[], None]) -> None:
-        """Has the receiver thread do something soon. Never waits."""
+        """Has the thread that reads do something soon. Never waits."""
         self._errands.append(errand)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wakes the thread that reads."""
         with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is there
             self._waker.send(b"\0")
 
@@ -99,7 +115,30 @@ class Receiver:
         if self._paused:
             self.post(self._resume)
 
-    # Errands: the receiver thread.
+    def lead(self, waiter: Waiter) -> None:
+        """Reads in the calling thread while it waits. Returns at once where another thread reads.
+
+        Ctrl-C passes through: if it comes between two bytes of a link, that link ends.
+        """
+        if torch.is_inference_mode_enabled():  # it would mark every tensor that is made here
+            return
+        if not self._baton.take_over():
+            return
+        try:
+            self._waiter = waiter
+            while waiter.waiting and not self._stopped:
+                self._turn(self._strangers.patience())
+        except Exception:
+            _log.exception("the receiver of worker %d failed", self._worker)
+            self._stopped = True
+            self._inbox.close()  # as ``_run`` does
+        finally:
+            if self._strangers or self._stopped:
+                self.wake()  # the receiver thread does not know of their deadlines, or of its end
+            self._waiter = _NEVER_SERVED
+            self._baton.give()
+
+    # Errands: the thread that reads.
 
     def stop(self) -> None:
         self._stopped = True
@@ -127,25 +166,35 @@ class Receiver:
     def hear_out(self, peer: WorkerId) -> None:
         """Reads what the peer's control links still hold, such as a farewell before its end."""
         for link in [x for x in self._incoming if x.peer == peer and x.lane is Lane.CONTROL]:
-            self._read(link)
+            self._read(link, all_there_is=True)
 
     # The loop.
 
     def _run(self) -> None:
+        patience = None
         try:
             while not self._stopped:
-                self._turn()
+                self._baton.sleep(patience)
+                patience = None
+                if self._baton.take():
+                    try:
+                        self._turn(0.0 if self._baton.can_change_hands else self._strangers.patience())
+                        patience = self._strangers.patience()
+                    finally:
+                        self._baton.give()
         finally:
             self._inbox.close()  # should this thread ever fail, nobody must wait for it for ever
+            self._baton.close()
             self._close_sockets()
 
-    def _turn(self) -> None:
-        deadline = next(iter(self._strangers.values()), None)
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+    def _turn(self, timeout: float | None) -> None:
+        before = self.bytes_received
         for key, _ in self._selector.select(timeout):
             key.data()  # copes with a link that an earlier event of the same turn has ended
-        while self._strangers and next(iter(self._strangers.values())) <= time.monotonic():
-            self._dismiss(next(iter(self._strangers)))
+            if self.bytes_received - before > STAGING_BYTES and not self._waiter.waiting:
+                return  # bulk is not for a thread that has what it wants; small messages are read anyway
+        if self._strangers:
+            self._strangers.dismiss_late()
 
     def _run_errands(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -153,44 +202,15 @@ class Receiver:
         for _ in range(len(self._errands)):
             self._errands.popleft()()
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # it went away again, or there are no file descriptors left
-            if self._strangers:
-                self._dismiss(next(iter(self._strangers)))
+    def _welcome(self, proved: Acceptance) -> None:
+        if not self._owner.accepts(proved.dialler):
+            self._unregister(proved.sock)
+            proved.sock.close()
             return
-        tune(sock)
-        sock.setblocking(False)
-        if len(self._strangers) >= _MAX_STRANGERS:
-            self._dismiss(next(iter(self._strangers)))
-        stranger = Acceptance(sock, self._secret, self._worker)
-        self._strangers[stranger] = time.monotonic() + HANDSHAKE_SECONDS
-        self._selector.register(sock, selectors.EVENT_READ, partial(self._authenticate, stranger))
-
-    def _authenticate(self, stranger: Acceptance) -> None:
-        if stranger not in self._strangers:
-            return
-        try:
-            if not stranger.advance():
-                return
-        except (OSError, Refused) as error:
-            _log.info("worker %d dropped a connection: the other side %s", self._worker, error)
-            self._dismiss(stranger)
-            return
-        if not self._owner.accepts(stranger.dialler):
-            self._dismiss(stranger)
-            return
-        del self._strangers[stranger]
-        link = IncomingLink(stranger.dialler, stranger.lane, stranger.sock)
+        link = IncomingLink(proved.dialler, proved.lane, proved.sock)
         self._incoming.add(link)
         self._selector.modify(link.sock, selectors.EVENT_READ, partial(self._read, link))
         self._read(link)
-
-    def _dismiss(self, stranger: Acceptance) -> None:
-        del self._strangers[stranger]
-        self._unregister(stranger.sock)
-        stranger.sock.close()
 
     def _outgoing_ended(self, link: OutgoingLink) -> None:
         assert link.sock is not None
@@ -207,13 +227,13 @@ class Receiver:
         self.unwatch(link)
         self._owner.ended(link.peer, reason)
 
-    def _read(self, link: IncomingLink) -> None:
+    def _read(self, link: IncomingLink, *, all_there_is: bool = False) -> None:
         if link not in self._incoming or link in self._paused:
             return
         try:
+            if not self._take_messages(link) or link not in self._incoming:  # where it had paused
+                return
             for _ in range(_READS_PER_TURN):
-                if not self._take_messages(link) or link not in self._incoming:
-                    return
                 space = link.decoder.space()
                 count = link.sock.recv_into(space)
                 if count == 0:
@@ -221,29 +241,35 @@ class Receiver:
                     return
                 self.bytes_received += count
                 link.decoder.filled(space, count)
+                if not self._take_messages(link) or link not in self._incoming:
+                    return
                 if count < len(space) <= STAGING_BYTES:
                     # Nothing more is there now. Asking the kernel would only hold up the thread that
-                    # has just been woken; a large tensor's next bytes, though, are about to come.
-                    self._take_messages(link)
+                    # has what it waits for; a large tensor's next bytes, though, are about to come.
                     return
-            self._take_messages(link)
+                if not (all_there_is or self._waiter.waiting):
+                    return
         except BlockingIOError:
             return
         except Exception as error:  # whatever it is, it is this link's trouble alone
             self._end(link, reason_of(error))
+        except BaseException as error:  # Ctrl-C in a thread that leads: half a message may be lost
+            self.post(partial(self._end, link, reason_of(error)))
+            raise
 
     def _take_messages(self, link: IncomingLink) -> bool:
         """Delivers what has come of the link's bytes; False if the link must pause."""
         decoder = link.decoder
         while True:
-            size = decoder.unfinished_bytes
-            whole, message = decoder.message()
-            if whole:
+            if decoder.is_begun:
+                size = decoder.payload
+                whole, message = decoder.message()
+                if not whole:
+                    return True
                 if message is not None:
                     self._owner.arrived(message, size)
-                if link not in self._incoming:
-                    return True
-                continue
+                    if link not in self._incoming:
+                        return True
             head = decoder.head()
             if head is None:
                 return True
@@ -255,7 +281,7 @@ class Receiver:
                     self._unregister(link.sock)
                     return False
                 self._paused.discard(link)
-            if not stale:
+            if not stale and head.size:
                 self._inbox.reserve(head.size)
             decoder.begin(discard=stale)
 
@@ -286,14 +312,17 @@ class Receiver:
 
     def _close_sockets(self) -> None:
         """Closes what was accepted here and the listener, and nothing that belongs to others."""
-        for stranger in self._strangers:
-            stranger.sock.close()
+        self._strangers.close_sockets()
         for link in self._incoming:
             link.sock.close()
         self._listener.close()
         self._selector.close()
         self._waker.close()
         self._woken.close()
+
+
+_NEVER_SERVED = Waiter(lambda *_: False)
+"""What the receiver thread reads for: everybody."""
 
 
 def _abandon(reference: weakref.ref[Receiver]) -> None:
@@ -304,4 +333,5 @@ def _abandon(reference: weakref.ref[Receiver]) -> None:
         for sock in outgoing:
             if isinstance(sock, socket.socket):
                 sock.close()
+        receiver._baton.abandon()
         receiver._close_sockets()

@@ -75,8 +75,8 @@ SENTENCES: list[tuple[Event, str]] = [
     (DrainNotice(12, 5, "SIGTERM"), "step 12  worker 5 is to leave (SIGTERM)"),
     (
         Rebalanced(24, "worker 2 at 50% of the usual speed", 0.31, 0.02, 1_500_000),
-        "step 24  work divided anew (worker 2 at 50% of the usual speed): 31% faster by prediction, in 0.02 s, "
-        "1.5 MB moved",
+        "step 24  work divided anew (worker 2 at 50% of the usual speed): 31% faster by prediction, "
+        "in 0.02 s, 1.5 MB moved",
     ),
     (ControllerRestarted(33, 4, 3.21), "step 33  a new controller watches 4 workers after 3.21 s"),
     (

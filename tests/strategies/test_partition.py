@@ -14,9 +14,11 @@ from strategies.partition import (
     OUT_OF_REACH,
     TOLERANCE,
     cut_for_groups,
+    cut_for_many,
     cut_layers,
     deal_micro_batches,
     group_rounds,
+    group_sizes,
 )
 
 SECONDS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -83,6 +85,37 @@ def test_given_groups_brute_force(seconds: list[int], data: st.DataObject) -> No
     assert bounds in all_cuts(len(seconds), stages)
     least = min(map(longest, all_cuts(len(seconds), stages)))
     assert longest(bounds) == pytest.approx(least, rel=TOLERANCE)
+
+
+@given(seconds=st.one_of(SECONDS, st.integers(1, 9).map(lambda layers: [3] * layers)), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_many_cuts_are_as_good_as_one_by_one(seconds: list[int], data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, len(seconds)))
+    weight = st.sampled_from([0.001, 1.0, 2.0, 3.0, 7.5])
+    rows = data.draw(st.lists(st.lists(weight, min_size=stages, max_size=stages), min_size=1, max_size=5))
+    many = cut_for_many(seconds, np.array(rows))
+    assert many.shape == (len(rows), stages + 1)
+    for row, bounds in zip(rows, many.tolist(), strict=True):
+
+        def longest(bounds: tuple[int, ...], row: list[float] = row) -> float:
+            return max(sum(seconds[a:b]) * each for (a, b), each in zip(pairwise(bounds), row, strict=True))
+
+        assert tuple(bounds) in all_cuts(len(seconds), stages)
+        least = longest(cut_for_groups(seconds, row))
+        assert longest(tuple(bounds)) >= least * (1 - TOLERANCE)
+        if len(set(seconds)) == 1:
+            assert longest(tuple(bounds)) <= least * (1 + 20 * TOLERANCE)
+
+
+@given(workers=st.integers(1, 9), stages=st.integers(1, 4))
+def test_group_sizes_are_all_partitions(workers: int, stages: int) -> None:
+    every = {
+        tuple(sorted(sizes, reverse=True))
+        for sizes in product(range(1, workers + 1), repeat=stages)
+        if sum(sizes) == workers
+    }
+    listed = list(group_sizes(workers, stages))
+    assert set(listed) == every and len(listed) == len(every)
 
 
 @pytest.mark.parametrize("speeds", [[1.0] * 4, [1.0, 0.5, 1.0, 2.0]])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from strategies.costs import Division, Predictor
-from strategies.planner import CostModel, choose_plan
+from strategies.planner import ROOM, CostModel, choose_plan, predicted_gain
+from strategies.ranking import UNSTEADINESS, step_seconds
 from strategies.schedule import simulate_step
 
 
@@ -29,9 +31,16 @@ def costs_of(layout: Layout, seconds: Sequence[float], **settings: Any) -> CostM
     return CostModel(tuple(seconds), tuple(2 * s for s in seconds), sizes, **settings)
 
 
-def check_whole(plan: Plan, members: Sequence[Member], layout: Layout, micro_batches: int) -> None:
+def check_whole(
+    plan: Plan,
+    members: Sequence[Member],
+    layout: Layout,
+    micro_batches: int,
+    left_out: Collection[int] = (),
+) -> None:
     assert [layer for s in plan.stages for layer in range(s.first, s.stop)] == list(range(layout.layers))
-    assert plan.workers == tuple(sorted(m.worker for m in members)) == tuple(sorted(set(plan.workers)))
+    assert plan.workers == tuple(sorted(set(plan.workers)))
+    assert sorted([*plan.workers, *left_out]) == sorted(m.worker for m in members)
     assert all(stage.workers and stage.workers == tuple(sorted(stage.workers)) for stage in plan.stages)
     assert len(plan.assignment) == len(plan.stages)
     for stage, row in zip(plan.stages, plan.assignment, strict=True):
@@ -83,11 +92,15 @@ def test_a_history_of_plans(
         plan, prediction = choose_plan(generation, present, layout, costs, micro_batches, stages, previous)
         again = choose_plan(generation, shuffled, layout, costs, micro_batches, stages, previous)
         assert again == (plan, prediction)
-        check_whole(plan, present, layout, micro_batches)
+        left_out = set(prediction.left_out)
+        assert not left_out & set(plan.workers)
+        assert all(m.speed < max(each.speed for each in present) for m in present if m.worker in left_out)
+        check_whole(plan, present, layout, micro_batches, left_out)
         assert plan.generation == generation
         assert prediction.step_seconds > 0 and prediction.move_bytes >= 0
         if stages != "auto":
-            assert len(plan.stages) == min(stages, len(present), layers)
+            asked = min(stages, len(plan.workers), layers)
+            assert len(plan.stages) in ((asked - 1, asked) if previous and asked > 2 else (asked,))
         kept = data.draw(st.lists(st.sampled_from(present), min_size=1, unique=True))
         joined = data.draw(st.integers(0, 2))
         present = kept + [Member(100 * generation + 50 + i, "d") for i in range(joined)]
@@ -127,7 +140,7 @@ def test_a_loss_moves_layers_when_that_is_faster() -> None:
     plan, prediction = choose_plan(1, survivors, layout, costs, 24, 2, first)
     layers = [stage.stop - stage.first for stage in plan.stages]
     sizes = [len(stage.workers) for stage in plan.stages]
-    assert layers[sizes.index(3)] > layers[sizes.index(2)]
+    assert (layers[0] > layers[1]) == (sizes[0] > sizes[1])
     kept = next(c for c in prediction.candidates if c.name.startswith("kept the cut and re-dealt"))
     assert prediction.step_seconds < kept.step_seconds
 
@@ -202,7 +215,11 @@ def test_the_prediction_is_the_simulated_step_plus_communication() -> None:
     costs = costs_of(layout, [0.01, 0.02, 0.01, 0.03, 0.01, 0.01], boundary_bytes=(1000,) * 6)
     plan, prediction = choose_plan(0, members, layout, costs, 8, 3)
     simulated = simulate_step(
-        plan, costs.forward_seconds, costs.backward_seconds, {m.worker: m.speed for m in members}
+        plan,
+        costs.forward_seconds,
+        costs.backward_seconds,
+        {m.worker: m.speed for m in members},
+        UNSTEADINESS,
     )
     division = Division((0, *(s.stop for s in plan.stages)), tuple(s.workers for s in plan.stages))
     extra = Predictor(costs, members, 8, None).communication_seconds(division)
@@ -233,3 +250,78 @@ def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         choose_plan(**{**arguments, **change})
+
+
+def test_half_speed_costs_hardly_more_than_the_speed_that_is_gone() -> None:
+    layout, members = layout_of(32), members_of(8)
+    costs = costs_of(layout, [0.01] * 32, link_bytes_per_second=1e12)
+    even, _ = choose_plan(0, members, layout, costs, 64, 4)
+    slowed = [replace(m, speed=0.5) if m.worker == 7 else m for m in members]
+    plan, prediction = choose_plan(1, slowed, layout, costs, 64, 4, even)
+    undisturbed = step_seconds(even, members, costs)
+    ideal = undisturbed / (7.5 / 8)
+    assert ideal / step_seconds(plan, slowed, costs) > 0.95
+    assert ideal / step_seconds(even, slowed, costs) < 0.6
+    assert prediction.left_out == () and len(plan.micro_batches_of(7)) > 0
+    assert predicted_gain(even, plan, slowed, costs) > 0.6
+    assert predicted_gain(plan, plan, slowed, costs) == 0.0
+
+
+def test_a_worker_that_everybody_waits_for_is_left_out() -> None:
+    layout, members = layout_of(32), members_of(8, domains=4)
+    costs = costs_of(layout, [0.01] * 32, link_bytes_per_second=1e12)
+    slowed = [replace(m, speed=0.05) if m.worker == 3 else m for m in members]
+    plan, prediction = choose_plan(0, slowed, layout, costs, 64, 4)
+    assert prediction.left_out == (3,) and 3 not in plan.workers
+    assert "faster without worker 3" in prediction.reason
+    check_whole(plan, slowed, layout, 64, {3})
+    without, _ = choose_plan(0, [m for m in members if m.worker != 3], layout, costs, 64, 4)
+    assert step_seconds(plan, slowed, costs) <= step_seconds(without, members, costs) * 1.01
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 0.01), (1.0, 1.0, 0.01)])
+def test_nobody_is_left_out_whom_the_backups_need(speeds: tuple[float, ...]) -> None:
+    layout = layout_of(4)
+    members = [Member(i, "near" if speed == 1.0 else "far", speed) for i, speed in enumerate(speeds)]
+    plan, prediction = choose_plan(0, members, layout, costs_of(layout, [0.01] * 4), 8, 1)
+    assert prediction.left_out == ()
+    check_whole(plan, members, layout, 8)
+
+
+def test_long_plans_are_predicted_by_the_closed_formula() -> None:
+    layout, members = layout_of(4), members_of(4)
+    costs = costs_of(layout, [0.01] * 4)
+    short, _ = choose_plan(0, members, layout, costs, 64, 2)
+    long, _ = choose_plan(0, members, layout, costs, 6400, 2)
+    ratio = step_seconds(long, members, costs) / step_seconds(short, members, costs)
+    assert ratio == pytest.approx((3200 + 1) / (32 + 1), rel=0.02)
+
+
+def test_one_stage_fewer_only_after_a_change_and_with_room() -> None:
+    layout, members = layout_of(32), members_of(16)
+    costs = costs_of(layout, [0.01] * 32, link_bytes_per_second=1e12)
+    first, _ = choose_plan(0, members, layout, costs, 64, 4)
+    assert [(s.stop - s.first, len(s.workers)) for s in first.stages] == [(8, 4)] * 4
+    fresh, _ = choose_plan(0, members[:15], layout, costs, 64, 4)
+    assert len(fresh.stages) == 4
+    after, prediction = choose_plan(1, members[:15], layout, costs, 64, 4, first)
+    assert len(after.stages) == 3 and after.stages[-1].stop == 32
+    assert prediction.step_seconds < step_seconds(fresh, members, costs)
+    predictor = Predictor(costs, members[:15], 64, None)
+    division = Division((0, *(s.stop for s in after.stages)), tuple(s.workers for s in after.stages))
+    assert predictor.memory_bytes(division) <= ROOM * predictor.even_memory_bytes(4, 15)
+
+
+@pytest.mark.parametrize("workers", [8, 16])
+def test_losses_cost_hardly_more_than_the_workers_that_are_gone(workers: int) -> None:
+    layout = layout_of(32)
+    costs = costs_of(layout, [0.01] * 32, link_bytes_per_second=1e12)
+    members = members_of(workers)
+    plan, _ = choose_plan(0, members, layout, costs, 64, 4)
+    undisturbed = step_seconds(plan, members, costs)
+    for lost in range(1, 4):
+        victim = max(max(plan.stages, key=lambda stage: len(stage.workers)).workers)
+        members = [m for m in members if m.worker != victim]
+        plan, _ = choose_plan(lost, members, layout, costs, 64, 4, plan)
+        ideal = undisturbed * workers / (workers - lost)
+        assert ideal / step_seconds(plan, members, costs) > 0.96

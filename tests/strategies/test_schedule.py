@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from runtime.plan import Plan, Stage
 from strategies.partition import deal_micro_batches
-from strategies.schedule import Instruction, OneForwardOneBackward, in_flight_limit, simulate_step
+from strategies.schedule import (
+    Instruction,
+    OneForwardOneBackward,
+    group_limit,
+    in_flight_limit,
+    simulate_step,
+)
 
 
 def plan_of(groups: Sequence[int], micro_batches: int) -> Plan:
@@ -58,6 +64,22 @@ def test_balanced_pipelines_take_the_textbook_time(stages: int, size: int, micro
     plan = plan_of([size] * stages, micro_batches)
     seconds = simulate_step(plan, [1.0] * stages, [2.0] * stages, dict.fromkeys(plan.workers, 1.0))
     assert seconds == (-(-micro_batches // size) + stages - 1) * 3.0
+
+
+def test_more_in_flight_is_taken_only_while_it_costs_no_activations() -> None:
+    # layers x workers; at most all 32 layers' activations of one micro-batch, or one more than the round trip
+    assert [group_limit([(5, 3), (9, 4), (9, 4), (9, 4)], k) for k in range(4)] == [6, 3, 2, 1]
+    assert [group_limit([(4, 1), (9, 2), (19, 4)], k) for k in range(3)] == [8, 4, 1]
+    assert [group_limit([(2, 2), (9, 2), (21, 3)], k) for k in range(3)] == [7, 4, 1]
+
+
+def test_unsteady_workers_cost_a_balanced_pipeline_a_little() -> None:
+    plan = plan_of([2] * 4, 16)
+    speeds = dict.fromkeys(plan.workers, 1.0)
+    steady = simulate_step(plan, [1.0] * 4, [2.0] * 4, speeds)
+    unsteady = simulate_step(plan, [1.0] * 4, [2.0] * 4, speeds, 0.04)
+    assert steady < unsteady < 1.04 * steady
+    assert unsteady == simulate_step(plan, [1.0] * 4, [2.0] * 4, speeds, 0.04)
 
 
 def test_speed_divides_seconds() -> None:

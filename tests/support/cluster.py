@@ -225,9 +225,9 @@ class LocalRun:
             self.workers,
             self.min_workers,
             self.start,
-            self.max_workers,
-            self.spares,
-            self.patience,
+            max_workers=self.max_workers,
+            spares=self.spares,
+            patience=self.patience,
         )
         chooser = plan_chooser(first.layout, first.profile, self.job.micro_batches, self.stages)
         return Controller(terms, chooser, self.plan_gain)

@@ -38,6 +38,8 @@ def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **section
                 "cpus_per_worker": 0.25,
             },
             "metrics": {"enabled": False},
+            # a busy machine holds up heartbeats; only tests of detection are in a hurry
+            "detection": {"silence_seconds": 30.0, "stuck_seconds": 60.0},
             **sections,
         }
     )

@@ -9,52 +9,25 @@ import signal
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from runtime.fabric import framing, handshake, receiver
+from runtime.fabric import framing, handshake, strangers
 from runtime.fabric.handshake import Lane, Refused
 from runtime.fabric.interface import CONTROL, Interrupted, Tag
 from runtime.fabric.sockets import SocketEndpoint
+from tests.support.sockets import WAIT, call, is_dropped, until
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 SECRET = b"a secret of the job's own"
-WAIT = 20  # seconds until a test that hangs fails
 MB = 1 << 20
 
 
 def tag(generation: int = 0, what: str = "forward", index: Any = 0) -> Tag:
     return Tag(generation, 0, 0, what, index)
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Waits for a state that nobody announces."""
-    deadline = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
-
-
-def call(endpoint: SocketEndpoint) -> socket.socket:
-    host, port = endpoint.address.split(":")
-    return socket.create_connection((host, int(port)), timeout=WAIT)
-
-
-def is_dropped(sock: socket.socket) -> bool:
-    """Whether the other side ends the connection (WAIT passes if it does not)."""
-    try:
-        while sock.recv(4096):
-            pass
-    except ConnectionResetError:
-        return True
-    except TimeoutError:
-        return False
-    return True
 
 
 # Strangers.
@@ -94,7 +67,7 @@ def test_a_stranger_is_dropped_without_harm(socket_network: Any, name: str) -> N
 def test_a_silent_stranger_is_dropped_and_holds_up_nobody(
     socket_network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(strangers, "HANDSHAKE_SECONDS", 0.2)
     a, b = socket_network.add(0), socket_network.add(1)
     with call(a) as silent, call(a) as half:
         half.sendall(b"reknit01")
@@ -106,7 +79,7 @@ def test_a_silent_stranger_is_dropped_and_holds_up_nobody(
 def test_too_many_strangers_cost_the_oldest_its_place(
     socket_network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "_MAX_STRANGERS", 2)
+    monkeypatch.setattr(strangers, "_MAX_STRANGERS", 2)
     a, b = socket_network.add(0), socket_network.add(1)
     with call(a) as oldest, call(a), call(a):
         assert is_dropped(oldest)

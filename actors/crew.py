@@ -1,0 +1,204 @@
+"""The workers of a run as Ray actors: asking for them, watching them, seeing them off.
+
+They are named and detached, so that they outlive a controller that dies; the next one finds them by name.
+A run that nobody controls any more ends by itself (``Job.orphan_seconds``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors.ray_worker import Ready, WorkerActor
+from runtime.plan import WorkerId
+from runtime.signals import Drain, Input, Joined, Lost
+from strategies.job import Job
+
+NAMESPACE = "reknit"
+"""Of all actors of all runs; their names begin with the run's."""
+
+DRAIN_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one worker takes up. ``resources`` are Ray's custom ones."""
+
+    cpus: float
+    gpus: float
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+class RayCrew:
+    """``actors.host.Crew`` on Ray. ``post`` takes what happens to the controller.
+
+    One thread a worker waits for Ray's word on it; all are daemons and end with the process.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        job: Job,
+        secret: bytes,
+        place: Place,
+        controller: WorkerId,
+        address: str,
+        post: Callable[[Input], None],
+        check: Callable[[WorkerId, Ready], str | None],
+    ) -> None:
+        self._run, self._job, self._secret, self._place = run, job, secret, place
+        self._controller, self._address = controller, address
+        self._post, self._check = post, check
+        self._handles: dict[WorkerId, Any] = {}
+        self._domains: dict[WorkerId, str] = {}
+        self.processes: dict[WorkerId, int] = {}
+        self._gone: set[WorkerId] = set()
+
+    # The first ones, whom the run is formed of.
+
+    def create(self, worker: WorkerId) -> Any:
+        """Asks Ray for an actor; it is placed when there is room."""
+        place = self._place
+        actor: Any = ray.remote(WorkerActor)
+        handle: Any = actor.options(
+            name=worker_name(self._run, worker),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_concurrency=4,
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            resources=dict(place.resources) or None,
+            scheduling_strategy="SPREAD",
+        ).remote(worker, self._job, self._secret)
+        self._handles[worker] = handle
+        return handle.start.remote(self._controller, self._address)
+
+    def welcome(self, worker: WorkerId, ready: Ready) -> None:
+        """A worker is ready: tells the controller, and watches it from now on."""
+        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        profile = ready.profile
+        self._post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
+        threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
+
+    # ``Crew``.
+
+    def hire(self, worker: WorkerId) -> None:
+        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
+
+    def dismiss(self, worker: WorkerId) -> None:
+        threading.Thread(target=self._end, args=(worker,), daemon=True).start()
+
+    def _bring(self, worker: WorkerId) -> None:
+        try:
+            ready: Ready = ray.get(self.create(worker))
+        except RayActorError as error:
+            self._post(Lost(worker, first_line(error)))
+            return
+        except Exception as error:
+            self._post(Lost(worker, f"could not start: {first_line(error)}"))
+            self._kill(worker)
+            return
+        problem = self._check(worker, ready)
+        if problem is not None:
+            self._post(Lost(worker, problem))
+            self._kill(worker)
+            return
+        self.welcome(worker, ready)
+
+    def _watch(self, worker: WorkerId) -> None:
+        try:
+            ray.get(self._handles[worker].watch.remote())
+        except RayActorError:
+            self._post(Lost(worker, "process died"))
+        except RayTaskError as error:
+            self._post(Lost(worker, f"raised {first_line(error)}"))
+        self._kill(worker)
+
+    def _end(self, worker: WorkerId) -> None:
+        """Lets the worker leave by itself, which takes no time if it lives, and ends its process."""
+        handle = self._handles.get(worker)
+        if handle is not None:
+            with suppress(GetTimeoutError, RayActorError, RayTaskError):
+                ray.get(handle.watch.remote(), timeout=2.0)
+        self._kill(worker)
+        self._post(Lost(worker, "ended"))
+
+    def _kill(self, worker: WorkerId) -> None:
+        handle = self._handles.get(worker)
+        if handle is not None and worker not in self._gone:
+            self._gone.add(worker)
+            ray.kill(handle)
+
+    # A controller that was started anew.
+
+    def adopt(self) -> Mapping[WorkerId, Any]:
+        """The living actors of this run, by name."""
+        found = {}
+        for worker, name in worker_names(self._run).items():
+            with suppress(ValueError):  # it died just now
+                found[worker] = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
+        return found
+
+    def attach(self, worker: WorkerId) -> Any:
+        """Asks an adopted worker to say where it stands."""
+        return self._handles[worker].attach.remote(self._controller, self._address)
+
+    def keep(self, worker: WorkerId, ready: Ready) -> None:
+        """An adopted worker has answered: watches it from now on."""
+        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
+
+    # Notices.
+
+    def watch_drains(self) -> None:
+        """Tells of workers on nodes that Ray is draining, until the process ends. Runs in its own thread."""
+        from ray._private.state import state  # Ray has no public way to ask
+
+        told: set[WorkerId] = set()
+        waiting = threading.Event()
+        while not waiting.wait(DRAIN_POLL_SECONDS):
+            try:
+                draining = state.get_draining_nodes()
+            except Exception:  # the head is away; workers go on without it
+                continue
+            for worker, domain in list(self._domains.items()):
+                if domain in draining and worker not in told:
+                    told.add(worker)
+                    self._post(Drain(worker, "its node is being drained", _seconds_until(draining[domain])))
+
+
+def _seconds_until(deadline_ms: int) -> float | None:
+    return max(0.0, deadline_ms / 1e3 - time.time()) if deadline_ms else None
+
+
+def worker_name(run: str, worker: WorkerId) -> str:
+    return f"{run}/worker-{worker}"
+
+
+def controller_name(run: str) -> str:
+    return f"{run}/controller"
+
+
+def worker_names(run: str) -> dict[WorkerId, str]:
+    """The names of a run's living workers."""
+    prefix = f"{run}/worker-"
+    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+    return {int(name.removeprefix(prefix)): name for name in names if name.startswith(prefix)}
+
+
+def end_all(run: str) -> None:
+    """Ends every worker of a run."""
+    for name in worker_names(run).values():
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
