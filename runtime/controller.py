@@ -10,45 +10,28 @@ others are told of the new plan while they train, and go over to it at a step bo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from statistics import median
-from typing import Literal
-
-from runtime.change import PlannedChange, boundary_transfers, same_work
-from runtime.detection import Disputes, Watch
+from runtime.control.recovery import Recovery
+from runtime.control.state import Notice, Phase
 from runtime.events import (
     CheckpointSkipped,
     ControllerRestarted,
     DrainNotice,
     FaultInjected,
-    Paused,
-    Rebalanced,
-    Resumed,
     RunStarted,
-    StepRecord,
     StepRepeated,
-    WorkerJoined,
-    WorkerLeft,
     WorkerLost,
 )
-from runtime.hiring import Hiring
 from runtime.incident import Incident
 from runtime.learning import standing
-from runtime.parts import CheckpointParts
-from runtime.plan import Member, Plan, WorkerId
+from runtime.plan import WorkerId
 from runtime.protocol import (
     Beat,
-    Change,
-    Exponents,
     Failing,
     Finished,
     Heard,
     Held,
     Here,
     Injecting,
-    Interrupt,
     Leave,
     Leaving,
     Measured,
@@ -57,22 +40,16 @@ from runtime.protocol import (
     Probe,
     Repeated,
     Report,
-    Resume,
     Settled,
-    StateSource,
     Stepped,
     Stop,
     Unwritten,
     Written,
 )
-from runtime.resharding import Transfer, newest_complete_version, plan_transfers
 from runtime.signals import (
     CommandsSent,
-    Committed,
     Dismiss,
     Drain,
-    Durable,
-    End,
     Input,
     Joined,
     Learn,
@@ -81,21 +58,10 @@ from runtime.signals import (
     ManifestWritten,
     Note,
     Output,
-    PlanChooser,
-    PlanGain,
     Send,
     StopRequested,
-    TakenBack,
-    Terms,
     Tick,
 )
-from runtime.speeds import Speeds
-
-RECONSIDERED_EVERY = 8
-"""Steps between two looks at whether measured speeds ask for another division of work."""
-
-LEAST_GAIN = 0.05
-"""Predicted relative gain in speed below which the work is not divided anew."""
 
 PROBE_SECONDS = 0.5
 """How long greetings between workers may take, where nothing moves any more."""
@@ -104,80 +70,8 @@ LEARNING_SECONDS = 5.0
 """How long workers may take to tell a new controller where they stand."""
 
 
-class Phase(Enum):
-    FORMING = "forming"
-    LEARNING = "learning"
-    AGREEING = "agreeing"
-    RUNNING = "running"
-    PAUSED = "paused"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class _Notice:
-    reason: str
-    since: float
-
-
-@dataclass
-class Controller:
-    """The transitions. ``handle`` is the only entry.
-
-    ``members`` are the workers that are ready, with or without work: those that wait in reserve are among
-    them, and those that are to leave until nobody needs what they hold.
-    """
-
-    terms: Terms
-    choose_plan: PlanChooser
-    plan_gain: PlanGain | None = None
-    phase: Phase = Phase.FORMING
-    generation: int = 0
-    plan: Plan | None = None
-    members: dict[WorkerId, Member] = field(default_factory=dict)
-    speeds: Speeds = field(default_factory=Speeds)
-    next_record: int = 1
-    stopping: bool = False
-    _addresses: dict[WorkerId, str] = field(default_factory=dict)
-    _fenced: set[WorkerId] = field(default_factory=set)
-    _out_of_reach: set[WorkerId] = field(default_factory=set)
-    _notices: dict[WorkerId, _Notice] = field(default_factory=dict)
-    _asked: set[WorkerId] = field(default_factory=set)
-    _held: dict[WorkerId, Held] = field(default_factory=dict)
-    _here: dict[WorkerId, Here] = field(default_factory=dict)
-    _learn: Learn | None = None
-    _early: list[Report] = field(default_factory=list)
-    _finished: dict[WorkerId, int] = field(default_factory=dict)
-    _died_at: dict[WorkerId, float] = field(default_factory=dict)
-    _incident: Incident | None = None
-    _change: PlannedChange | None = None
-    _pause: float = 0.0
-    _unsettled: set[WorkerId] = field(default_factory=set)
-    _considered: frozenset[WorkerId] = frozenset()
-    _weighed: tuple[tuple[WorkerId, float], ...] = ()
-    _paused_at: float | None = None
-    _cut_off: tuple[WorkerId, ...] = ()
-    _cut_off_at: float = 0.0
-    _reached: int = 0
-    _unwritten: int = -1
-    _step_seconds: list[float] = field(default_factory=list)
-    _ahead: dict[int, StepRecord] = field(default_factory=dict)
-    _probes: int = 0
-    _learning_since: float = 0.0
-
-    def __post_init__(self) -> None:
-        terms = self.terms
-        self._parts = CheckpointParts(terms.layout, terms.start)
-        self._reached = terms.start.version if terms.start else 0
-        self.next_record = self._reached + 1
-        wanted = 0 if terms.max_workers is None else terms.max_workers + terms.spares
-        self._hiring = Hiring(wanted, terms.workers if terms.next_worker is None else terms.next_worker)
-        self._watch = Watch(terms.patience)
-        self._disputes = Disputes(terms.patience)
-
-    @property
-    def durable(self) -> Durable | None:
-        """The newest whole checkpoint."""
-        return self._parts.durable
+class Controller(Recovery):
+    """The transitions. ``handle`` is the only entry."""
 
     def handle(self, event: Input, now: float) -> list[Output]:
         """What is to be done about ``event``, which came at ``now`` (seconds, any fixed origin)."""
@@ -265,8 +159,6 @@ class Controller:
             case Here():
                 raise AssertionError("told to handle(), not here")
 
-    # --- who is there -----------------------------------------------------------------------
-
     def _joined(self, event: Joined, now: float) -> list[Output]:
         self._hiring.arrived(event.worker)
         self._admit(event)
@@ -275,11 +167,6 @@ class Controller:
         if self.phase is Phase.PAUSED:
             return self._decide(now)
         return self._consider(now)
-
-    def _admit(self, event: Joined | Here) -> None:
-        self.members[event.worker] = Member(event.worker, event.domain)
-        self._addresses[event.worker] = event.address
-        self.speeds.warm_up(event.forward, event.backward)
 
     def _form_if_complete(self, now: float) -> list[Output]:
         if len(self.members) + len(self._fenced) < self.terms.workers:
@@ -301,11 +188,6 @@ class Controller:
             source="initial" if self.durable is None else "checkpoint",
         )
         return [Note(started), *resuming, *self._hire(now)]
-
-    def _hire(self, now: float) -> list[Output]:
-        if self.phase in (Phase.FORMING, Phase.LEARNING) or self.stopping:
-            return []
-        return list(self._hiring.orders(len(self.members) - len(self._notices), now))
 
     def _lost(self, worker: WorkerId, reason: str, now: float, confirmed: bool = True) -> list[Output]:
         if confirmed and worker in self._out_of_reach:
@@ -350,47 +232,14 @@ class Controller:
         self._incident = incident
         return outputs + self._interrupt(now) + self._hire(now)
 
-    def _with_a_part(self) -> set[WorkerId]:
-        """The members that the present plan, a change under way or a move still needs."""
-        needed = set(self.plan.workers) if self.plan else set()
-        if self._change is not None:
-            needed.update(self._change.concerned)
-        if self._unsettled or self.phase in (Phase.AGREEING, Phase.PAUSED):
-            needed.update(self._notices)
-        return needed
-
     def _drain(self, worker: WorkerId, reason: str, deadline: float | None, now: float) -> list[Output]:
         if worker not in self.members or worker in self._notices:
             return []
-        self._notices[worker] = _Notice(reason, now)
+        self._notices[worker] = Notice(reason, now)
         outputs: list[Output] = [Note(DrainNotice(self._reached + 1, worker, reason, deadline))]
         if self.phase in (Phase.FORMING, Phase.LEARNING):
             return outputs
         return outputs + self._hire(now) + self._release(now) + self._consider(now)
-
-    def _release(self, now: float) -> list[Output]:
-        """Lets go of those who are to leave and are no longer needed."""
-        if self.phase is not Phase.RUNNING or self._unsettled or self._change is not None:
-            return []
-        assert self.plan is not None
-        outputs: list[Output] = []
-        for worker in sorted(set(self._notices) - set(self.plan.workers)):
-            notice = self._notices.pop(worker)
-            del self.members[worker]
-            self._fenced.add(worker)
-            self._watch.forget(worker)
-            after = len(self.plan.workers)
-            left = WorkerLeft(
-                step=self._reached + 1,
-                worker=worker,
-                reason=notice.reason,
-                workers_before=after + 1,
-                workers_after=after,
-                seconds=self._pause,
-                notice_seconds=now - notice.since,
-            )
-            outputs += [Note(left), Send(worker, Leave(notice.reason)), Dismiss(worker)]
-        return outputs
 
     def _tick(self, now: float) -> list[Output]:
         self._watch.tick(now)
@@ -413,269 +262,6 @@ class Controller:
             self._paused_at = self._cut_off_at
             outputs.append(Note(self._paused()))
         return outputs + self._hire(now)
-
-    def _median_step(self) -> float:
-        return median(self._step_seconds) if self._step_seconds else 0.0
-
-    # --- after a loss -----------------------------------------------------------------------
-
-    def _interrupt(self, now: float) -> list[Output]:
-        """Has everybody leave what it waits for and tell what it holds."""
-        self.generation += 1
-        self._change = None
-        self._unsettled.clear()
-        self._disputes.clear()
-        self._held.clear()
-        self._finished.clear()
-        self._considered = frozenset()
-        self._asked = set(self.members)
-        self.phase = Phase.AGREEING
-        skipped: list[Output] = [
-            Note(CheckpointSkipped(f"a worker was lost while the checkpoint of step {version} was written"))
-            for version in self._parts.give_up()
-        ]
-        interrupt = Interrupt(self.generation, tuple(sorted(self._fenced)))
-        if not self._asked:
-            return skipped + self._decide(now)
-        return skipped + [Send(member, interrupt) for member in sorted(self._asked)]
-
-    def _agree(self, held: Held, now: float) -> list[Output]:
-        if held.generation != self.generation or self.phase is not Phase.AGREEING:
-            return []
-        self._held[held.worker] = held
-        if self._asked - set(self._held):
-            return []
-        return self._decide(now)
-
-    def _decide(self, now: float) -> list[Output]:
-        """All survivors have told what they hold: go on, or wait for what is missing."""
-        if not self.members or (len(self.members) < self.terms.min_workers and not self.stopping):
-            return self._wait(now, ())
-        holdings = {worker: held.holdings for worker, held in self._held.items()}
-        version = newest_complete_version(self.terms.layout, holdings)
-        silent = self._out_of_reach & set(self.plan.workers if self.plan else ())
-        if version is None and silent:
-            # they may live, and hold what is missing: going back without them would undo their steps
-            return self._wait(now, tuple(sorted(silent)))
-        return self._go_on(version, now)
-
-    def _wait(self, now: float, cut_off: tuple[WorkerId, ...]) -> list[Output]:
-        was_paused, self.phase = self.phase is Phase.PAUSED, Phase.PAUSED
-        if cut_off:  # as a rule it turns out at once that their processes have ended
-            self._cut_off, self._cut_off_at = cut_off, now
-            return self._hire(now)
-        if was_paused:
-            return []
-        self._paused_at = now if self._paused_at is None else self._paused_at
-        return [Note(self._paused()), *self._hire(now)]
-
-    def _paused(self) -> Paused:
-        return Paused(self._reached + 1, len(self.members), self.terms.min_workers, self._cut_off)
-
-    def _go_on(self, version: int | None, now: float) -> list[Output]:
-        """From the newest step that survivors hold of every shard; else from the durable checkpoint."""
-        if self._incident:
-            self._incident.agreed(now)
-        resumed: list[Output] = []
-        if self._paused_at is not None:
-            seconds, self._paused_at, self._cut_off = now - self._paused_at, None, ()
-            resumed = [Note(Resumed(self._reached + 1, len(self._chosen()), seconds))]
-        if version is None:
-            return resumed + self._resume_from_durable()
-        holders = [held for held in self._held.values() if version in held.exponents]
-        plan = self._next_plan()
-        holdings = {worker: held.holdings for worker, held in self._held.items()}
-        working = {worker: held.working for worker, held in self._held.items()}
-        transfers = plan_transfers(self.terms.layout, plan, version, holdings, working)
-        unfinished = (record for held in self._held.values() for record in held.unfinished)
-        record = next((record for record in unfinished if record.step == version), None)
-        told = self._records_held(version)
-        exponents = holders[0].exponents[version]
-        return resumed + told + self._resume(plan, version, "peers", exponents, transfers, record=record)
-
-    def _records_held(self, version: int) -> list[Output]:
-        """What the survivors know of committed steps that their reporter did not live to tell."""
-        whole = {record.step: record for held in self._held.values() for record in held.records}
-        told = self._stepped_in_order(record for step, record in whole.items() if step <= version)
-        # whoever knew what is still missing is gone: better a gap in the log than none of the rest
-        for step in sorted(step for step in self._ahead if step <= version):
-            told += self._commit(self._ahead.pop(step))
-        self._ahead.clear()
-        return told
-
-    def _stepped_in_order(self, records: Iterable[StepRecord]) -> list[Output]:
-        ordered = sorted(records, key=lambda record: record.step)
-        return [output for record in ordered for output in self._stepped(record)]
-
-    def _resume_from_durable(self) -> list[Output]:
-        if self.generation == 0:
-            self.generation = 1
-        plan = self._next_plan()
-        if self.durable is None:
-            return self._resume(plan, 0, "initial", None, ())
-        durable = self.durable
-        return self._resume(plan, durable.version, "checkpoint", durable.exponents, (), path=durable.path)
-
-    def _chosen(self) -> list[WorkerId]:
-        """The members that work is to be divided among: those who stay, no more than there is work for,
-        and whoever has work keeps it. Where too few stay, those with a notice work until they are gone."""
-        staying = [worker for worker in sorted(self.members) if worker not in self._notices]
-        if len(staying) < self.terms.min_workers:
-            staying = sorted(self.members)
-        at_work = set(self.plan.workers) if self.plan else set()
-        staying.sort(key=lambda worker: (worker not in at_work, worker))
-        limit = max(self.terms.max_workers or 0, self.terms.workers)
-        return sorted(staying if self.terms.max_workers is None else staying[:limit])
-
-    def _planning_members(self) -> list[Member]:
-        return [replace(self.members[w], speed=self.speeds.of(w)) for w in self._chosen()]
-
-    def _next_plan(self) -> Plan:
-        members = self._planning_members()
-        self._considered = frozenset(member.worker for member in members)
-        self._weighed = _speeds_of(members)
-        return self.choose_plan(self.generation, members, self.speeds, self.plan)
-
-    def _resume(
-        self,
-        plan: Plan,
-        version: int,
-        source: StateSource,
-        exponents: Exponents,
-        transfers: tuple[Transfer, ...],
-        *,
-        path: str | None = None,
-        record: StepRecord | None = None,
-    ) -> list[Output]:
-        self.plan = plan
-        self.phase = Phase.RUNNING
-        self._reached = version
-        self._pause = 0.0
-        self._unsettled = set(plan.workers)
-        taken_back: list[Output] = [TakenBack(version)] if version + 1 < self.next_record else []
-        self.next_record = min(self.next_record, version + 1)
-        self._ahead.clear()
-        if self._incident:
-            lost_work = max((held.ages.get(version, 0.0) for held in self._held.values()), default=0.0)
-            self._incident.planned(plan.workers, version, source, lost_work)
-        resume = Resume(
-            plan=plan,
-            version=version,
-            source=source,
-            addresses={worker: self._addresses[worker] for worker in self.members},
-            transfers=transfers,
-            exponents=exponents,
-            stop_at=version if self.stopping else self.terms.steps,
-            checkpoint=path,
-            record=record,
-        )
-        servers = {transfer.source for transfer in transfers}
-        return taken_back + [Send(worker, resume) for worker in sorted({*plan.workers, *servers})]
-
-    # --- at a step boundary -----------------------------------------------------------------
-
-    def _consider(self, now: float) -> list[Output]:
-        """Divides the work anew where somebody came or is to leave, unless something is under way."""
-        if not self._is_quiet():
-            return []
-        assert self.plan is not None
-        chosen = self._chosen()
-        if frozenset(chosen) == self._considered:
-            return []
-        self._considered = frozenset(chosen)
-        plan = self.choose_plan(self.generation + 1, self._planning_members(), self.speeds, self.plan)
-        return self._begin_change(plan, "", 0.0, now)
-
-    def _reconsider(self, now: float) -> list[Output]:
-        """Divides the work anew where measured speeds promise a gain."""
-        if self.plan_gain is None or not self._is_quiet() or self._reached % RECONSIDERED_EVERY:
-            return []
-        assert self.plan is not None
-        members = self._planning_members()
-        if _speeds_of(members) == self._weighed:
-            return []
-        before = dict(self._weighed)
-        self._weighed = _speeds_of(members)
-        plan = self.choose_plan(self.generation + 1, members, self.speeds, self.plan)
-        gain = self.plan_gain(self.plan, plan, members, self.speeds)
-        if gain < LEAST_GAIN:
-            return []
-        changed = [m for m in members if abs(m.speed - before.get(m.worker, 1.0)) > 0.05]
-        reason = ", ".join(f"worker {m.worker} at {m.speed:.0%} of the usual speed" for m in changed)
-        return self._begin_change(plan, reason or "measured speeds changed", gain, now)
-
-    def _is_quiet(self) -> bool:
-        under_way = self._change is not None or bool(self._unsettled)
-        recovering = self._incident is not None and not self._incident.over
-        ending = self.stopping or bool(self._finished)
-        return self.phase is Phase.RUNNING and not (under_way or recovering or ending)
-
-    def _begin_change(self, plan: Plan, reason: str, gain: float, now: float) -> list[Output]:
-        assert self.plan is not None
-        for worker in set(self._considered) - set(plan.workers):
-            notice = _Notice("the others are faster without it", now)
-            self._notices.setdefault(worker, notice)
-        if same_work(self.plan, plan):
-            return self._release(now)
-        self.generation = plan.generation
-        self._change = PlannedChange(self.plan, plan, reason, gain)
-        change = Change(
-            plan,
-            {worker: self._addresses[worker] for worker in self._change.concerned},
-            boundary_transfers(self.terms.layout, self.plan, plan),
-            self.terms.steps,
-            usher=self.plan.workers[0],
-        )
-        return [Send(worker, change) for worker in self._change.concerned]
-
-    def _moved(self, report: Moved, now: float) -> list[Output]:
-        if report.generation != self.generation:
-            return []
-        change = self._change
-        if change is not None:
-            if not change.begun:
-                self.plan = change.new
-                self._unsettled = set(change.new.workers)
-            change.moved(report.worker, report.seconds, report.bytes_received)
-            return self._finish_change(now)
-        incident = self._incident
-        if incident is None or incident.over:
-            return []
-        incident.moved(report.worker, report.bytes_received, now)
-        return [Note(incident.recovered()), *self._consider(now)] if incident.over else []
-
-    def _settled(self, worker: WorkerId, generation: int, now: float) -> list[Output]:
-        if generation != self.generation:
-            return []
-        if self._change is not None:
-            self._change.settled(worker)
-            self._unsettled.discard(worker)
-            return self._finish_change(now)
-        self._unsettled.discard(worker)
-        if self._unsettled:
-            return []
-        return self._release(now) + self._consider(now)
-
-    def _finish_change(self, now: float) -> list[Output]:
-        change = self._change
-        assert change is not None
-        if not change.over:
-            return []
-        self._change = None
-        self._pause = change.pause
-        count = len(change.old.workers) - len(change.leaving)
-        outputs: list[Output] = []
-        for worker in change.joining:
-            step, count = self._reached + 1, count + 1
-            outputs.append(Note(WorkerJoined(step, worker, count - 1, count, change.pause)))
-        if not change.joining and not change.leaving:
-            rebalanced = Rebalanced(
-                self._reached + 1, change.reason, change.gain, change.pause, change.moved_bytes
-            )
-            outputs.append(Note(rebalanced))
-        return outputs + self._release(now) + self._consider(now)
-
-    # --- a controller that was started anew ---------------------------------------------------
 
     def _begin_learning(self, event: Learn, now: float) -> list[Output]:
         assert self.phase is Phase.FORMING and not self.members, "only a fresh controller has to learn"
@@ -730,23 +316,6 @@ class Controller:
         self._incident = incident if found.missing else None
         return outputs + self._interrupt(now) + self._hire(now)
 
-    # --- progress ---------------------------------------------------------------------------
-
-    def _stepped(self, record: StepRecord) -> list[Output]:
-        """Records come in order; one with a gap before it waits for what fills the gap."""
-        if record.step < self.next_record or record.generation > self.generation:
-            return []
-        self._ahead[record.step] = record
-        outputs: list[Output] = []
-        while self.next_record in self._ahead:
-            outputs += self._commit(self._ahead.pop(self.next_record))
-        return outputs
-
-    def _commit(self, record: StepRecord) -> list[Output]:
-        self.next_record = record.step + 1
-        self._step_seconds = [*self._step_seconds[-15:], record.seconds]
-        return [Committed(record), *self._parts.due(self.next_record - 1)]
-
     def _stop(self, now: float) -> list[Output]:
         if self.stopping:
             return []
@@ -758,28 +327,3 @@ class Controller:
                 return self._decide(now)
             return self._end("interrupted", "stopped while there was no worker")
         return [Send(worker, Stop()) for worker in sorted(self.members)]
-
-    def _end_if_finished(self) -> list[Output]:
-        if self.plan is None or self.phase is not Phase.RUNNING:
-            return []
-        if not set(self.plan.workers) <= set(self._finished):
-            return []
-        version = min(self._finished.values())
-        written = self._parts.reaches(version)
-        if not written and self._unwritten < version:
-            return []
-        outcome: Literal["completed", "interrupted"] = (
-            "completed" if version >= self.terms.steps else "interrupted"
-        )
-        tail = "" if written else "; its last checkpoint could not be written"
-        return self._end(outcome, f"{outcome} after {version} of {self.terms.steps} steps{tail}")
-
-    def _end(self, outcome: Literal["completed", "interrupted", "failed"], message: str) -> list[Output]:
-        self.phase = Phase.ENDED
-        leaving: list[Output] = [Send(worker, Leave(message)) for worker in sorted(self.members)]
-        return [*leaving, End(outcome, message)]
-
-
-def _speeds_of(members: Sequence[Member]) -> tuple[tuple[WorkerId, float], ...]:
-    """Coarse enough that noise does not count as a change."""
-    return tuple((member.worker, round(member.speed, 1)) for member in members)

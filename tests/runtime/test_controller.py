@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runtime.checkpoint import ShardFile
-from runtime.controller import Controller, Phase
+from runtime.control.state import Phase
+from runtime.controller import Controller
 from runtime.events import (
     CheckpointSkipped,
     FaultInjected,
@@ -226,7 +227,7 @@ def test_a_loss_interrupts_agrees_and_goes_on() -> None:
     assert (resumes[0].version, resumes[0].source, resumes[0].exponents) == (3, "peers", (3,))
     assert resumes[0].plan.generation == 2 and resumes[0].plan.workers == (0, 2)
     assert all({t.source, t.target} <= {0, 2} for t in resumes[0].transfers)
-    assert run.controller.phase is Phase.RUNNING
+    assert run.controller.plan == resumes[0].plan
     run.tell(CommandsSent())
     assert run.tell(Moved(0, 2, 0.1, 100)) == []
     (recovered,) = notes(run.tell(Moved(2, 2, 0.1, 50)), Recovered)
