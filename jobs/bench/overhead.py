@@ -56,6 +56,8 @@ def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: An
             },
             "reduction": reduction,
             "metrics": {"enabled": False},
+            # whoever is not at turn is stopped on purpose
+            "detection": {"silence_seconds": 3600.0, "stuck_seconds": 3600.0},
         }
     )
 
