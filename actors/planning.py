@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan
-from runtime.signals import PlanChooser, PlanGain
+from runtime.plan import Member, Plan, WorkerId
+from runtime.salvage import Progress, Salvage
+from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
+from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.schedule import simulate_step
@@ -45,6 +47,29 @@ def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
         return seconds[0] / seconds[1] - 1.0
 
     return gain
+
+
+def plan_mender(layout: Layout, profile: Profile) -> PlanMender:
+    """Finishes an interrupted step under the same cut, where that takes less time than doing it again."""
+
+    parameter_bytes = _parameter_bytes(layout)
+
+    def mend(
+        generation: int,
+        members: Sequence[Member],
+        speeds: Speeds,
+        previous: Plan,
+        step: int,
+        progress: Mapping[WorkerId, Progress],
+    ) -> tuple[Plan, Salvage] | None:
+        found = mended(generation, members, layout, previous, step, progress)
+        if found is None:
+            return None
+        costs = _costs(parameter_bytes, profile, speeds)
+        seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
+        return found if pays(*found, members, seconds) else None
+
+    return mend
 
 
 def _parameter_bytes(layout: Layout) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.crew import Place, RayCrew, end_all, first_line, worker_names
 from actors.host import Host, steady_time
-from actors.planning import plan_chooser, plan_gain
+from actors.planning import plan_chooser, plan_gain, plan_mender
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
@@ -259,7 +259,8 @@ class ControllerActor:
         )
         chooser = plan_chooser(ready.layout, ready.profile, self._job.micro_batches, settings.stages)
         gain = plan_gain(ready.layout, ready.profile) if settings.rebalance else None
-        return Controller(terms, chooser, gain)
+        mender = plan_mender(ready.layout, ready.profile) if self._job.salvage else None
+        return Controller(terms, chooser, gain, mender)
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
         root = self._job.checkpoint_root

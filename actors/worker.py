@@ -67,6 +67,7 @@ from strategies.job import Job
 from strategies.model import build_model
 from strategies.move import Mover
 from strategies.profile import Profile, profile
+from strategies.salvage import StepProgress
 from strategies.share import Outcome
 from strategies.stage import StageModel
 from strategies.step import StepRunner
@@ -151,6 +152,7 @@ class Worker:
             pulse=self.pulse,
         )
         self._build_lock = lock
+        self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
         self.endpoint = make_endpoint(self._on_control, self._on_lost)
 
     # --- the control channel ----------------------------------------------------------------
@@ -301,6 +303,7 @@ class Worker:
                 ages,
                 tuple(self._whole.values()),
                 tuple(self._records.values()),
+                self._progress.report(),
             )
         )
 
@@ -379,6 +382,9 @@ class Worker:
         # version before are kept, which a loss before everything has been copied goes back to.
         kept = {v: e for v, e in self._exponents.items() if v < version} if resume.source == "peers" else {}
         self._exponents = {**kept, version: resume.exponents}
+        salvaged = resume.salvage
+        if salvaged is None or self.worker not in salvaged.contributors:
+            self._progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
         self._version = version
@@ -387,7 +393,8 @@ class Worker:
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         return mover
 
-    def _runner(self, plan: Plan, mover: Mover) -> StepRunner:
+    def _runner(self, resume: Resume, mover: Mover) -> StepRunner:
+        plan = resume.plan
         return StepRunner(
             job=self.job,
             layout=self.layout,
@@ -405,6 +412,8 @@ class Worker:
             settle=mover.settle,
             known=self._complete,
             remember=self._remember,
+            progress=self._progress,
+            salvage=resume.salvage,
         )
 
     def _pending_generation(self) -> int:
@@ -415,7 +424,7 @@ class Worker:
         """Step after step, through changes of plan, until the run's end or until there is no work here."""
         while True:
             plan, version = resume.plan, resume.version
-            runner = self._runner(plan, mover)
+            runner = self._runner(resume, mover)
             is_reporter = self.worker in plan.reporters
             stopping = written = False
             change = 0

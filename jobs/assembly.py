@@ -130,6 +130,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         optimizer=optimizer_settings(recipe),
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
+        salvage=recipe.salvage,
         threads=recipe.parallel.threads,
         held_out_every=recipe.data.held_out_every,
         held_out_micro_batches=recipe.data.held_out_micro_batches,

@@ -203,6 +203,7 @@ class Recipe(Section):
     parallel: Parallel
     precision: Precision = Precision()
     reduction: Literal["exact", "fast"] = "exact"
+    salvage: bool = True
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
     fabric: Fabric = Fabric()

@@ -117,7 +117,10 @@ class WorkerLost(_Logged):
 
 @dataclass(frozen=True)
 class Recovered(_Logged):
-    """Training went on at ``step`` from the state of version ``from_version``."""
+    """Training went on at ``step`` from the state of version ``from_version``.
+
+    ``kept``: the share of the step's forwards and backwards that need not be done again.
+    """
 
     step: int
     lost: tuple[WorkerId, ...]
@@ -128,6 +131,7 @@ class Recovered(_Logged):
     source: Source
     from_version: int
     moved_bytes: int
+    kept: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -315,6 +319,8 @@ def _recovered(event: Recovered) -> str:
         f"step {event.step}  {what}: {event.workers_before} -> {event.workers_after} workers, "
         f"recovered in {event.seconds.total:.2f} s ({phases})"
     )
+    if event.kept:
+        text += f", {event.kept:.0%} of the step kept"
     if event.source == "checkpoint":
         text += f" from the checkpoint of step {event.from_version}: newer state was lost with its backups"
     elif event.source == "initial":

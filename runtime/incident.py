@@ -26,6 +26,7 @@ class Incident:
     _sent_at: float = 0.0
     _moved_at: float = 0.0
     _redo: float = 0.0
+    _kept: float = 0.0
     _waiting: set[WorkerId] = field(default_factory=set)
     _workers_after: int = 0
     _version: int = 0
@@ -46,10 +47,21 @@ class Incident:
         self._agreed_at = now
 
     def planned(
-        self, members: Iterable[WorkerId], version: int, source: StateSource, lost_work: float
+        self,
+        members: Iterable[WorkerId],
+        version: int,
+        source: StateSource,
+        lost_work: float,
+        kept: float = 0.0,
     ) -> None:
-        """Work goes on from ``version``; ``lost_work`` seconds of it have to be done again."""
-        self._redo = max(self._redo, lost_work - self._detect)
+        """Work goes on from ``version``, which was reached ``lost_work`` seconds ago; a part ``kept`` of what
+        the step takes is done. Where something is kept, the lost workers' part of those seconds has to be
+        done again: as much as their part of the workers."""
+        redo = lost_work - self._detect
+        if kept:
+            redo *= len(self.lost) / self.workers_before
+        self._redo = max(self._redo, redo)
+        self._kept = kept
         self._waiting = set(members)
         self._workers_after = len(self._waiting)
         self._version = version
@@ -76,6 +88,7 @@ class Incident:
             source=self._source,
             from_version=self._version,
             moved_bytes=self._bytes,
+            kept=self._kept,
             seconds=RecoverySeconds(
                 detect=self._detect,
                 agree=max(0.0, self._agreed_at - self.began),

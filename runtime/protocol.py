@@ -10,6 +10,7 @@ from runtime.checkpoint import ShardFile
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
 from runtime.resharding import Holding, Transfer
+from runtime.salvage import Progress, Salvage
 
 Exponents = tuple[int, ...] | None
 """Scale exponents of every tensor; None before the probing pass."""
@@ -31,7 +32,8 @@ class Resume:
 
     ``transfers`` are all transfers of the change; a worker picks its own. ``checkpoint`` names the
     manifest's directory when state comes from there. ``record`` is the unfinished record of step
-    ``version``, which some members may never have seen.
+    ``version``, which some members may never have seen. With ``salvage`` the step after ``version`` is not
+    begun anew.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class Resume:
     stop_at: int
     checkpoint: str | None = None
     record: StepRecord | None = None
+    salvage: Salvage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ class Held:
     ``working`` maps a block to the version of its full working parameters; ``exponents`` has an
     entry for every version held; ``ages[v]`` tells how many seconds ago this worker began the step that
     follows version v, for the last few steps. ``records`` are the last steps' whole records, ``unfinished``
-    those that still lack what the next exchange says of their result.
+    those that still lack what the next exchange says of their result. ``progress`` is what this worker has
+    reached in an unfinished step.
     """
 
     worker: WorkerId
@@ -123,6 +127,7 @@ class Held:
     ages: Mapping[int, float]
     records: tuple[StepRecord, ...] = ()
     unfinished: tuple[StepRecord, ...] = ()
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,7 @@ from runtime.events import Event, StepRecord
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from runtime.protocol import Command, Exponents, Report
+from runtime.salvage import Progress, Salvage
 from runtime.speeds import Speeds
 
 
@@ -52,6 +53,13 @@ others down may be left out."""
 PlanGain = Callable[[Plan, Plan, Sequence[Member], Speeds], float]
 """(present plan, other plan, members, measured speeds) -> by how much the other one's steps are predicted to
 be faster, relative: 0.1 = a tenth. Pure."""
+
+
+PlanMender = Callable[
+    [int, Sequence[Member], Speeds, Plan, int, Mapping[WorkerId, Progress]], tuple[Plan, Salvage] | None
+]
+"""(generation, members, measured speeds, the interrupted plan, the interrupted step, the survivors' progress)
+-> the plan to finish the step under and what it keeps; None where doing the step again is as good. Pure."""
 
 
 @dataclass(frozen=True, slots=True)

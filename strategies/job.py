@@ -33,7 +33,8 @@ class Job:
 
     Steps count from 1; step t turns version t - 1 of the parameters into version t.
     ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
-    is written always); ``tokens_per_sample`` is for display.
+    is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
+    survivors have summed (exact sums only).
     """
 
     build_model: ModelBuilder
@@ -45,6 +46,7 @@ class Job:
     optimizer: OptimizerSettings
     precision: Precision = field(default_factory=Precision)
     reduction: Literal["exact", "fast"] = "exact"
+    salvage: bool = True
     threads: int = 1
     held_out_every: int = 0
     held_out_micro_batches: int = 0

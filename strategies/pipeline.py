@@ -16,9 +16,11 @@ from torch import Tensor
 
 from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Plan, WorkerId
+from runtime.salvage import Salvage, Status
 from strategies.boundary import Value, flatten, unflatten
+from strategies.salvage import Losses, StepProgress
 from strategies.schedule import Instruction, OneForwardOneBackward, in_flight_limit
-from strategies.stage import Activation, Gradients, StageModel
+from strategies.stage import Gradients, StageModel
 
 FaultPoint = Callable[[str, int, int], None]
 """(where, step, micro-batch): a place at which a fault may be injected."""
@@ -34,10 +36,6 @@ class Data(Protocol):
     def held_out(self, micro_batch: int) -> tuple[Value, Value]:
         """As ``micro_batch``, of samples that are never trained on."""
         ...
-
-
-Losses = dict[int, tuple[float, int]]
-"""Micro-batch -> (summed loss, number of samples or tokens in it)."""
 
 
 @dataclass
@@ -68,20 +66,29 @@ class Pipeline:
         self._is_last = self._position == len(self.plan.stages) - 1
         self._schedule = OneForwardOneBackward(in_flight_limit(self.plan, self.worker))
 
-    def train(self, step: int, attempt: int, exponents: Sequence[int] | None) -> Losses:
+    def train(
+        self, progress: StepProgress, exponents: Sequence[int] | None, salvage: Salvage | None = None
+    ) -> Losses:
         """Forward and backward of all this worker's micro-batches; gradients end in the exact sums.
 
+        ``progress`` names the step and the attempt, and takes in what becomes of every micro-batch; where
+        ``salvage`` is given the step goes on from what was reached under an earlier plan.
         Returns the losses of the micro-batches that this worker finished (last stage only).
         Raises Interrupted when the membership changes meanwhile.
         """
+        step, attempt = progress.step, progress.attempt
         mine = self.plan.micro_batches_of(self.worker)
-        to_start = deque(mine)
-        in_flight: dict[int, list[Activation]] = {}
-        losses: Losses = {}
+        in_flight, losses = progress.in_flight, progress.losses
         forward_tag = self._tag(step, attempt, "forward")
         backward_tag = self._tag(step, attempt, "backward")
-        finished = started = 0
-        while finished < len(mine):
+        if salvage is not None:
+            self._send_again(progress, salvage, forward_tag, backward_tag)
+            for micro_batch in sorted(progress.paused):
+                self._backward(progress, micro_batch, [], exponents, salvage, backward_tag)
+        to_start = deque(m for m in mine if progress.status(m) is None)
+        started = len(mine) - len(to_start)
+        early: dict[int, Gradients] = {}  # of micro-batches that only this stage has to do again
+        while len(progress.done) < len(mine):
             self.between()
             next_one = self._schedule.next_instruction(started < len(mine), 0, len(in_flight))
             may_start = next_one is Instruction.FORWARD
@@ -89,6 +96,9 @@ class Pipeline:
             if message is not None and message.tag.what == "backward":
                 micro_batch = _micro_batch(message.tag)
                 gradients = _unpack_gradients(message)
+                if micro_batch not in in_flight:
+                    early[micro_batch] = gradients
+                    continue
             else:
                 if message is None:
                     micro_batch = to_start.popleft()
@@ -102,19 +112,58 @@ class Pipeline:
                 )
                 started += 1
                 if not self._is_last:
-                    self._send_value(self._position + 1, forward_tag, micro_batch, value)
+                    if progress.keeps:
+                        progress.values[micro_batch] = value
+                    if _status(salvage, self._position + 1, micro_batch) is None:
+                        self._send_value(self._position + 1, forward_tag, micro_batch, value)
+                    if micro_batch in early:
+                        gradients = early.pop(micro_batch)
+                        self._backward(progress, micro_batch, gradients, exponents, salvage, backward_tag)
                     continue
                 targets = self._targets(step, micro_batch)
                 loss, count, gradients = self.stage.loss_of(value, targets, train=True)
                 losses[micro_batch] = (loss, count)
-            self.fault("backward", step, micro_batch)
-            gradients = self.stage.backward(
-                step, micro_batch, in_flight.pop(micro_batch), gradients, exponents, check=self.endpoint.check
-            )
-            finished += 1
-            if not self._is_first:
-                self._send_gradients(backward_tag, micro_batch, gradients)
+            self._backward(progress, micro_batch, gradients, exponents, salvage, backward_tag)
         return losses
+
+    def _backward(
+        self,
+        progress: StepProgress,
+        micro_batch: int,
+        gradients: Gradients,
+        exponents: Sequence[int] | None,
+        salvage: Salvage | None,
+        tag: Tag,
+    ) -> None:
+        """From ``gradients`` of the output, or from where an interrupt left it, to those of the input."""
+        self.fault("backward", progress.step, micro_batch)
+        gradients = progress.paused.setdefault(micro_batch, gradients)
+        # emptied and overwritten layer by layer: an interrupt leaves what backward goes on from
+        self.stage.backward(
+            progress.step,
+            micro_batch,
+            progress.in_flight[micro_batch],
+            gradients,
+            exponents,
+            check=self.endpoint.check,
+        )
+        del progress.in_flight[micro_batch], progress.paused[micro_batch]
+        progress.done.add(micro_batch)
+        if self._is_first:
+            return
+        if progress.keeps:
+            progress.gradients[micro_batch] = gradients
+        if _status(salvage, self._position - 1, micro_batch) in (None, Status.FORWARD):
+            self._send_gradients(tag, micro_batch, gradients)
+
+    def _send_again(self, progress: StepProgress, salvage: Salvage, forward: Tag, backward: Tag) -> None:
+        """What went to workers that are lost, or was dropped with the old generation."""
+        for micro_batch, value in sorted(progress.values.items(), key=lambda item: item[0]):
+            if salvage.status(self._position + 1, micro_batch) is None:
+                self._send_value(self._position + 1, forward, micro_batch, value)
+        for micro_batch, gradients in sorted(progress.gradients.items(), key=lambda item: item[0]):
+            if salvage.status(self._position - 1, micro_batch) in (None, Status.FORWARD):
+                self._send_gradients(backward, micro_batch, gradients)
 
     def evaluate(self, step: int, attempt: int, micro_batches: int) -> Losses:
         """Forward of held-out micro-batches 0 to ``micro_batches`` - 1; returns this worker's losses."""
@@ -185,6 +234,10 @@ class Pipeline:
         tensors: list[Tensor] = [gradient for gradient in gradients if gradient is not None]
         to = self._worker_at(self._position - 1, micro_batch)
         self.endpoint.send(to, tag._replace(index=micro_batch), tensors, flowing)
+
+
+def _status(salvage: Salvage | None, stage: int, micro_batch: int) -> Status | None:
+    return None if salvage is None else salvage.status(stage, micro_batch)
 
 
 def _micro_batch(tag: Tag) -> int:

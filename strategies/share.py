@@ -20,7 +20,7 @@ from runtime.exact import (
     overflowed,
 )
 from runtime.layout import Layout
-from strategies.pipeline import Losses
+from strategies.salvage import Losses
 
 FINGERPRINT_MODULUS = 1 << 64
 

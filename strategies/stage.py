@@ -121,6 +121,8 @@ class StageModel:
                 self.version[index] = None
                 dtype = torch.float64 if self._exact else torch.float32
                 self.accumulators[index] = torch.zeros(block.size, dtype=dtype, device=self.device)
+        if (first, stop) == (self.first, self.stop):
+            return  # activations of a step that goes on refer to the parameters as they are
         self.first, self.stop = first, stop
         for index in range(len(self._layers)):
             held = first <= index < stop
@@ -201,17 +203,19 @@ class StageModel:
         exponents: Sequence[int] | None,
         *,
         check: Callable[[], None],
-    ) -> Gradients:
+    ) -> None:
         """Runs backward through the held layers, adds the parameters' gradients to the exact sums.
 
         ``exponents`` holds one scale per tensor of the model; None (the probing pass) only records
-        the largest gradients. Returns the gradients of the stage's input.
+        the largest gradients. ``gradients`` come in as those of the output and become those of the stage's
+        input, layer by layer, as ``activations`` are used up: where ``check`` raises, a further call with
+        both goes on with the layer that is next.
         """
-        for index in reversed(range(self.first, self.stop)):
+        for index in reversed(range(self.first, self.first + len(activations))):
             check()
             self.pulse.enter()
             began = time.perf_counter()
-            activation = activations.pop()
+            activation = activations[-1]
             outputs = activation.outputs
             if outputs is None:
                 outputs, _ = self._run(
@@ -219,10 +223,10 @@ class StageModel:
                 )
             parameters = self._parameters[index]
             flowing = self._differentiate(outputs, gradients, activation.inputs, parameters)
-            gradients = flowing[: len(activation.inputs)]
             self._sum(index, flowing[len(activation.inputs) :], exponents)
+            gradients[:] = flowing[: len(activation.inputs)]
+            activations.pop()
             self._record(self.times.backward, index, began)
-        return gradients
 
     def _differentiate(
         self,

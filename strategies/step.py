@@ -16,10 +16,12 @@ from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
+from runtime.salvage import Salvage
 from runtime.snapshots import Piece, ShardStore
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
-from strategies.pipeline import Data, Losses, Pipeline
+from strategies.pipeline import Data, Pipeline
+from strategies.salvage import Losses, StepProgress
 from strategies.share import (
     Outcome,
     Share,
@@ -76,6 +78,10 @@ class StepRunner:
     """Told at once, before anything can be interrupted, what an exchange says of the version before it."""
     remember: Callable[[StepRecord], None]
     """Gets a step's record, without fingerprint, before and again after it is committed."""
+    progress: StepProgress
+    """What has been reached of the step under way, under this plan or an earlier one."""
+    salvage: Salvage | None = None
+    """What the first step of this plan need not do."""
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
@@ -171,9 +177,12 @@ class StepRunner:
     ) -> tuple[list[Share], dict[Piece, Tensor]]:
         probing = self._exact and exponents is None
         began = time.perf_counter()
-        self.stage.clear_gradients()
+        salvage = self.salvage if attempt == 1 and self.salvage and self.salvage.step == step else None
+        if salvage is None or self.worker not in salvage.contributors:
+            self.stage.clear_gradients()
+            self.progress.begin(step, attempt, (self.stage.first, self.stage.stop))
         self.pipeline.between = partial(self._take_what_came, step - 1)
-        losses = self.pipeline.train(step, attempt, exponents)
+        losses = self.pipeline.train(self.progress, exponents, salvage)
         share = Share(
             losses=losses, held_out=held_out, stop=self.stop_requested(), change=self.pending_change()
         )

@@ -46,7 +46,8 @@ class ZeroRounds:
         self._coming: set[WorkerId] = set()
 
     def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
-        """Sums every owned shard over its stage group(s); returns views into ``accumulators``.
+        """Sums every owned shard over its stage group(s). ``accumulators`` stay as they are: should the step
+        be interrupted, it goes on from them.
 
         ``ordered`` adds in ascending worker order (for floating-point sums, which depend on it);
         otherwise in the order in which the peers' parts arrive.
@@ -54,7 +55,10 @@ class ZeroRounds:
         for owner, shards in self._to_owner.items():
             parts = [accumulators[shard.block][shard.start : shard.stop] for shard in shards]
             self._endpoint.send(owner, tag, parts)
-        sums = {piece_of(shard): accumulators[shard.block][shard.start : shard.stop] for shard in self.owned}
+        sums = {
+            piece_of(shard): accumulators[shard.block][shard.start : shard.stop].clone()
+            for shard in self.owned
+        }
         if ordered:
             self._add_in_order(tag, sums)
         else:

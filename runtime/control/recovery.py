@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtime.control.boundary import Boundary
 from runtime.control.state import Phase
 from runtime.events import (
@@ -19,6 +21,7 @@ from runtime.protocol import (
     StateSource,
 )
 from runtime.resharding import Transfer, newest_complete_version, plan_transfers
+from runtime.salvage import Salvage, kept
 from runtime.signals import (
     Note,
     Output,
@@ -94,7 +97,7 @@ class Recovery(Boundary):
         if version is None:
             return resumed + self._resume_from_durable()
         holders = [held for held in self._held.values() if version in held.exponents]
-        plan = self._next_plan()
+        plan, salvaged = self._mended_plan(version) or (self._next_plan(), None)
         holdings = {worker: held.holdings for worker, held in self._held.items()}
         working = {worker: held.working for worker, held in self._held.items()}
         transfers = plan_transfers(self.terms.layout, plan, version, holdings, working)
@@ -102,7 +105,26 @@ class Recovery(Boundary):
         record = next((record for record in unfinished if record.step == version), None)
         told = self._records_held(version)
         exponents = holders[0].exponents[version]
-        return resumed + told + self._resume(plan, version, "peers", exponents, transfers, record=record)
+        return (
+            resumed
+            + told
+            + self._resume(plan, version, "peers", exponents, transfers, record=record, salvaged=salvaged)
+        )
+
+    def _mended_plan(self, version: int) -> tuple[Plan, Salvage] | None:
+        """The plan to finish the interrupted step under, where survivors have done enough of it.
+
+        ``_considered`` stays empty: at the next boundary the work is divided anew.
+        """
+        if self.mend_plan is None or self.plan is None or self.stopping:
+            return None
+        progress = {worker: held.progress for worker, held in self._held.items() if held.progress is not None}
+        members = [
+            replace(member, speed=self.speeds.of(worker))
+            for worker, member in sorted(self.members.items())
+            if worker in self.plan.workers or worker not in self._notices
+        ]
+        return self.mend_plan(self.generation, members, self.speeds, self.plan, version + 1, progress)
 
     def _resume_from_durable(self) -> list[Output]:
         if self.generation == 0:
@@ -123,6 +145,7 @@ class Recovery(Boundary):
         *,
         path: str | None = None,
         record: StepRecord | None = None,
+        salvaged: Salvage | None = None,
     ) -> list[Output]:
         self.plan = plan
         self.phase = Phase.RUNNING
@@ -134,7 +157,7 @@ class Recovery(Boundary):
         self._ahead.clear()
         if self._incident:
             lost_work = max((held.ages.get(version, 0.0) for held in self._held.values()), default=0.0)
-            self._incident.planned(plan.workers, version, source, lost_work)
+            self._incident.planned(plan.workers, version, source, lost_work, kept(plan, salvaged))
         resume = Resume(
             plan=plan,
             version=version,
@@ -145,6 +168,7 @@ class Recovery(Boundary):
             stop_at=version if self.stopping else self.terms.steps,
             checkpoint=path,
             record=record,
+            salvage=salvaged,
         )
         servers = {transfer.source for transfer in transfers}
         return taken_back + [Send(worker, resume) for worker in sorted({*plan.workers, *servers})]

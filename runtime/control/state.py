@@ -31,6 +31,7 @@ from runtime.signals import (
     Output,
     PlanChooser,
     PlanGain,
+    PlanMender,
     Send,
     Terms,
 )
@@ -63,6 +64,7 @@ class ControllerState:
     terms: Terms
     choose_plan: PlanChooser
     plan_gain: PlanGain | None = None
+    mend_plan: PlanMender | None = None
     phase: Phase = Phase.FORMING
     generation: int = 0
     plan: Plan | None = None

@@ -100,6 +100,7 @@ def test_digest_ignores_the_order_of_keys(good: Path, tmp_path: Path) -> None:
         ("precision.recompute=all", False),
         ("checkpoint.every=3", False),
         ("run.name=other", False),
+        ("salvage=false", False),
     ],
 )
 def test_digests(good: Path, override: str, numerics_change: bool) -> None:

@@ -49,7 +49,7 @@ def train(stages: list[StageModel], step: int, micro_batch: int, exponents: Any)
         kept.append(activations)
     loss, count, gradients = stages[-1].loss_of(value, targets, train=True)
     for each, activations in zip(reversed(stages), reversed(kept), strict=True):
-        gradients = each.backward(step, micro_batch, activations, gradients, exponents, check=go_on)
+        each.backward(step, micro_batch, activations, gradients, exponents, check=go_on)
     return loss, count
 
 

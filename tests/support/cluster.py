@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from actors.host import Host, steady_time
-from actors.planning import plan_chooser
+from actors.planning import plan_chooser, plan_mender
 from actors.recorder import Recorder
 from actors.worker import Worker
 from runtime.controller import Controller
@@ -230,7 +230,8 @@ class LocalRun:
             patience=self.patience,
         )
         chooser = plan_chooser(first.layout, first.profile, self.job.micro_batches, self.stages)
-        return Controller(terms, chooser, self.plan_gain)
+        mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
+        return Controller(terms, chooser, self.plan_gain, mender)
 
 
 def run_toy(

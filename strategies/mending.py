@@ -1,0 +1,85 @@
+"""The plan under which an interrupted step is finished: the old one without those who are lost.
+
+Same cut, same groups, and everybody keeps its micro-batches, so that what survivors have summed stays
+theirs. The division that suits the new number of workers follows at the next step boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from runtime.layout import Layout
+from runtime.plan import Member, Plan, Stage, WorkerId
+from runtime.salvage import Progress, Salvage, Status, remaining, salvage
+from strategies.sharding import shard_blocks
+
+
+def mended(
+    generation: int,
+    members: Sequence[Member],
+    layout: Layout,
+    previous: Plan,
+    step: int,
+    progress: Mapping[WorkerId, Progress],
+) -> tuple[Plan, Salvage] | None:
+    """``previous`` among ``members``, and what of the interrupted ``step`` it keeps.
+
+    Members without work take the places of the lost, in stages that have nobody left first. The micro-batches
+    of the lost go to whoever of the stage has the least to do. None where a stage has nobody left.
+    """
+    speed = {member.worker: member.speed for member in members}
+    groups = [[worker for worker in stage.workers if worker in speed] for stage in previous.stages]
+    reserve = sorted(set(speed) - set(previous.workers))
+    lost = [len(stage.workers) - len(group) for stage, group in zip(previous.stages, groups, strict=True)]
+    while reserve and any(lost):
+        k = max(range(len(groups)), key=lambda k: (not groups[k], lost[k]))
+        groups[k].append(reserve.pop(0))
+        lost[k] -= 1
+    if not all(groups):
+        return None
+    stages = tuple(
+        Stage(stage.first, stage.stop, tuple(sorted(group)))
+        for stage, group in zip(previous.stages, groups, strict=True)
+    )
+    assignment = tuple(
+        _dealt_again(row, group, speed, progress)
+        for row, group in zip(previous.assignment, groups, strict=True)
+    )
+    at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
+    plan = Plan(generation, stages, assignment, shard_blocks(layout, stages, at_work))
+    return plan, salvage(plan, step, progress)
+
+
+def _dealt_again(
+    row: Sequence[WorkerId],
+    group: Sequence[WorkerId],
+    speed: Mapping[WorkerId, float],
+    progress: Mapping[WorkerId, Progress],
+) -> tuple[WorkerId, ...]:
+    left = dict.fromkeys(group, 0)
+    for micro_batch, worker in enumerate(row):
+        if worker in left:
+            known = progress.get(worker)
+            left[worker] += known is None or known.statuses.get(micro_batch) is not Status.DONE
+    dealt = list(row)
+    for micro_batch, worker in enumerate(row):
+        if worker not in left:
+            taker = min(group, key=lambda w: ((left[w] + 1) / speed[w], w))
+            left[taker] += 1
+            dealt[micro_batch] = taker
+    return tuple(dealt)
+
+
+def pays(plan: Plan, found: Salvage, members: Sequence[Member], layer_seconds: Sequence[float]) -> bool:
+    """Whether finishing the step takes less than doing it again divided as well as can be.
+
+    ``layer_seconds``: forward and backward of one micro-batch, per layer, at speed 1.
+    """
+    speed = {member.worker: member.speed for member in members}
+    left = remaining(plan, found)
+    finish = max(
+        left[worker] * sum(layer_seconds[stage.first : stage.stop]) / speed[worker]
+        for stage in plan.stages
+        for worker in stage.workers
+    )
+    return finish < plan.micro_batches * sum(layer_seconds) / sum(speed.values())
