@@ -12,18 +12,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
-from runtime.checkpoint import write_shards
-from runtime.events import StepRecord
+from actors.line import Line
+from actors.shard_writer import ShardWriter
+from actors.step_records import StepRecords
 from runtime.fabric.interface import (
-    CONTROL,
     ControlCallback,
     Endpoint,
     EndpointClosed,
@@ -34,32 +33,24 @@ from runtime.fabric.interface import (
 )
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import (
-    Beat,
     Change,
     Entry,
     Exponents,
     Failing,
-    Finished,
     Greeting,
-    Heard,
     Held,
     Here,
     Injecting,
     Interrupt,
     Leave,
-    Leaving,
     Measured,
     Moved,
     PeerLost,
     Probe,
     Repeated,
-    Report,
     Resume,
     Settled,
-    Stepped,
     Stop,
-    Unwritten,
-    Written,
 )
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
@@ -68,18 +59,13 @@ from strategies.model import build_model
 from strategies.move import Mover
 from strategies.profile import Profile, profile
 from strategies.salvage import StepProgress
-from strategies.share import Outcome
 from strategies.stage import StageModel
 from strategies.step import StepRunner
-from strategies.zero import piece_of
 
 EndpointMaker = Callable[[ControlCallback, LostCallback], Endpoint]
 
 NEVER = 1 << 62
 """A generation that no plan has."""
-
-RECORDS_KEPT = 3
-"""Whole records that a worker keeps, for the case that their reporter dies before it is heard."""
 
 
 def kill_this_process(name: str) -> None:
@@ -113,22 +99,17 @@ class Worker:
         self._stop = False
         self.abandoned = False
         self._ended = threading.Event()
-        self._controller = controller
-        self._controller_lost_at: float | None = None
+        self._line = Line(worker, controller)
+        self._tell = self._line.tell
+        self._records = StepRecords(worker, self._line)
+        self._writer = ShardWriter(worker, job.checkpoint_root, self._line, self._fault)
         self._plan: Plan | None = None
         self._pending: Change | None = None
         self._version = 0
-        self._notice: Leaving | None = None
-        self._untold: list[Report] = []
-        self._heard: dict[int, set[WorkerId]] = {}
         self.pulse = Pulse()
         self._began: dict[int, float] = {}
         self._exponents: dict[int, Exponents] = {}
-        self._records: dict[int, StepRecord] = {}
-        self._whole: dict[int, StepRecord] = {}
         self._gone: set[WorkerId] = set()
-        self._writing: Future[None] | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         lock = compute_lock or nullcontext()
         with lock:
             model = build_model(job.build_model, job.seed)
@@ -153,13 +134,13 @@ class Worker:
         )
         self._build_lock = lock
         self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
-        self.endpoint = make_endpoint(self._on_control, self._on_lost)
+        self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
 
     # --- the control channel ----------------------------------------------------------------
 
     def _on_control(self, message: Message) -> None:
         command = message.note
-        if message.sender < 0 and message.sender != self._controller:
+        if message.sender < 0 and message.sender != self._line.controller:
             return  # of a controller that has been replaced
         match command:
             case Stop():
@@ -175,24 +156,11 @@ class Worker:
                 else:
                     self._commands.put(command)
             case Probe():
-                self._answer(command)
-            case Greeting(number):
-                self._heard.setdefault(number, set()).add(message.sender)
+                self._line.answer(command)
+            case Greeting():
+                self._line.greeted(message.sender, command)
             case Leave():
                 self._dismiss(command)
-
-    def _answer(self, probe: Probe) -> None:
-        for peer in probe.peers:
-            if peer != self.worker:
-                self.endpoint.send(peer, Tag(0, 0, 0, CONTROL), note=Greeting(probe.number))
-
-        def tell() -> None:
-            heard = frozenset(self._heard.pop(probe.number, ()))
-            self._tell(Heard(self.worker, probe.number, heard))
-
-        timer = threading.Timer(probe.seconds, tell)
-        timer.daemon = True
-        timer.start()
 
     def _dismiss(self, leave: Leave) -> None:
         self._commands.put(leave)
@@ -202,62 +170,39 @@ class Worker:
         if peer >= 0:
             self._gone.add(peer)
             self._tell(PeerLost(self.worker, peer, reason))
-        elif peer == self._controller:
-            # its death does not stop training: everything needed is between the workers
-            self._controller_lost_at = time.monotonic()
-
-    def _tell(self, report: Report) -> None:
-        with suppress(EndpointClosed, Interrupted):
-            self.endpoint.send(self._controller, Tag(0, 0, 0, CONTROL), note=report)
-
-    def _tell_surely(self, report: Report) -> None:
-        """Tells it again to a controller that is started anew."""
-        self._untold.append(report)
-        self._tell(report)
+        elif peer == self._line.controller:
+            self._line.broke()
 
     def attach(self, controller: WorkerId, address: str) -> None:
         """Another controller has taken over: tells it where this worker stands."""
         if self.endpoint.generation == NEVER:
             return  # sent away already
-        self.endpoint.connect({controller: address})
-        self._controller, self._controller_lost_at = controller, None
+        self._line.attach(controller, address)
         pending = self._pending
-        self._tell(
-            Here(
-                self.worker,
-                self.endpoint.address,
-                self.domain,
-                self.profile.forward,
-                self.profile.backward,
-                self.endpoint.generation,
-                self._plan,
-                None if pending is None else pending.plan.generation,
-                self._version,
-                tuple(self._whole.values()),
-            )
+        here = Here(
+            self.worker,
+            self.endpoint.address,
+            self.domain,
+            self.profile.forward,
+            self.profile.backward,
+            self.endpoint.generation,
+            self._plan,
+            None if pending is None else pending.plan.generation,
+            self._version,
+            self._records.whole,
         )
-        for report in list(self._untold):
-            self._tell(report)
-        for peer in sorted(self._gone):
-            self._tell(PeerLost(self.worker, peer, "lost while there was no controller"))
-        if self._notice is not None:
-            self._tell(self._notice)
+        self._line.introduce(here, self._gone)
 
     def notice(self, reason: str, deadline: float | None = None) -> None:
         """This worker is to go: the controller sees to it that nothing is lost."""
-        self._notice = Leaving(self.worker, reason, deadline)
-        self._tell(self._notice)
+        self._line.notice(reason, deadline)
 
     def _beat(self) -> None:
-        """Tells of this worker's life until it ends; leaves where no controller comes back."""
-        while not self._ended.wait(self.job.beat_seconds):
-            lost_at = self._controller_lost_at
-            if lost_at is None:
-                self._tell(Beat(self.worker, self.pulse.progress, self.pulse.computing()))
-            elif time.monotonic() - lost_at > self.job.orphan_seconds:
-                self.abandoned = True
-                self._dismiss(Leave(f"there was no controller for {self.job.orphan_seconds:.0f} s"))
-                return
+        """Leaves where no controller comes back."""
+        seconds = self.job.orphan_seconds
+        if self._line.beat(self.pulse, self._ended, self.job.beat_seconds, seconds):
+            self.abandoned = True
+            self._dismiss(Leave(f"there was no controller for {seconds:.0f} s"))
 
     def run(self) -> str:
         """Follows the controller's commands until ``Leave``; returns its reason.
@@ -277,7 +222,7 @@ class Worker:
             command = self._commands.get()
             match command:
                 case Leave(reason):
-                    self._writer.shutdown()
+                    self._writer.close()
                     self.endpoint.close()
                     return reason
                 case Interrupt(generation):
@@ -301,8 +246,8 @@ class Worker:
                 working,
                 dict(self._exponents),
                 ages,
-                tuple(self._whole.values()),
-                tuple(self._records.values()),
+                self._records.whole,
+                self._records.unfinished,
                 self._progress.report(),
             )
         )
@@ -353,7 +298,7 @@ class Worker:
         self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
             raise Interrupted(self.endpoint.generation)
-        entry = Entry(version, self._exponents[version], self._records.get(version))
+        entry = Entry(version, self._exponents[version], self._records.unfinished_of(version))
         resume = _at_boundary(change, entry)
         if self.worker == change.usher:
             assert self._plan is not None
@@ -388,8 +333,7 @@ class Worker:
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
         self._version = version
-        self._whole = {step: record for step, record in self._whole.items() if step <= version}
-        self._records = {} if resume.record is None else {version: resume.record}
+        self._records.follow(plan, version, resume.record)
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         return mover
 
@@ -410,8 +354,8 @@ class Worker:
             on_repeat=lambda step, attempt: self._tell_repeat(plan.workers[0], step, attempt),
             pending_change=self._pending_generation,
             settle=mover.settle,
-            known=self._complete,
-            remember=self._remember,
+            known=self._records.complete,
+            remember=self._records.remember,
             progress=self._progress,
             salvage=resume.salvage,
         )
@@ -425,21 +369,20 @@ class Worker:
         while True:
             plan, version = resume.plan, resume.version
             runner = self._runner(resume, mover)
-            is_reporter = self.worker in plan.reporters
             stopping = written = False
             change = 0
             while version < resume.stop_at and not stopping and not change:
                 self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
                 self._began[version] = time.perf_counter()
                 outcome = runner.run(version, is_last=version + 1 == resume.stop_at)
-                self._tell_record(version, is_reporter)
+                self._records.tell(version)
                 version += 1
                 self._version = version
                 stopping, change = outcome.stop, outcome.change
                 self._tell_measured(version, runner)
                 written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
                 if written:
-                    self._write_checkpoint(runner, version, is_last=version == resume.stop_at or stopping)
+                    self._write(runner, version, is_last=version == resume.stop_at or stopping)
             if not change:
                 break
             pending = self._pending
@@ -448,28 +391,11 @@ class Worker:
             if following is None:
                 return
             resume, mover = following, self._move(following)
-        self._complete(version, runner.conclude(version))
-        self._tell_record(version, is_reporter)
+        self._records.complete(version, runner.conclude(version))
+        self._records.tell(version)
         if not written:
-            self._write_checkpoint(runner, version, is_last=True)
-        self._writer.submit(self._tell_surely, Finished(self.worker, plan.generation, version))
-
-    def _remember(self, record: StepRecord) -> None:
-        self._records[record.step] = record
-
-    def _complete(self, step: int, outcome: Outcome) -> None:
-        """Completes the record of ``step`` by what the next exchange says of its result."""
-        record = self._records.pop(step, None)
-        if record is not None:
-            self._whole[step] = replace(
-                record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss
-            )
-            if self._controller_lost_at is None:  # else whoever comes next will ask for them
-                self._whole = {s: r for s, r in self._whole.items() if s > step - RECORDS_KEPT}
-
-    def _tell_record(self, step: int, is_reporter: bool) -> None:
-        if is_reporter and step in self._whole:
-            self._tell(Stepped(self.worker, self._whole[step]))
+            self._write(runner, version, is_last=True)
+        self._writer.finish(plan.generation, version)
 
     def _tell_repeat(self, reporter: WorkerId, step: int, attempt: int) -> None:
         if self.worker == reporter:
@@ -497,36 +423,8 @@ class Worker:
             "inbox_peak": self.endpoint.statistics()["inbox_peak_bytes"],
         }
 
-    # --- checkpoints and faults -------------------------------------------------------------
-
-    def _write_checkpoint(self, runner: StepRunner, version: int, *, is_last: bool) -> None:
-        """Copies the owned shards and writes them behind the training's back.
-
-        One write at a time: where storage is slower than the checkpoints come, some are skipped.
-        """
-        if self._writing is not None and not self._writing.done() and not is_last:
-            problem = f"worker {self.worker} was still writing the one before that of step {version}"
-            self._tell(Unwritten(self.worker, version, problem))
-            return
-        pieces = {}
-        for shard in runner.rounds.owned:
-            state_3N = self.store.get(piece_of(shard), version)
-            assert state_3N is not None, f"{shard} is owned but not held in version {version}"
-            pieces[piece_of(shard)] = state_3N.clone()
-        generation, exponents = runner.plan.generation, self._exponents[version]
-
-        def write() -> None:
-            try:
-                self._fault("checkpoint", version, 0)
-                root = self.job.checkpoint_root
-                file = write_shards(root, version, self.worker, generation, pieces)
-            except Exception as error:
-                self._tell(Unwritten(self.worker, version, f"worker {self.worker} could not write: {error}"))
-                return
-            self._untold = []  # older ones are of no use any more
-            self._tell_surely(Written(self.worker, generation, version, exponents, file))
-
-        self._writing = self._writer.submit(write)
+    def _write(self, runner: StepRunner, version: int, *, is_last: bool) -> None:
+        self._writer.write(runner.rounds, self.store, version, self._exponents[version], is_last=is_last)
 
     def _fault(self, where: str, step: int, micro_batch: int) -> None:
         for fault in self.job.faults:

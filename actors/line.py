@@ -1,0 +1,98 @@
+"""A worker's line to the controller, whoever that is at the moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+
+from runtime.fabric.interface import CONTROL, Endpoint, EndpointClosed, Interrupted, Tag
+from runtime.plan import WorkerId
+from runtime.protocol import Beat, Greeting, Heard, Here, Leaving, PeerLost, Probe, Report
+from runtime.pulse import Pulse
+
+_TAG = Tag(0, 0, 0, CONTROL)
+
+
+class Line:
+    """Reports go out from any thread. A controller that is gone is not waited for: what must not get lost is
+    told again to the next one.
+    """
+
+    endpoint: Endpoint
+    """Set before anything is told."""
+
+    def __init__(self, worker: WorkerId, controller: WorkerId) -> None:
+        self._worker = worker
+        self.controller = controller
+        self._lost_at: float | None = None
+        self._untold: list[Report] = []
+        self._notice: Leaving | None = None
+        self._heard: dict[int, set[WorkerId]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the controller is there, for all that is known."""
+        return self._lost_at is None
+
+    def tell(self, report: Report) -> None:
+        with suppress(EndpointClosed, Interrupted):
+            self.endpoint.send(self.controller, _TAG, note=report)
+
+    def tell_surely(self, report: Report, *, only: bool = False) -> None:
+        """Tells it again to a controller that is started anew; ``only``: and nothing of what came before."""
+        self._untold = [report] if only else [*self._untold, report]
+        self.tell(report)
+
+    def notice(self, reason: str, deadline: float | None) -> None:
+        """This worker is to go; ``deadline`` is in seconds from now."""
+        self._notice = Leaving(self._worker, reason, deadline)
+        self.tell(self._notice)
+
+    def broke(self) -> None:
+        """The controller is gone. That does not stop training: everything needed is between the workers."""
+        self._lost_at = time.monotonic()
+
+    def attach(self, controller: WorkerId, address: str) -> None:
+        """Another controller has taken over."""
+        self.endpoint.connect({controller: address})
+        self.controller, self._lost_at = controller, None
+
+    def introduce(self, here: Here, gone: Collection[WorkerId]) -> None:
+        """Tells a new controller where this worker stands, what the last one may not have heard, and which
+        peers are ``gone``."""
+        self.tell(here)
+        for report in list(self._untold):
+            self.tell(report)
+        for peer in sorted(gone):
+            self.tell(PeerLost(self._worker, peer, "lost while there was no controller"))
+        if self._notice is not None:
+            self.tell(self._notice)
+
+    def beat(self, pulse: Pulse, ended: threading.Event, beat_seconds: float, orphan_seconds: float) -> bool:
+        """Tells of this worker's life until ``ended``; True if no controller came back in time before."""
+        while not ended.wait(beat_seconds):
+            lost_at = self._lost_at
+            if lost_at is None:
+                self.tell(Beat(self._worker, pulse.progress, pulse.computing()))
+            elif time.monotonic() - lost_at > orphan_seconds:
+                return True
+        return False
+
+    def greeted(self, peer: WorkerId, greeting: Greeting) -> None:
+        self._heard.setdefault(greeting.number, set()).add(peer)
+
+    def answer(self, probe: Probe) -> None:
+        """Greets all peers, and tells after a while whose greetings have come."""
+        for peer in probe.peers:
+            if peer != self._worker:
+                self.endpoint.send(peer, _TAG, note=Greeting(probe.number))
+
+        def report() -> None:
+            heard = frozenset(self._heard.pop(probe.number, ()))
+            self.tell(Heard(self._worker, probe.number, heard))
+
+        timer = threading.Timer(probe.seconds, report)
+        timer.daemon = True
+        timer.start()
