@@ -186,7 +186,9 @@ def test_training_goes_on_without_a_controller(tmp_path: Path) -> None:
         threading.Thread(target=take_over, args=(run,), daemon=True).start()
 
     def take_over(run: ChaosRun) -> None:
-        wait_until(lambda: min(w._version for w in run.members.values()) >= 12, "steps without a controller")
+        wait_until(
+            lambda: min(w.follower.version for w in run.members.values()) >= 12, "steps without a controller"
+        )
         run.new_controller()
 
     _, result = run_with(tmp_path, lose_the_controller, workers=3, steps=steps)

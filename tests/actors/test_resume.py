@@ -47,7 +47,7 @@ def stopped_at(
         run.host.stop()
         # wait for it to arrive, so that it cannot come after the last step; the dead never hear of it
         endpoints = run.fabric.endpoints
-        while not all(worker._stop or endpoints[w]._closed for w, worker in run.members.items()):
+        while not all(worker.follower.stop or endpoints[w]._closed for w, worker in run.members.items()):
             time.sleep(0.001)
 
     trigger.action = stop

@@ -37,9 +37,7 @@ def test_a_step_goes_on(
     assert all(record.samples == 10 for record in result.steps)
 
 
-def test_only_what_the_lost_worker_did_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_the_lost_worker_did_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All micro-batches are summed when worker 1 dies: its own are computed again, and no others."""
     backwards: Counter[tuple[int, int]] = Counter()
     backward = StageModel.backward

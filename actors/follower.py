@@ -1,0 +1,279 @@
+"""How a worker follows its plan: moves to it, trains step after step, and goes over to the next one.
+
+Everything here runs in the worker's own thread; ``stop`` and ``is_told`` are for the control channel's.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from actors.line import Line
+from actors.shard_writer import ShardWriter
+from actors.step_records import StepRecords
+from runtime.fabric.interface import (
+    Endpoint,
+    Interrupted,
+    Tag,
+)
+from runtime.plan import Plan, WorkerId
+from runtime.protocol import (
+    Change,
+    Entry,
+    Exponents,
+    Held,
+    Measured,
+    Moved,
+    Repeated,
+    Resume,
+    Settled,
+)
+from runtime.snapshots import ShardStore
+from strategies.job import Job
+from strategies.move import Mover
+from strategies.pipeline import Data, FaultPoint
+from strategies.salvage import StepProgress
+from strategies.stage import StageModel
+from strategies.step import StepRunner
+
+
+class Follower:
+    """What a worker knows of its run. ``follow`` and ``enter`` return at the run's end or where there is no
+    work here any more; they raise Interrupted when something has come in between.
+
+    ``build_lock`` is held while a model is built from its seed; ``fault`` is called at the places where a
+    fault may be injected.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerId,
+        job: Job,
+        line: Line,
+        stage: StageModel,
+        store: ShardStore,
+        data: Data,
+        *,
+        fault: FaultPoint,
+        build_lock: AbstractContextManager[Any],
+    ) -> None:
+        self.worker = worker
+        self.job = job
+        self.layout = stage.layout
+        self.stage = stage
+        self.store = store
+        self.data = data
+        self.plan: Plan | None = None
+        self.version = 0
+        self.stop = False
+        self.records = StepRecords(worker, line)
+        self.writer = ShardWriter(worker, job.checkpoint_root, line, fault)
+        self._line = line
+        self._tell = line.tell
+        self._fault = fault
+        self._build_lock = build_lock
+        self._pending: Change | None = None
+        self._began: dict[int, float] = {}
+        self._exponents: dict[int, Exponents] = {}
+        self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._line.endpoint
+
+    def is_told(self, change: Change) -> bool:
+        """Takes note of a change that is to come; False for a worker that has no work yet."""
+        if self.plan is None or self.worker not in self.plan.workers:
+            return False
+        self._pending = change
+        return True
+
+    def follow(self, resume: Resume) -> None:
+        """Goes on under another plan, or serves what others need of this worker."""
+        plan, version = resume.plan, resume.version
+        self._fault("recovery", version + 1, 0)
+        if self.worker not in plan.workers:
+            self.plan = None
+            self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
+            self._mover(resume).serve()
+            return
+        self._train(resume, self._move(resume))
+
+    def enter(self, change: Change) -> None:
+        """Comes in where those at work say that the change takes place."""
+        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
+        resume = _at_boundary(change, entry)
+        self._train(resume, self._move(resume))
+
+    def _cross(self, change: Change, version: int) -> Resume | None:
+        """At the boundary after ``version`` steps: what to go on with, or None for who has no work any more.
+
+        Raises Interrupted if something else has come first.
+        """
+        generation = change.plan.generation
+        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        self.endpoint.interrupt(generation)
+        if self.endpoint.acknowledge() != generation:
+            raise Interrupted(self.endpoint.generation)
+        entry = Entry(version, self._exponents[version], self.records.unfinished_of(version))
+        resume = _at_boundary(change, entry)
+        if self.worker == change.usher:
+            assert self.plan is not None
+            for newcomer in sorted(set(change.plan.workers) - set(self.plan.workers)):
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
+        if self.worker in change.plan.workers:
+            return resume
+        self.plan = None
+        self._mover(resume).serve()
+        return None
+
+    def _mover(self, resume: Resume) -> Mover:
+        def settled() -> None:
+            self._tell(Settled(self.worker, resume.plan.generation))
+
+        parts = (self.job, self.layout, self.endpoint, self.worker, self.stage, self.store)
+        return Mover(*parts, resume, on_settled=settled)
+
+    def _move(self, resume: Resume) -> Mover:
+        began = time.perf_counter()
+        plan, version = resume.plan, resume.version
+        self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
+        mover = self._mover(resume)
+        self.plan, self._pending = plan, None
+        # Known before anything is held at this version: a further loss may cut the move short. Those of the
+        # version before are kept, which a loss before everything has been copied goes back to.
+        kept = {v: e for v, e in self._exponents.items() if v < version} if resume.source == "peers" else {}
+        self._exponents = {**kept, version: resume.exponents}
+        salvaged = resume.salvage
+        if salvaged is None or self.worker not in salvaged.contributors:
+            self._progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
+        with self._build_lock if resume.source == "initial" else nullcontext():
+            mover.move()
+        self.version = version
+        self.records.follow(plan, version, resume.record)
+        self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
+        return mover
+
+    def _runner(self, resume: Resume, mover: Mover) -> StepRunner:
+        plan = resume.plan
+        return StepRunner(
+            job=self.job,
+            layout=self.layout,
+            endpoint=self.endpoint,
+            plan=plan,
+            worker=self.worker,
+            stage=self.stage,
+            store=self.store,
+            data=self.data,
+            fault=self._fault,
+            exponents=self._exponents,
+            stop_requested=lambda: self.stop,
+            on_repeat=lambda step, attempt: self._tell_repeat(plan.workers[0], step, attempt),
+            pending_change=self.pending_generation,
+            settle=mover.settle,
+            known=self.records.complete,
+            remember=self.records.remember,
+            progress=self._progress,
+            salvage=resume.salvage,
+        )
+
+    def pending_generation(self) -> int:
+        pending = self._pending
+        return 0 if pending is None else pending.plan.generation
+
+    def _train(self, resume: Resume, mover: Mover) -> None:
+        """Step after step, through changes of plan, until the run's end or until there is no work here."""
+        while True:
+            plan, version = resume.plan, resume.version
+            runner = self._runner(resume, mover)
+            stopping = written = False
+            change = 0
+            while version < resume.stop_at and not stopping and not change:
+                self._began = {v: began for v, began in self._began.items() if version - 2 <= v < version}
+                self._began[version] = time.perf_counter()
+                outcome = runner.run(version, is_last=version + 1 == resume.stop_at)
+                self.records.tell(version)
+                version += 1
+                self.version = version
+                stopping, change = outcome.stop, outcome.change
+                self._tell_measured(version, runner)
+                written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
+                if written:
+                    self._write(runner, version, is_last=version == resume.stop_at or stopping)
+            if not change:
+                break
+            pending = self._pending
+            assert pending is not None and pending.plan.generation == change, "all have said that they know"
+            following = self._cross(pending, version)
+            if following is None:
+                return
+            resume, mover = following, self._move(following)
+        self.records.complete(version, runner.conclude(version))
+        self.records.tell(version)
+        if not written:
+            self._write(runner, version, is_last=True)
+        self.writer.finish(plan.generation, version)
+
+    def _tell_repeat(self, reporter: WorkerId, step: int, attempt: int) -> None:
+        if self.worker == reporter:
+            self._tell(Repeated(self.worker, step, attempt))
+
+    def _tell_measured(self, step: int, runner: StepRunner) -> None:
+        times = self.stage.take_times()
+        counts = times.micro_batches
+        self._tell(
+            Measured(
+                self.worker,
+                step,
+                {layer: seconds / counts[layer] for layer, seconds in times.forward.items()},
+                {layer: seconds / counts[layer] for layer, seconds in times.backward.items()},
+                asdict(runner.seconds),
+                self._resident_bytes(),
+            )
+        )
+
+    def _resident_bytes(self) -> dict[str, int]:
+        return {
+            "parameters": sum(tensor.nbytes for tensor in self.stage.working.values()),
+            "accumulators": sum(tensor.nbytes for tensor in self.stage.accumulators.values()),
+            "shards": self.store.bytes(),
+            "inbox_peak": self.endpoint.statistics()["inbox_peak_bytes"],
+        }
+
+    def _write(self, runner: StepRunner, version: int, *, is_last: bool) -> None:
+        self.writer.write(runner.rounds, self.store, version, self._exponents[version], is_last=is_last)
+
+    def held(self, generation: int) -> Held:
+        """What this worker holds, in answer to an interrupt. A change that was pending is off."""
+        self._pending = None
+        now = time.perf_counter()
+        ages = {version: now - began for version, began in self._began.items()}
+        working = {block: v for block, v in self.stage.version.items() if v is not None}
+        return Held(
+            self.worker,
+            generation,
+            self.store.holdings(),
+            working,
+            dict(self._exponents),
+            ages,
+            self.records.whole,
+            self.records.unfinished,
+            self._progress.report(),
+        )
+
+
+def _at_boundary(change: Change, entry: Entry) -> Resume:
+    """A planned change, once it is known where it takes place."""
+    return Resume(
+        plan=change.plan,
+        version=entry.version,
+        source="peers",
+        addresses=change.addresses,
+        transfers=change.transfers,
+        exponents=entry.exponents,
+        stop_at=change.stop_at,
+        record=entry.record,
+    )
