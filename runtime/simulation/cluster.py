@@ -17,6 +17,7 @@ from runtime.simulation.checks import Checks, Violation
 from runtime.simulation.clock import Clock
 from runtime.simulation.control import NEVER, SimJob
 from runtime.simulation.host import SimHost
+from runtime.simulation.journal import Journal
 from runtime.simulation.network import Network
 from runtime.simulation.process import Process
 from runtime.simulation.storage import Record, Storage
@@ -50,8 +51,10 @@ class Settings:
 class SimCluster:
     """Runs ``settings`` under a clock of its own; equal seeds give equal runs."""
 
-    def __init__(self, settings: Settings, planner: Planner, seed: int) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, planner: Planner, seed: int, journal: Journal | None = None
+    ) -> None:
+        self.settings, self.journal = settings, journal
         self.random = Random(seed)
         self.clock = Clock()
         self.network = Network(self.clock, self.random)
@@ -96,7 +99,7 @@ class SimCluster:
         self._hosts += 1
         process = Process(self.clock, self.random)
         parts = (self.network, self, self.storage, self.record, self.checks)
-        return SimHost(identity, controller, process, *parts)
+        return SimHost(identity, controller, process, *parts, self.journal)
 
     def _start_worker(self, worker: WorkerId, domain: str) -> None:
         process = Process(self.clock, self.random)

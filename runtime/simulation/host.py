@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -29,6 +28,7 @@ from runtime.signals import (
 )
 from runtime.simulation.checks import Checks, check
 from runtime.simulation.endpoint import SimEndpoint
+from runtime.simulation.journal import Journal
 from runtime.simulation.network import Network
 from runtime.simulation.process import Process
 from runtime.simulation.storage import Record, Storage
@@ -60,15 +60,16 @@ class SimHost:
         storage: Storage,
         record: Record,
         checks: Checks,
+        journal: Journal | None = None,
     ) -> None:
         self.identity, self.controller, self.process = identity, controller, process
         self.end: End | None = None
+        self.journal = journal
         self.interrupts = 0
         self._crew, self._storage, self._record, self._checks = crew, storage, record, checks
         self._durable = None if controller.durable is None else controller.durable.version
         if controller.terms.start is not None:
             self._durable = controller.terms.start.version
-        self.watchers: list[Callable[[Event], None]] = []
         self.endpoint = SimEndpoint(identity, network, process, self._on_control, self._on_lost)
         process.after(TICK_SECONDS, self._tick)
 
@@ -93,7 +94,11 @@ class SimHost:
             return
         controller, now = self.controller, self.process.clock.now
         before = controller.generation
+        if self.journal:
+            self.journal.heard(now, event)
         outputs = controller.handle(event, now)
+        if self.journal:
+            self.journal.did(now, outputs)
         check(controller.generation >= before, "the generation runs backwards")
         for output in outputs:
             self._carry_out(output)
@@ -131,8 +136,6 @@ class SimHost:
                 self._checks.lose(worker)
             case WorkerLeft(worker=worker):
                 self._checks.released(worker)
-        for watcher in self.watchers:
-            watcher(event)
 
     def _check_command(self, command: object) -> None:
         """One command goes to many; it is checked when the first of them gets it."""

@@ -12,6 +12,7 @@ from runtime.events import DrainNotice, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
 from runtime.simulation.checks import Violation, check
 from runtime.simulation.cluster import Planner, Settings, SimCluster, Stages
+from runtime.simulation.journal import Journal
 from runtime.simulation.toy import ToyModel, toy_layout
 
 Kind = Literal[
@@ -155,9 +156,9 @@ def _fault(random: Random, flavour: str, before: float | None) -> Fault:
     )
 
 
-def run(schedule: Schedule, planner: Planner) -> SimCluster:
+def run(schedule: Schedule, planner: Planner, journal: Journal | None = None) -> SimCluster:
     """Runs ``schedule`` to its end. Violation, with the seed and the schedule, where a check fails."""
-    cluster = SimCluster(schedule.settings, planner, schedule.seed)
+    cluster = SimCluster(schedule.settings, planner, schedule.seed, journal)
     try:
         _arm(cluster, schedule.faults)
         last = max((fault.moment or 0.0 for fault in schedule.faults), default=0.0)
@@ -233,6 +234,8 @@ def _strike(cluster: SimCluster, fault: Fault, here: WorkerId | None) -> None:
     if not living or cluster.host.end is not None:
         return
     victim = here if here is not None else living[int(fault.pick * len(living))]
+    if cluster.journal:
+        cluster.journal.fault(cluster.clock.now, f"{fault}: worker {victim} of {living}, {fault.amount:.2f}")
     others = [worker for worker in living if worker != victim]
     worker, host, process = cluster.workers[victim], cluster.host.identity, cluster.host.process
     both = fault.amount < 0.6
