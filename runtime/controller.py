@@ -298,7 +298,7 @@ class Controller(Recovery):
         outputs: list[Output] = [
             Note(ControllerRestarted(found.version + 1, len(found.plan.workers), self._learn.away))
         ]
-        outputs += self._stepped_in_order(records.values())
+        outputs += self._stepped_in_order(records.values()) + self._past_gaps(found.version)
         self.phase = Phase.RUNNING
         for report in self._early:
             if report.worker in self.members:
