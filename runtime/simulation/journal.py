@@ -1,4 +1,4 @@
-"""The account of one simulated run, line by line: what befell it, what the controller heard and what it did."""
+"""The account of one simulated run: what befell it, what the controller heard and what it did."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def _heard(event: Input) -> str:
             return f"worker {worker} is to go: {reason}, deadline {deadline}"
         case Held(worker, generation):
             versions = dict(sorted(Counter(h.version for h in event.holdings).items()))
-            return f"Held by {worker} in {generation}: {versions} shards by version, exponents {event.exponents}"
+            exponents = dict(event.exponents)
+            return f"Held by {worker} in {generation}: {versions} shards by version, exponents {exponents}"
         case Here(worker):
             known = f"generation {event.generation}, pending {event.pending}, version {event.version}"
             records = [record.step for record in event.records]
@@ -104,7 +105,8 @@ def _command(send: Send) -> str:
                 f"{len(send.command.transfers)} transfers, {known}, {_plan(plan)}"
             )
         case Change(plan):
-            return f"Change, usher {send.command.usher}, {len(send.command.transfers)} transfers, {_plan(plan)}"
+            count = len(send.command.transfers)
+            return f"Change, usher {send.command.usher}, {count} transfers, {_plan(plan)}"
         case Interrupt(generation, lost):
             return f"Interrupt {generation}, lost {lost}"
     return str(send.command)

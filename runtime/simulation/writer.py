@@ -25,7 +25,7 @@ class Writer:
         self._free_at = 0.0
 
     def later(self, seconds: float, action: Action) -> None:
-        """``action`` at the end of ``seconds`` of work, which begins when all that was asked for before is done."""
+        """``action`` after ``seconds`` of work, which begins when all that was asked for before is done."""
         process = self._worker.process
         self._free_at = max(self._free_at, process.clock.now) + seconds
         process.after(self._free_at - process.clock.now, action)
