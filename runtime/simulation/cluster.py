@@ -244,8 +244,9 @@ class SimCluster:
             self._start_worker(worker, domain)
 
     def knows_record(self, step: int) -> bool:
-        """Whether any living worker has the whole record of ``step``."""
-        return any(self.workers[worker].has_record(step) for worker in self.living)
+        """Whether any living member has the whole record of ``step``. Who was fenced out is not asked."""
+        members = self.host.controller.members
+        return any(self.workers[worker].has_record(step) for worker in self.living if worker in members)
 
     def _attach(self, worker: WorkerId, host: SimHost) -> None:
         process = self.workers[worker].process

@@ -17,6 +17,7 @@ from runtime.signals import (
     End,
     Hire,
     Input,
+    Joined,
     Lost,
     ManifestWritten,
     Note,
@@ -66,6 +67,8 @@ class SimHost:
         self.end: End | None = None
         self.journal = journal
         self.interrupts = 0
+        self.joined: dict[WorkerId, int] = {}
+        """The newest step on record when each worker was ready."""
         self._crew, self._storage, self._record, self._checks = crew, storage, record, checks
         self._durable = None if controller.durable is None else controller.durable.version
         if controller.terms.start is not None:
@@ -94,6 +97,8 @@ class SimHost:
             return
         controller, now = self.controller, self.process.clock.now
         before = controller.generation
+        if isinstance(event, Joined):
+            self.joined[event.worker] = self._record.recorded
         if self.journal:
             self.journal.heard(now, event)
         outputs = controller.handle(event, now)

@@ -195,15 +195,16 @@ def _check_end(cluster: SimCluster, schedule: Schedule) -> None:
 
 
 def _check_drains(cluster: SimCluster) -> None:
-    """Who was told to go in good time has gone, where enough stayed."""
+    """Who was told to go in good time has gone, where enough stayed, or came in good time."""
     events = [event for _, event in cluster.record.events]
     notices = {event.worker: event.step for event in events if isinstance(event, DrainNotice)}
     gone = {event.worker for event in events if isinstance(event, WorkerLeft | WorkerLost)}
-    members = cluster.host.controller.members
-    enough = len(set(members) - set(notices)) >= cluster.settings.min_workers
+    in_time = cluster.record.recorded - LEAST_STEPS
+    joined = cluster.host.joined
+    there = [w for w in cluster.host.controller.members if w not in notices and joined[w] <= in_time]
     for worker, step in notices.items():
-        in_time = cluster.record.recorded - step >= LEAST_STEPS
-        check(worker in gone or not (enough and in_time), f"worker {worker} was told to go in step {step}")
+        late = step > in_time or len(there) < cluster.settings.min_workers
+        check(worker in gone or late, f"worker {worker} was told to go in step {step}")
 
 
 def _arm(cluster: SimCluster, faults: tuple[Fault, ...]) -> None:
