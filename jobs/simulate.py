@@ -72,7 +72,7 @@ def simulate(
     settings = FleetSettings(terms, batches, workers_per_node=workers_per_node, layer_seconds=LAYER_SECONDS)
     chooser, _ = real_planner(layout, batches, stages)
     report = Fleet(settings, chooser, entries).play(_seconds(entries))
-    (console or Console()).print(_table(settings, report))
+    (console or Console()).print(_table(settings, report), soft_wrap=True)
     return report
 
 
@@ -97,12 +97,16 @@ def _table(settings: FleetSettings, report: FleetReport) -> Table:
         ("goodput (share of the time in steps that count)", f"{report.goodput:.1%}"),
         ("nodes lost", f"{report.lost_nodes} ({report.lost_workers} workers)"),
         ("recoveries", _of(len(report.recovery_seconds), report.recovery_seconds, 1.0, "s, simulated")),
+        ("of these, back to a checkpoint", f"{report.from_checkpoint}"),
         ("steps done again", f"{report.repeated_steps} ({report.taken_back} of them on record)"),
         ("planned changes (joins, notices)", f"{report.changes}"),
         ("workers that joined, that left on notice", f"{report.joined}, {report.released}"),
         ("fewest workers", f"{report.least_workers}"),
-        ("planning (measured here)", _of(len(report.planning), report.planning, 1e3, "ms")),
-        ("planning and resharding (measured here)", _of(len(report.deciding), report.deciding, 1e3, "ms")),
+        ("planning, measured here", _of(len(report.planning), report.planning, 1e3, "ms")),
+        (
+            "whole decisions (agreeing, planning, resharding), measured here",
+            _of(len(report.deciding), report.deciding, 1e3, "ms"),
+        ),
     ]
     for name, value in rows:
         table.add_row(name, value)

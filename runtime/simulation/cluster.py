@@ -8,7 +8,8 @@ from functools import partial
 from random import Random
 from typing import Literal
 
-from runtime.controller import Controller, Phase
+from runtime.control.state import Phase
+from runtime.controller import Controller
 from runtime.detection import Patience
 from runtime.layout import Layout
 from runtime.plan import CONTROLLER, Plan, WorkerId

@@ -18,6 +18,9 @@ class FleetSettings:
     link_bytes_per_second: float = 5e9
     detect_seconds: float = 0.05
     warm_up_seconds: float = 30.0
+    checkpoint_seconds: float = 60.0
+    checkpoint_write_seconds: float = 5.0
+    storage_bytes_per_second: float = 1e9
 
 
 @dataclass
@@ -31,6 +34,7 @@ class FleetReport:
     lost_nodes: int = 0
     lost_workers: int = 0
     recoveries: int = 0
+    from_checkpoint: int = 0
     changes: int = 0
     joined: int = 0
     released: int = 0
