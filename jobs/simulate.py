@@ -16,7 +16,8 @@ from actors.planning import plan_chooser, plan_gain
 from runtime.layout import Layout
 from runtime.signals import PlanChooser, PlanGain, Terms
 from runtime.simulation.cluster import Stages
-from runtime.simulation.fleet import Fleet, FleetReport, FleetSettings
+from runtime.simulation.fleet import Fleet
+from runtime.simulation.fleet_report import FleetReport, FleetSettings
 from runtime.simulation.toy import toy_layout
 from runtime.simulation.trace import Entry, read_trace, spot_trace
 from strategies.profile import Profile
@@ -102,7 +103,7 @@ def _table(settings: FleetSettings, report: FleetReport) -> Table:
         ("planned changes (joins, notices)", f"{report.changes}"),
         ("workers that joined, that left on notice", f"{report.joined}, {report.released}"),
         ("fewest workers", f"{report.least_workers}"),
-        ("planning, measured here", _of(len(report.planning), report.planning, 1e3, "ms")),
+        ("planning alone, measured on this machine", _of(len(report.planning), report.planning, 1e3, "ms")),
         (
             "whole decisions (agreeing, planning, resharding), measured here",
             _of(len(report.deciding), report.deciding, 1e3, "ms"),
