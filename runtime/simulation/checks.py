@@ -232,8 +232,8 @@ class Checks:
         check(
             set(plan.workers) <= set(members), f"plan with {set(plan.workers) - set(members)}, who are gone"
         )
-        enough = len(plan.workers) >= self._min_workers or stopping
-        check(enough, f"goes on with {len(plan.workers)} workers, fewer than {self._min_workers}")
+        enough = len(members) >= self._min_workers or stopping
+        check(enough, f"goes on with {len(members)} workers, fewer than {self._min_workers}")
         check_plan(self.layout, plan, self.reference.model.micro_batches, self._domains)
 
     def interrupted(self, generation: int) -> None:
