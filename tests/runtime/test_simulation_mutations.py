@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-import runtime.change
+import runtime.control.boundary
+import runtime.control.recovery
 import runtime.controller
 import runtime.learning
 from jobs.simulate import real_planner
-from runtime.controller import Controller, Phase
+from runtime.control.state import Phase
+from runtime.controller import Controller
 from runtime.detection import Disputes, Watch
 from runtime.hiring import Hiring
 from runtime.layout import Layout
@@ -48,7 +50,7 @@ def newest_at_all(patch: Patch) -> None:
     def newest(layout: Layout, holdings: Holdings) -> int | None:
         return max((h.version for held in holdings.values() for h in held), default=None)
 
-    patch.setattr(runtime.controller, "newest_complete_version", newest)
+    patch.setattr(runtime.control.recovery, "newest_complete_version", newest)
 
 
 def one_too_old(patch: Patch) -> None:
@@ -62,7 +64,7 @@ def one_too_old(patch: Patch) -> None:
         before = newest_complete_version(layout, older)
         return newest if before is None else before
 
-    patch.setattr(runtime.controller, "newest_complete_version", oldest)
+    patch.setattr(runtime.control.recovery, "newest_complete_version", oldest)
 
 
 def same_generation(patch: Patch) -> None:
@@ -124,7 +126,7 @@ def backups_as_sources(patch: Patch) -> None:
         working = {w: {b.index: 0 for b in layout.blocks if w in old.holders(b.layers)} for w in old.workers}
         return plan_transfers(layout, new, 0, holdings, working)
 
-    patch.setattr(runtime.controller, "boundary_transfers", transfers)
+    patch.setattr(runtime.control.boundary, "boundary_transfers", transfers)
 
 
 def reused_id(patch: Patch) -> None:
