@@ -127,6 +127,44 @@ def bench(
         run_bench(name, json, Console())
 
 
+@app.command()
+def simulate(
+    workers: Annotated[
+        int | None, typer.Option(help="Plays a trace of lost machines to a cluster of that size.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="The trace, a CSV file (default: a sample of a spot cluster).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the trace from a seed; or the first seed of the schedules.")
+    ] = None,
+    workers_per_node: Annotated[int, typer.Option(help="With --workers: how many share a machine.")] = 8,
+    schedules: Annotated[
+        int | None, typer.Option(help="Runs so many random schedules of faults on small clusters.")
+    ] = None,
+    replay: Annotated[
+        int | None, typer.Option(help="Shows all that happens in the schedule of a seed.")
+    ] = None,
+) -> None:
+    """Has the real controller and planner deal with faults on a simulated cluster."""
+    with _errors():
+        from jobs.schedules import replay as show
+        from jobs.schedules import run_schedules
+        from jobs.simulate import simulate as play
+
+        if sum(what is not None for what in (workers, schedules, replay)) != 1:
+            raise ValueError("give one of --workers, --schedules and --replay")
+        well = True
+        if workers is not None:
+            play(workers, trace, seed, workers_per_node=workers_per_node)
+        elif schedules is not None:
+            well = not run_schedules(schedules, seed or 0)
+        elif replay is not None:
+            well = show(replay)
+    if not well:
+        raise typer.Exit(RUN_ERROR)
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -298,23 +298,23 @@ class Controller(Recovery):
         outputs: list[Output] = [
             Note(ControllerRestarted(found.version + 1, len(found.plan.workers), self._learn.away))
         ]
-        outputs += self._stepped_in_order(records.values())
+        outputs += self._stepped_in_order(records.values()) + self._past_gaps(found.version)
         self.phase = Phase.RUNNING
-        for report in self._early:
+        if not found.undisturbed:
+            incident = Incident(found.version + 1, len(found.plan.workers), began=now)
+            reason = "lost while the controller was away"
+            for worker in found.missing:
+                self._fenced.add(worker)
+                incident.lose(worker, reason, now, died_at=None)
+                outputs.append(Note(WorkerLost(found.version + 1, worker, reason)))
+            self._incident = incident if found.missing else None
+            outputs += self._interrupt(now)
+        early, self._early = self._early, []
+        for report in early:  # only now: what they ask for must not go out to workers that are gone
             if report.worker in self.members:
                 outputs += self._report(report, now)
-        self._early.clear()
-        if self.phase is not Phase.RUNNING:
-            return outputs
-        if found.undisturbed:
-            return outputs + self._hire(now) + self._consider(now)
-        incident = Incident(found.version + 1, len(found.plan.workers), began=now)
-        for worker in found.missing:
-            self._fenced.add(worker)
-            incident.lose(worker, "lost while the controller was away", now, died_at=None)
-            outputs.append(Note(WorkerLost(found.version + 1, worker, "lost while the controller was away")))
-        self._incident = incident if found.missing else None
-        return outputs + self._interrupt(now) + self._hire(now)
+        over = self.phase is Phase.ENDED
+        return outputs if over else outputs + self._hire(now) + self._consider(now)
 
     def _stop(self, now: float) -> list[Output]:
         if self.stopping:

@@ -71,7 +71,8 @@ class Boundary(Progress):
 
     def _begin_change(self, plan: Plan, reason: str, gain: float, now: float) -> list[Output]:
         assert self.plan is not None
-        for worker in set(self._considered) - set(plan.workers):
+        left_out = set(self._considered) - set(plan.workers)
+        for worker in left_out if len(plan.workers) >= self.terms.min_workers else ():  # else kept in reserve
             notice = Notice("the others are faster without it", now)
             self._notices.setdefault(worker, notice)
         if same_work(self.plan, plan):

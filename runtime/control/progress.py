@@ -41,11 +41,15 @@ class Progress(ControllerState):
         """What the survivors know of committed steps that their reporter did not live to tell."""
         whole = {record.step: record for held in self._held.values() for record in held.records}
         told = self._stepped_in_order(record for step, record in whole.items() if step <= version)
-        # whoever knew what is still missing is gone: better a gap in the log than none of the rest
-        for step in sorted(step for step in self._ahead if step <= version):
-            told += self._commit(self._ahead.pop(step))
+        told += self._past_gaps(version)
         self._ahead.clear()
         return told
+
+    def _past_gaps(self, version: int) -> list[Output]:
+        """The records up to ``version`` that wait for others which nobody is left to tell: better a gap in
+        the log than none of the rest."""
+        waiting = sorted(step for step in self._ahead if step <= version)
+        return [output for step in waiting for output in self._commit(self._ahead.pop(step))]
 
     def _end_if_finished(self) -> list[Output]:
         if self.plan is None or self.phase is not Phase.RUNNING:

@@ -1,0 +1,64 @@
+"""Random fault schedules against the real controller and planner, and the replay of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console
+
+from jobs.simulate import real_planner
+from runtime.simulation.checks import Violation
+from runtime.simulation.journal import Journal
+from runtime.simulation.schedule import draw, run
+
+SHOWN_EVERY = 500
+"""Schedules between two lines of progress."""
+
+
+def run_schedules(count: int, first: int = 0, console: Console | None = None) -> list[int]:
+    """Runs the schedules of the seeds from ``first`` on; returns the seeds of those that failed.
+
+    Each failure is printed with what was violated and how to replay it. Raises ValueError where ``count``
+    or ``first`` make no seeds.
+    """
+    if count < 1 or first < 0:
+        raise ValueError(f"{count} schedules from seed {first} on are none: give --schedules 1 or more")
+    console = console or Console()
+    began, failed = time.perf_counter(), []
+    seen: Counter[str] = Counter()
+    for done, seed in enumerate(range(first, first + count), 1):
+        schedule = draw(seed)
+        try:
+            cluster = run(schedule, real_planner)
+        except Violation as violation:
+            failed.append(seed)
+            console.print(f"{violation}\n  replay it: reknit simulate --replay {seed}", markup=False)
+        else:
+            seen.update(fault.kind for fault in schedule.faults)
+            seen["steps"] += cluster.record.recorded
+            seen["recoveries"] += cluster.checks.resumes
+            seen["planned changes"] += cluster.checks.changes
+            seen["records taken back"] += cluster.checks.taken_back
+        if done % SHOWN_EVERY == 0 or done == count:
+            rate = 60.0 * done / (time.perf_counter() - began)
+            console.print(f"{done} schedules, {len(failed)} failed, {rate:.0f} a minute")
+    console.print(", ".join(f"{number} {what}" for what, number in sorted(seen.items())))
+    return failed
+
+
+def replay(seed: int, console: Console | None = None) -> bool:
+    """Prints the account of the schedule of ``seed``; whether nothing was violated."""
+    console = console or Console()
+    schedule, journal = draw(seed), Journal()
+    console.print(str(schedule), markup=False, soft_wrap=True)
+    try:
+        cluster = run(schedule, real_planner, journal)
+    except Violation as violation:
+        outcome, well = str(violation), False
+    else:
+        outcome, well = f"nothing violated: {cluster.where()}", True
+    for line in journal.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(outcome, markup=False, soft_wrap=True)
+    return well

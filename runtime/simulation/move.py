@@ -1,0 +1,158 @@
+"""A simulated worker's part in a change of plan; the twin of ``strategies.move.Mover``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from runtime.fabric.interface import Message, Tag
+from runtime.layout import ALIGNMENT
+from runtime.plan import Shard, WorkerId
+from runtime.protocol import Resume
+from runtime.resharding import Transfer
+from runtime.simulation.process import Waits
+from runtime.snapshots import Piece
+
+if TYPE_CHECKING:
+    from runtime.simulation.worker import SimWorker
+
+
+def piece_of(shard: Shard) -> Piece:
+    return shard.block, shard.start, shard.stop
+
+
+class SimMover:
+    """``move`` returns as soon as the next forward can run; ``settle`` takes in what is still owed."""
+
+    def __init__(self, worker: SimWorker, resume: Resume, on_settled: Callable[[], None]) -> None:
+        self.me = worker.worker
+        self.worker, self.resume = worker, resume
+        self.endpoint, self.stage, self.store = worker.endpoint, worker.stage, worker.store
+        self.received = 0
+        self._on_settled = on_settled
+        self._fresh: dict[Shard, list[int | None]] = {}
+        self._owed: dict[tuple[WorkerId, object], Transfer] = {}
+        self._settled = False
+
+    def move(self) -> Waits[None]:
+        plan, version = self.resume.plan, self.resume.version
+        stage = plan.stages[plan.stage_of(self.me)]
+        if self.resume.source == "peers":
+            self.store.drop(after=version)
+            self._send()
+            yield from self.worker.fault("move")
+            self.stage.hold(stage.first, stage.stop)
+            yield from self._receive()
+        else:
+            self.store.clear()
+            self.stage.hold(stage.first, stage.stop)
+            self.stage.version = dict.fromkeys(self.stage.version)
+            yield self.worker.process.random.uniform(0.0, 0.05)
+            self._load()
+        self.stage.version = dict.fromkeys(self.stage.version, version)
+
+    def serve(self) -> None:
+        """The part of a worker that has no work under the new plan."""
+        self._send()
+
+    def settle(self, *, wait: bool) -> Waits[None]:
+        if self._settled:
+            return
+        tag = Tag(self.resume.plan.generation, self.resume.version, 0, "move state")
+        while self._owed:
+            message = (yield from self.endpoint.receive_any([tag])) if wait else self.endpoint.poll_any([tag])
+            if message is None:
+                return
+            self._place(self._owed.pop((message.sender, message.tag.index)), message)
+        for shard in list(self._fresh):
+            self._put(shard)
+        self._settled = True
+        self._on_settled()
+
+    def _tag(self, transfer: Transfer) -> Tag:
+        index = (transfer.block, transfer.start, transfer.stop)
+        return Tag(self.resume.plan.generation, self.resume.version, 0, "move " + transfer.what, index)
+
+    def _send(self) -> None:
+        version = self.resume.version
+        for transfer in self.resume.transfers:
+            if transfer.source != self.me:
+                continue
+            piece = (transfer.block, transfer.start, transfer.stop)
+            if transfer.what == "parameters" and self.stage.version.get(transfer.block) == version:
+                values: tuple[int, ...] | None = self.stage.read(*piece)
+            else:
+                values = self.store.read(piece, version)
+            assert values is not None, f"{transfer} cannot be served at version {version}"
+            self.endpoint.send(transfer.target, self._tag(transfer), values, background=True)
+
+    def _receive(self) -> Waits[None]:
+        version = self.resume.version
+        stale = {block for block, held in self.stage.version.items() if held != version}
+        for block in stale:
+            self.stage.version[block] = None
+            size = self.stage.layout.blocks[block].size
+            for start, _, values in self.store.parts((block, 0, size), version):
+                self.stage.write(block, start, values)
+        plan = self.resume.plan
+        for shard in (*plan.owned_by(self.me), *plan.backed_up_by(self.me)):
+            if self.store.get(piece_of(shard), version) is None:
+                self._fresh[shard] = self._local_parts(shard)
+        coming = [transfer for transfer in self.resume.transfers if transfer.target == self.me]
+        states = [transfer for transfer in coming if transfer.what == "state"]
+        owed = [transfer for transfer in states if transfer.block not in stale]
+        self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
+        for transfer in states:
+            if transfer.block in stale:
+                message = yield from self.endpoint.receive(transfer.source, self._tag(transfer))
+                self._place(transfer, message)
+                self.stage.write(transfer.block, transfer.start, message.note)
+        for shard in list(self._fresh):
+            if not any(_meet(transfer, shard) for transfer in owed):
+                self._put(shard)
+        for transfer in coming:
+            if transfer.what == "parameters":
+                message = yield from self.endpoint.receive(transfer.source, self._tag(transfer))
+                self.received += transfer.bytes
+                self.stage.write(transfer.block, transfer.start, message.note)
+
+    def _local_parts(self, shard: Shard) -> list[int | None]:
+        values: list[int | None] = [None] * (shard.size // ALIGNMENT)
+        for start, stop, part in self.store.parts(piece_of(shard), self.resume.version):
+            values[(start - shard.start) // ALIGNMENT : (stop - shard.start) // ALIGNMENT] = part
+        return values
+
+    def _place(self, transfer: Transfer, message: Message) -> None:
+        self.received += transfer.bytes
+        for shard, fresh in self._fresh.items():
+            if _meet(transfer, shard):
+                start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
+                first, last = (start - transfer.start) // ALIGNMENT, (stop - transfer.start) // ALIGNMENT
+                place = slice((start - shard.start) // ALIGNMENT, (stop - shard.start) // ALIGNMENT)
+                fresh[place] = message.note[first:last]
+
+    def _put(self, shard: Shard) -> None:
+        values = [value for value in self._fresh.pop(shard) if value is not None]
+        self.store.put(piece_of(shard), self.resume.version, values)
+
+    def _load(self) -> None:
+        """State from the durable checkpoint, or the initial one."""
+        version, layout = self.resume.version, self.stage.layout
+        if self.resume.source == "checkpoint":
+            files = self.worker.storage.read(version)
+            whole: dict[int, list[int]] = {block.index: [] for block in layout.blocks}
+            for (block, _, _), values in sorted(files.items()):
+                whole[block] += values
+        else:
+            first = self.worker.reference.state(0)
+            whole = {block: list(values) for block, values in enumerate(first)}
+        for block in self.stage.working:
+            self.stage.write(block, 0, whole[block])
+        plan = self.resume.plan
+        for shard in (*plan.owned_by(self.me), *plan.backed_up_by(self.me)):
+            units = slice(shard.start // ALIGNMENT, shard.stop // ALIGNMENT)
+            self.store.put(piece_of(shard), version, whole[shard.block][units])
+
+
+def _meet(transfer: Transfer, shard: Shard) -> bool:
+    return transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop

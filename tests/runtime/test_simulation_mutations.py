@@ -1,0 +1,275 @@
+"""The simulation finds bugs: each deliberate one below is caught within a few seeds, and none without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import runtime.control.boundary
+import runtime.control.recovery
+import runtime.controller
+import runtime.learning
+from jobs.simulate import real_planner
+from runtime.control.state import Phase
+from runtime.controller import Controller
+from runtime.detection import Disputes, Watch
+from runtime.hiring import Hiring
+from runtime.layout import Layout
+from runtime.plan import Plan, WorkerId
+from runtime.protocol import Change, Here, Interrupt, Resume
+from runtime.resharding import Holding, Transfer, newest_complete_version, plan_transfers
+from runtime.signals import Committed, Output, Send
+from runtime.simulation.checks import Violation
+from runtime.simulation.schedule import draw, run
+from runtime.simulation.step import SimStep
+
+SEEDS = 400
+"""Most schedules that a bug may take to show."""
+
+Patch = pytest.MonkeyPatch
+Holdings = Mapping[WorkerId, Sequence[Holding]]
+
+
+def on_handle(patch: Patch, change: Callable[[Controller, Output], Output | None]) -> None:
+    """Changes (or drops) what comes out of the controller."""
+    handle = Controller.handle
+
+    def mutated(self: Controller, event: Any, now: float) -> list[Output]:
+        outputs = (change(self, output) for output in handle(self, event, now))
+        return [output for output in outputs if output is not None]
+
+    patch.setattr(Controller, "handle", mutated)
+
+
+def newest_at_all(patch: Patch) -> None:
+    """Goes on from the newest version that anybody holds, complete or not."""
+
+    def newest(layout: Layout, holdings: Holdings) -> int | None:
+        return max((h.version for held in holdings.values() for h in held), default=None)
+
+    patch.setattr(runtime.control.recovery, "newest_complete_version", newest)
+
+
+def one_too_old(patch: Patch) -> None:
+    """Goes on from the oldest complete version: an off-by-one that loses a step for nothing."""
+
+    def oldest(layout: Layout, holdings: Holdings) -> int | None:
+        newest = newest_complete_version(layout, holdings)
+        if newest is None:
+            return None
+        older = {w: [h for h in held if h.version < newest] for w, held in holdings.items()}
+        before = newest_complete_version(layout, older)
+        return newest if before is None else before
+
+    patch.setattr(runtime.control.recovery, "newest_complete_version", oldest)
+
+
+def same_generation(patch: Patch) -> None:
+    """A loss does not begin a new generation."""
+    interrupt = Controller._interrupt
+
+    def mutated(self: Controller, now: float) -> list[Output]:
+        self.generation -= 1
+        return interrupt(self, now)
+
+    patch.setattr(Controller, "_interrupt", mutated)
+
+
+def one_not_interrupted(patch: Patch) -> None:
+    """One survivor is neither interrupted nor asked."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Interrupt()) if (
+                worker == max(controller.members) and len(controller.members) > 1
+            ):
+                controller._asked.discard(worker)
+                return None
+        return output
+
+    on_handle(patch, change)
+
+
+def released_too_early(patch: Patch) -> None:
+    """A leaver may go before the others have got what it holds."""
+    release = Controller._release
+
+    def mutated(self: Controller, now: float) -> list[Output]:
+        unsettled, change = self._unsettled, self._change
+        self._unsettled, self._change = set(), None
+        try:
+            return release(self, now)
+        finally:
+            self._unsettled, self._change = unsettled, change
+
+    moved = Controller._moved
+
+    def after_first_move(self: Controller, report: Any, now: float) -> list[Output]:
+        return moved(self, report, now) + self._release(now)
+
+    patch.setattr(Controller, "_release", mutated)
+    patch.setattr(Controller, "_moved", after_first_move)
+
+
+def backups_as_sources(patch: Patch) -> None:
+    """Copies count as sources at a step boundary, where they are one step behind."""
+
+    def transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, ...]:
+        holdings: dict[WorkerId, list[Holding]] = {worker: [] for worker in old.workers}
+        for shard in old.shards:
+            for keeper in (shard.owner, shard.backup):
+                if keeper is not None:
+                    holdings[keeper].append(Holding(shard.block, shard.start, shard.stop, 0))
+        working = {w: {b.index: 0 for b in layout.blocks if w in old.holders(b.layers)} for w in old.workers}
+        return plan_transfers(layout, new, 0, holdings, working)
+
+    patch.setattr(runtime.control.boundary, "boundary_transfers", transfers)
+
+
+def reused_id(patch: Patch) -> None:
+    """A newcomer gets the id of a worker that was there before."""
+    orders = Hiring.orders
+
+    def mutated(self: Hiring, ready: int, now: float) -> Any:
+        self.next_worker = max(0, self.next_worker - 1)
+        return orders(self, ready, now)
+
+    patch.setattr(Hiring, "orders", mutated)
+
+
+def broken_links_ignored(patch: Patch) -> None:
+    """Nobody is given up when two workers cannot reach each other."""
+    patch.setattr(Disputes, "due", lambda self, now, members: [])
+
+
+def silence_ignored(patch: Patch) -> None:
+    """Heartbeats that stop mean nothing."""
+    patch.setattr(Watch, "overdue", lambda self, now, step_seconds: [])
+
+
+def last_transfer_forgotten(patch: Patch) -> None:
+    """One piece of state that a recovery should move is not moved."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Resume(transfers=transfers) as resume):
+                return Send(worker, replace(resume, transfers=transfers[:-1]))
+        return output
+
+    on_handle(patch, change)
+
+
+def leavers_not_told(patch: Patch) -> None:
+    """Those who lose their work in a change do not hear of it."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Change(plan=plan)) if worker not in plan.workers:
+                return None
+        return output
+
+    on_handle(patch, change)
+
+
+def newcomer_as_usher(patch: Patch) -> None:
+    """Whoever is first in the new plan tells newcomers where they come in, though it may be one itself."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Change(plan=plan) as order):
+                return Send(worker, replace(order, usher=plan.workers[-1]))
+        return output
+
+    on_handle(patch, change)
+
+
+def recorded_twice(patch: Patch) -> None:
+    """A step that a new reporter tells again is recorded again."""
+
+    def mutated(self: Controller, record: Any) -> list[Output]:
+        self.next_record = record.step + 1
+        return [Committed(record)]
+
+    patch.setattr(Controller, "_stepped", mutated)
+
+
+def unfinished_record_dropped(patch: Patch) -> None:
+    """The record of the step that work goes on from is not handed on."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Resume() as resume):
+                return Send(worker, replace(resume, record=None))
+        return output
+
+    on_handle(patch, change)
+
+
+def restarted_in_good_faith(patch: Patch) -> None:
+    """A new controller takes it that all is well, whatever the workers tell."""
+    standing = runtime.learning.standing
+
+    def mutated(answers: Mapping[WorkerId, Here]) -> Any:
+        return replace(standing(answers), undisturbed=True, missing=())
+
+    patch.setattr(runtime.controller, "standing", mutated)
+
+
+def dead_asked(patch: Patch) -> None:
+    """The lost worker stays a member."""
+    lost = Controller._lost
+
+    def mutated(self: Controller, worker: WorkerId, *rest: Any, **more: Any) -> list[Output]:
+        member = self.members.get(worker)
+        outputs = lost(self, worker, *rest, **more)
+        if member is not None and self.phase is Phase.AGREEING:
+            self.members[worker] = member
+        return outputs
+
+    patch.setattr(Controller, "_lost", mutated)
+
+
+def copies_not_awaited(patch: Patch) -> None:
+    """Workers take part in an exchange before the copies that they keep have come."""
+
+    def mutated(self: SimStep, version: int, *, wait: bool) -> Any:
+        return take(self, version, wait=False)
+
+    take = SimStep._take_backups
+    patch.setattr(SimStep, "_take_backups", mutated)
+
+
+MUTATIONS = (
+    newest_at_all,
+    one_too_old,
+    same_generation,
+    one_not_interrupted,
+    released_too_early,
+    backups_as_sources,
+    reused_id,
+    broken_links_ignored,
+    silence_ignored,
+    last_transfer_forgotten,
+    leavers_not_told,
+    newcomer_as_usher,
+    recorded_twice,
+    unfinished_record_dropped,
+    restarted_in_good_faith,
+    dead_asked,
+    copies_not_awaited,
+)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_bug_is_found(mutate: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    mutate(monkeypatch)
+    for seed in range(SEEDS):
+        try:
+            run(draw(seed), real_planner)
+        except Violation as violation:
+            assert f"seed {seed}" in str(violation)
+            return
+    pytest.fail(f"{SEEDS} schedules went well with this bug: {mutate.__doc__}")
