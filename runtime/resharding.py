@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from itertools import pairwise
 from typing import Literal
 
@@ -188,12 +189,12 @@ class _Sources:
                     for i in range(bisect_left(bounds, start), bisect_left(bounds, stop)):
                         holders[i].append(worker)
             self._bounds[block], self._holders[block] = bounds, holders
-        self._full = {
-            block.index: [
-                w for w, versions in sorted(working.items()) if versions.get(block.index) == version
-            ]
-            for block in layout.blocks
-        }
+        # (bytes to send when last looked at, worker), per block: whoever has all its parameters
+        self._full: dict[int, list[tuple[int, WorkerId]]] = {block.index: [] for block in layout.blocks}
+        for worker, versions in sorted(working.items()):
+            for block, held_version in versions.items():
+                if held_version == version:
+                    self._full[block].append((0, worker))
 
     def local(self, block: int, worker: WorkerId) -> Sequence[Interval]:
         """The pieces of state that ``worker`` itself holds at the version."""
@@ -205,14 +206,16 @@ class _Sources:
         """Cuts ``missing`` where the set of holders changes and gives each segment a source."""
         transfers: list[Transfer] = []
         bounds, holders = self._bounds[block], self._holders[block]
-        full = self._full[block] if what == "parameters" else []
+        full = what == "parameters" and bool(self._full[block])
         for start, stop in missing:
             cuts = [start, *bounds[bisect_right(bounds, start) : bisect_left(bounds, stop)], stop]
             for segment_start, segment_stop in pairwise(cuts):
                 i = bisect_right(bounds, segment_start) - 1
-                candidates = (holders[i] if i >= 0 else []) + full
-                assert candidates, f"nobody holds elements {segment_start}.. of block {block}"
-                source = min(candidates, key=lambda worker: (self._bytes_to_send[worker], worker))
+                least = [(self._bytes_to_send[worker], worker) for worker in (holders[i] if i >= 0 else ())]
+                if full:
+                    least.append(self._least_loaded(self._full[block]))
+                assert least, f"nobody holds elements {segment_start}.. of block {block}"
+                _, source = min(least)
                 last = transfers[-1] if transfers else None
                 if last is not None and last.source == source and last.stop == segment_start:
                     segment_start = transfers.pop().start
@@ -221,3 +224,12 @@ class _Sources:
                 self._bytes_to_send[source] += transfer.bytes
                 transfers.append(transfer)
         return transfers
+
+    def _least_loaded(self, heap: list[tuple[int, WorkerId]]) -> tuple[int, WorkerId]:
+        """The (bytes to send, worker) of a heap that comes first now. Nobody's bytes ever shrink, so an
+        entry that is out of date can only be too far up: it is put right when it comes to the top."""
+        while True:
+            sent, worker = heap[0]
+            if sent == self._bytes_to_send[worker]:
+                return heap[0]
+            heapreplace(heap, (self._bytes_to_send[worker], worker))
