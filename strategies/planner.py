@@ -133,7 +133,7 @@ def _subsets(members: Sequence[Member]) -> Iterator[list[Member]]:
     typical = median(member.speed for member in members)
     slow = sorted((m for m in members if m.speed < SLOW * typical), key=lambda m: (m.speed, m.worker))
     if len(members) > MANY:
-        return  # in a large group whoever is too slow for a single micro-batch is dealt none, and that is that
+        return  # in a large group whoever is too slow for one micro-batch is dealt none, and that is enough
     for count in sorted({*range(1, min(len(slow), LEFT_OUT_SINGLY) + 1), len(slow)} - {0}):
         left_out = {member.worker for member in slow[:count]}
         rest = [member for member in members if member.worker not in left_out]

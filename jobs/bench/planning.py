@@ -1,7 +1,8 @@
 """Seconds that the planner takes for 1,000 and for 100,000 workers, at the start and after a loss.
 
 No cluster is started: planning is arithmetic on the members and on measured costs, whoever they are. The
-model has 96 layers, as GPT-3, in 8 stages, and 4 micro-batches for every pipeline.
+model has 96 layers, as GPT-3, in 8 stages, and 4 micro-batches for every pipeline. What must move to get
+to the new plan is worked out too, and timed apart: it grows with what changes hands.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from statistics import median
 from rich.console import Console
 
 from jobs.bench.report import BenchReport
+from runtime.change import boundary_transfers
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
+from runtime.resharding import Holding, Transfer, newest_complete_version, plan_transfers
 from strategies.planner import CostModel, choose_plan
 from strategies.ranking import step_seconds
 
@@ -32,7 +35,8 @@ REPEATS = {1_000: 9, 100_000: 3}
 @dataclass(frozen=True, slots=True)
 class Planning:
     """Planning for one cluster in one situation; seconds are a median, ``step`` is relative to a step
-    with no gaps in which all power is used."""
+    with no gaps in which all power is used. ``transfer_seconds`` and ``transfers``: working out what must
+    move (once), after a loss with the newest complete version; None for a first plan."""
 
     workers: int
     case: str
@@ -41,6 +45,8 @@ class Planning:
     stages: int
     shards: int
     step: float
+    transfer_seconds: float | None = None
+    transfers: int | None = None
 
 
 def _layout() -> Layout:
@@ -50,6 +56,26 @@ def _layout() -> Layout:
 
 def _members(workers: int) -> list[Member]:
     return [Member(worker, f"node{worker // WORKERS_PER_NODE}") for worker in range(workers)]
+
+
+def after_loss(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, ...]:
+    """What a recovery works out: the newest version that survivors hold, owners and backups alike, and how it
+    comes to ``new``."""
+    version = 7
+    holdings = {
+        worker: [
+            Holding(shard.block, shard.start, shard.stop, version)
+            for shard in (*old.owned_by(worker), *old.backed_up_by(worker))
+        ]
+        for worker in new.workers
+    }
+    blocks = [
+        {block.index: version for block in layout.blocks_of(stage.first, stage.stop)} for stage in old.stages
+    ]
+    working = {worker: blocks[old.stage_of(worker)] for worker in new.workers}
+    newest = newest_complete_version(layout, holdings)
+    assert newest is not None, "the loss of one node leaves every shard or its backup"
+    return plan_transfers(layout, new, newest, holdings, working)
 
 
 def measure(workers: int, repeats: int) -> list[Planning]:
@@ -74,8 +100,24 @@ def measure(workers: int, repeats: int) -> list[Planning]:
         work = sum(costs.forward_seconds) + sum(costs.backward_seconds)
         ideal = work * micro_batches / sum(member.speed for member in present)
         step = step_seconds(plan, present, costs) / ideal
+        transfer_seconds, transfers = None, None
+        if previous is not None:
+            work_out = boundary_transfers if len(present) == workers else after_loss
+            began = time.perf_counter()
+            transfers = len(work_out(layout, previous, plan))
+            transfer_seconds = time.perf_counter() - began
         results.append(
-            Planning(workers, case, median(seconds), max(seconds), len(plan.stages), len(plan.shards), step)
+            Planning(
+                workers,
+                case,
+                median(seconds),
+                max(seconds),
+                len(plan.stages),
+                len(plan.shards),
+                step,
+                transfer_seconds,
+                transfers,
+            )
         )
     return results
 
@@ -91,6 +133,8 @@ def report(results: Sequence[Planning]) -> BenchReport:
             "stages": each.stages,
             "shards": each.shards,
             "step_over_ideal": each.step,
+            "transfer_seconds": each.transfer_seconds,
+            "transfers": each.transfers,
         }
         for each in results
     ]
@@ -104,6 +148,8 @@ def report(results: Sequence[Planning]) -> BenchReport:
         notes=(
             f"{LAYERS} layers in {STAGES} stages, {PER_PIPELINE} micro-batches for every pipeline; shards "
             "and backups included; seconds are a median, headlines the slowest case's",
+            "transfer_seconds come on top: everything that has to move, piece by piece; where the number of "
+            "stages changes that is nearly the whole model, for every worker",
             "the ideal step has no gaps: with so few micro-batches a pipeline's own are "
             f"{(STAGES - 1) / PER_PIPELINE:.3g} of it",
         ),
