@@ -26,8 +26,6 @@ LARGEST_SIMULATION = 1_500
 micro-batches. How far that stays behind the closed formula is how far the whole does."""
 
 REFINED_CANDIDATES = 2
-REFINED_GAIN = 0.003
-"""How much less each change must score: smaller gains are the simulation's own ripple."""
 
 UNSTEADINESS = 0.04
 """Relative; what ``simulate_pipeline`` is told. Plans that were chosen as if everybody were exactly on
@@ -141,7 +139,7 @@ class _Simulation:
                 if not self.affords(division):
                     return best
                 changed = self.score(Candidate(f"{candidate.name}, refined", division, 0.0, 0, 0.0, 0.0))
-                if changed.rank() < best.rank() and changed.score < best.score * (1 - REFINED_GAIN):
+                if changed.rank() < best.rank():
                     best = changed
                     break
         return best
