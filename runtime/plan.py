@@ -6,11 +6,13 @@ plan is ever edited.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 WorkerId = int
+K = TypeVar("K")
 
 CONTROLLER: WorkerId = -1
 """The controller's address on the fabric."""
@@ -92,19 +94,51 @@ class Plan:
         other = next((backup for backup in backups if backup is not None), None)
         return (first,) if other is None else (first, other)
 
+    @cached_property
+    def _shards_of(self) -> dict[int, list[Shard]]:
+        return _grouped(self.shards, lambda shard: shard.block)
+
+    @cached_property
+    def _owned_by(self) -> dict[WorkerId, list[Shard]]:
+        return _grouped(self.shards, lambda shard: shard.owner)
+
+    @cached_property
+    def _backed_up_by(self) -> dict[WorkerId | None, list[Shard]]:
+        return _grouped(self.shards, lambda shard: shard.backup)
+
+    @cached_property
+    def _micro_batches_of(self) -> dict[WorkerId, list[int]]:
+        dealt: dict[WorkerId, list[int]] = {}
+        for row in self.assignment:
+            for micro_batch, worker in enumerate(row):
+                dealt.setdefault(worker, []).append(micro_batch)
+        return dealt
+
     def shards_of(self, block: int) -> Iterator[Shard]:
-        return (shard for shard in self.shards if shard.block == block)
+        return iter(self._shards_of.get(block, ()))
 
     def owned_by(self, worker: WorkerId) -> Iterator[Shard]:
-        return (shard for shard in self.shards if shard.owner == worker)
+        return iter(self._owned_by.get(worker, ()))
 
     def backed_up_by(self, worker: WorkerId) -> Iterator[Shard]:
-        return (shard for shard in self.shards if shard.backup == worker)
+        return iter(self._backed_up_by.get(worker, ()))
 
     def micro_batches_of(self, worker: WorkerId) -> tuple[int, ...]:
-        """The micro-batches, ascending, that ``worker`` computes at its stage."""
-        row = self.assignment[self.stage_of(worker)]
-        return tuple(m for m, other in enumerate(row) if other == worker)
+        """The micro-batches, ascending, that ``worker`` computes at its stage. Raises KeyError for a
+        non-member."""
+        self.stage_of(worker)
+        return tuple(self._micro_batches_of.get(worker, ()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what is cached is larger than the plan and quickly found again: it does not travel
+        return Plan, (self.generation, self.stages, self.assignment, self.shards)
+
+
+def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:
+    groups: dict[K, list[Shard]] = {}
+    for shard in shards:
+        groups.setdefault(key(shard), []).append(shard)
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

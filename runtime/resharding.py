@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heapreplace
 from itertools import pairwise
 from typing import Literal
 
-from runtime.layout import Layout
+from runtime.layout import ALIGNMENT, Layout
 from runtime.plan import Plan, WorkerId
+
+PIECES = 64
+"""Into up to how many pieces a block's parameters are cut, over all targets, where some have the whole block:
+pieces of several sources come sooner, but thousands of targets keep all sources busy with one each."""
 
 Interval = tuple[int, int]
 """Elements start to stop - 1 of a block; never empty in a normalised list."""
@@ -142,14 +147,16 @@ def plan_transfers(
             backed_up.setdefault((shard.block, shard.backup), []).append((shard.start, shard.stop))
 
     transfers: list[Transfer] = []
+    nothing: Mapping[int, int] = {}
     for block in layout.blocks:
-        for target in plan.holders(block.layers):
-            if working.get(target, {}).get(block.index) == version:
-                continue
-            key = (block.index, target)
+        index, whole = block.index, [(0, block.size)] if block.size else []
+        targets = [w for w in plan.holders(block.layers) if working.get(w, nothing).get(index) != version]
+        most = max(PIECES // len(targets), 1) if targets else 0
+        for target in targets:
+            key = (index, target)
             present = [*sources.local(*key), *owned.get(key, ()), *backed_up.get(key, ())]
-            missing = subtract([(0, block.size)], present)
-            transfers += sources.send(block.index, target, missing, "parameters")
+            missing = subtract(whole, present) if present else whole
+            transfers += sources.send_parameters(index, target, missing, most)
     for wanted in (owned, backed_up):
         for (block_index, target), intervals in sorted(wanted.items()):
             missing = subtract(intervals, sources.local(block_index, target))
@@ -188,16 +195,34 @@ class _Sources:
                     for i in range(bisect_left(bounds, start), bisect_left(bounds, stop)):
                         holders[i].append(worker)
             self._bounds[block], self._holders[block] = bounds, holders
-        self._full = {
-            block.index: [
-                w for w, versions in sorted(working.items()) if versions.get(block.index) == version
-            ]
-            for block in layout.blocks
-        }
+        # (bytes to send when last looked at, worker), per block: whoever has all its parameters
+        self._full: dict[int, list[tuple[int, WorkerId]]] = {block.index: [] for block in layout.blocks}
+        for worker, versions in sorted(working.items()):
+            for block, held_version in versions.items():
+                if held_version == version:
+                    self._full[block].append((0, worker))
 
     def local(self, block: int, worker: WorkerId) -> Sequence[Interval]:
         """The pieces of state that ``worker`` itself holds at the version."""
         return self._local.get((block, worker), ())
+
+    def send_parameters(
+        self, block: int, target: WorkerId, missing: Sequence[Interval], most: int
+    ) -> list[Transfer]:
+        """As ``send``, of parameters; in no more than ``most`` pieces and one for each gap, if that is less
+        than there are segments, where somebody has the whole block."""
+        if not self._full[block] or len(self._bounds[block]) <= most:
+            return self.send(block, target, missing, "parameters")
+        transfers: list[Transfer] = []
+        elements = sum(stop - start for start, stop in missing)
+        for start, stop in missing:
+            units = -(-(stop - start) // ALIGNMENT)
+            pieces = min(max(most * (stop - start) // elements, 1), units)
+            cuts = [start + i * units // pieces * ALIGNMENT for i in range(pieces)]
+            for piece_start, piece_stop in zip(cuts, [*cuts[1:], stop], strict=True):
+                _, source = self._least_loaded(self._full[block])
+                self._add(transfers, Transfer(source, target, block, piece_start, piece_stop, "parameters"))
+        return transfers
 
     def send(
         self, block: int, target: WorkerId, missing: Iterable[Interval], what: Literal["state", "parameters"]
@@ -205,19 +230,33 @@ class _Sources:
         """Cuts ``missing`` where the set of holders changes and gives each segment a source."""
         transfers: list[Transfer] = []
         bounds, holders = self._bounds[block], self._holders[block]
-        full = self._full[block] if what == "parameters" else []
+        full = what == "parameters" and bool(self._full[block])
         for start, stop in missing:
             cuts = [start, *bounds[bisect_right(bounds, start) : bisect_left(bounds, stop)], stop]
             for segment_start, segment_stop in pairwise(cuts):
                 i = bisect_right(bounds, segment_start) - 1
-                candidates = (holders[i] if i >= 0 else []) + full
-                assert candidates, f"nobody holds elements {segment_start}.. of block {block}"
-                source = min(candidates, key=lambda worker: (self._bytes_to_send[worker], worker))
-                last = transfers[-1] if transfers else None
-                if last is not None and last.source == source and last.stop == segment_start:
-                    segment_start = transfers.pop().start
-                    self._bytes_to_send[source] -= last.bytes
-                transfer = Transfer(source, target, block, segment_start, segment_stop, what)
-                self._bytes_to_send[source] += transfer.bytes
-                transfers.append(transfer)
+                least = [(self._bytes_to_send[worker], worker) for worker in (holders[i] if i >= 0 else ())]
+                if full:
+                    least.append(self._least_loaded(self._full[block]))
+                assert least, f"nobody holds elements {segment_start}.. of block {block}"
+                _, source = min(least)
+                self._add(transfers, Transfer(source, target, block, segment_start, segment_stop, what))
         return transfers
+
+    def _add(self, transfers: list[Transfer], new: Transfer) -> None:
+        """Appends ``new``, as one with the last transfer where it goes on from that."""
+        self._bytes_to_send[new.source] += (new.stop - new.start) * BYTES[new.what]
+        last = transfers[-1] if transfers else None
+        if last is not None and last.source == new.source and last.stop == new.start:
+            transfers[-1] = replace(new, start=last.start)
+        else:
+            transfers.append(new)
+
+    def _least_loaded(self, heap: list[tuple[int, WorkerId]]) -> tuple[int, WorkerId]:
+        """The (bytes to send, worker) of a heap that comes first now. Nobody's bytes ever shrink, so an
+        entry that is out of date can only be too far up: it is put right when it comes to the top."""
+        while True:
+            sent, worker = heap[0]
+            if sent == self._bytes_to_send[worker]:
+                return heap[0]
+            heapreplace(heap, (self._bytes_to_send[worker], worker))

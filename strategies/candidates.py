@@ -15,13 +15,16 @@ MOST_SIZES = 400
 """Up to how many ways to size the groups are weighed. There are 64 for 16 workers in 4 stages; beyond, a
 group has so many workers that one more or less hardly matters."""
 
+MANY = 200
+"""More workers than this are not weighed one by one."""
+
 SIZED = 8
 """How many of them, the best by the closed formula, become candidates."""
 
 
 def divisions_of(
     predictor: Predictor,
-    members: Sequence[Member],
+    spread: Sequence[WorkerId],
     counts: Sequence[int],
     previous: Plan | None,
     *,
@@ -29,16 +32,16 @@ def divisions_of(
 ) -> dict[Division, str]:
     """Every candidate with ``counts`` stages or as many as ``previous``, if that is among them, and
     its name. ``limited``: leave out cuts that cannot fit the workers' memory (a candidate may still
-    not fit). Deterministic; the same division is listed once, under the name of the least change."""
+    not fit). Deterministic; the same division is listed once, under the name of the least change.
+    ``spread``: the workers in the order of ``spread_over_domains``."""
     found: dict[Division, str] = {}
-    spread = _spread(members)
     if previous is not None and len(previous.stages) in counts:
         bounds = (0, *(stage.stop for stage in previous.stages))
         kept = _keep_groups(predictor, previous, bounds, spread)
         if kept is not None:
             found[kept] = "kept the cut and re-dealt micro-batches"
             found.setdefault(_recut(predictor, kept.groups), "kept the groups and cut the layers anew")
-        regrouped_sizes = _regroup(predictor, bounds, len(members))
+        regrouped_sizes = _regroup(predictor, bounds, len(spread))
         regrouped = Division(bounds, _nearest_groups(predictor, previous, bounds, regrouped_sizes, spread))
         found.setdefault(regrouped, "kept the cut and regrouped workers")
 
@@ -49,11 +52,8 @@ def divisions_of(
     for count in counts:
         cut = cut_layers(predictor.layer_seconds, speeds, predictor.micro_batches, count, fewest)
         if cut is not None:
-            groups = _runs(order, cut.sizes)
-            for worker in order[sum(cut.sizes) :]:
-                k = _busiest(predictor, cut.bounds, groups)
-                groups[k] = tuple(sorted((*groups[k], worker)))
-            anew = Division(cut.bounds, tuple(groups))
+            groups = _joined(predictor, cut.bounds, _runs(order, cut.sizes), order[sum(cut.sizes) :])
+            anew = Division(cut.bounds, groups)
             found.setdefault(anew, "cut the layers anew")
             if previous is not None:
                 near = _nearest_groups(predictor, previous, cut.bounds, [len(g) for g in groups], spread)
@@ -61,7 +61,7 @@ def divisions_of(
         # Even groups load the busiest a little more, but a pipeline of equals has fewer gaps.
         smaller, larger = divmod(len(order), count)
         front = tuple(smaller + (k < larger) for k in range(count))
-        for sizes in (front, front[::-1]):
+        for sizes in dict.fromkeys((front, front[::-1])):
             even = _recut(predictor, tuple(_runs(order, sizes)))
             if previous is not None:
                 even = _recut(predictor, _nearest_groups(predictor, previous, even.bounds, sizes, spread))
@@ -71,7 +71,7 @@ def divisions_of(
 
 def sized_divisions(
     predictor: Predictor,
-    members: Sequence[Member],
+    spread: Sequence[WorkerId],
     counts: Sequence[int],
     previous: Plan | None,
     memory_limit: float | None,
@@ -82,12 +82,15 @@ def sized_divisions(
     the same load and less to fill and drain: this looks at all group sizes, each with its own best cut.
     Slow workers share a group; which one it is, is part of the choice.
     """
-    order = _slow_first(_spread(members), predictor)
+    alike = predictor.alike(spread)
+    order = list(spread) if alike else sorted(spread, key=predictor.speed.__getitem__)
     found: list[tuple[float, tuple[int, ...], tuple[int, ...]]] = []
     for count in counts:
-        if len(order) % count == 0 and predictor.alike(order):
+        if len(order) % count == 0 and alike:
             continue  # equal groups of equals: no size is better for all models, and none is as plain
-        sizes_CK = np.array(list(islice(_sized(order, count, predictor), MOST_SIZES + 1)), dtype=np.int64)
+        sizes_CK = np.array(
+            list(islice(_sized(len(order), count, alike=alike), MOST_SIZES + 1)), dtype=np.int64
+        )
         if len(sizes_CK) > MOST_SIZES:
             continue
         ends_CK = sizes_CK.cumsum(axis=1)
@@ -109,25 +112,19 @@ def sized_divisions(
     divisions: dict[Division, str] = {}
     for _, bounds, sizes in sorted(found)[:SIZED]:
         groups = tuple(_runs(order, sizes))
-        if previous is not None and order == _spread(members):
+        if previous is not None and alike:
             groups = _nearest_groups(predictor, previous, bounds, sizes, order)
         divisions[_recut(predictor, groups)] = "weighed all group sizes"
         divisions[_recut(predictor, groups[::-1])] = "weighed all group sizes"
     return divisions
 
 
-def _sized(order: Sequence[WorkerId], count: int, predictor: Predictor) -> Iterator[tuple[int, ...]]:
+def _sized(workers: int, count: int, *, alike: bool) -> Iterator[tuple[int, ...]]:
     """Group sizes, and where speeds differ, each distinct size as that of the slowest workers' group."""
-    alike = predictor.alike(order)
-    for sizes in group_sizes(len(order), count):
+    for sizes in group_sizes(workers, count):
         for k, size in enumerate(sizes):
             if k == 0 or not (alike or size == sizes[k - 1]):
                 yield (size, *sizes[:k], *sizes[k + 1 :])
-
-
-def _slow_first(order: Sequence[WorkerId], predictor: Predictor) -> list[WorkerId]:
-    """By speed where speeds differ, otherwise as they come."""
-    return list(order) if predictor.alike(order) else sorted(order, key=predictor.speed.__getitem__)
 
 
 def _runs(order: Sequence[WorkerId], sizes: Sequence[int]) -> list[tuple[WorkerId, ...]]:
@@ -141,7 +138,7 @@ def _recut(predictor: Predictor, groups: tuple[tuple[WorkerId, ...], ...]) -> Di
     return Division(cut_for_groups(predictor.layer_seconds, weights), groups)
 
 
-def _spread(members: Sequence[Member]) -> list[WorkerId]:
+def spread_over_domains(members: Sequence[Member]) -> list[WorkerId]:
     """Members in turn from every failure domain, so that a run of them, a stage group, spans several
     and outlives the loss of one; by ascending id inside a domain."""
     taken: dict[str, int] = {}
@@ -153,8 +150,32 @@ def _spread(members: Sequence[Member]) -> list[WorkerId]:
     return [worker for _, worker in sorted(turns)]
 
 
-def _busiest(predictor: Predictor, bounds: tuple[int, ...], groups: Sequence[tuple[WorkerId, ...]]) -> int:
-    return max(range(len(groups)), key=lambda k: predictor.load(bounds[k], bounds[k + 1], groups[k]))
+def _joined(
+    predictor: Predictor,
+    bounds: tuple[int, ...],
+    groups: Sequence[tuple[WorkerId, ...]],
+    newcomers: Sequence[WorkerId],
+) -> tuple[tuple[WorkerId, ...], ...]:
+    """Every newcomer in turn joins the stage that is the busiest by then."""
+    seconds = [predictor.seconds_of(first, stop) for first, stop in pairwise(bounds)]
+    alike = predictor.alike([*newcomers, *(worker for group in groups for worker in group)])
+    sizes = [len(group) for group in groups]
+    power = [predictor.power(group) for group in groups]
+    joining: list[list[WorkerId]] = [[] for _ in groups]
+
+    def load(k: int) -> float:
+        # whole rounds where all are equally fast, else as if micro-batches could be divided
+        rounds = -(-predictor.micro_batches // sizes[k]) if alike else predictor.micro_batches / power[k]
+        return seconds[k] * rounds
+
+    for worker in newcomers:
+        k = max(range(len(groups)), key=load)
+        joining[k].append(worker)
+        sizes[k] += 1
+        power[k] += predictor.speed[worker]
+    return tuple(
+        tuple(sorted((*group, *more))) if more else group for group, more in zip(groups, joining, strict=True)
+    )
 
 
 def _keep_groups(
@@ -165,17 +186,19 @@ def _keep_groups(
     groups = [tuple(w for w in stage.workers if w in present) for stage in previous.stages]
     stayed = {worker for group in groups for worker in group}
     newcomers = sorted((w for w in spread if w not in stayed), key=lambda w: -predictor.speed[w])
-    for worker in newcomers:
-        k = groups.index(()) if () in groups else _busiest(predictor, bounds, groups)
-        groups[k] = tuple(sorted((*groups[k], worker)))
-    return None if () in groups else Division(bounds, tuple(groups))
+    while newcomers and () in groups:
+        groups[groups.index(())] = (newcomers.pop(0),)
+    return None if () in groups else Division(bounds, _joined(predictor, bounds, groups, newcomers))
 
 
 def _regroup(predictor: Predictor, bounds: tuple[int, ...], workers: int) -> list[int]:
     """Group sizes for a fixed cut: each next worker goes where a micro-batch round takes longest."""
     seconds = [predictor.seconds_of(first, stop) for first, stop in pairwise(bounds)]
-    sizes = [1] * len(seconds)
-    for _ in range(workers - len(sizes)):
+    spare = workers - len(seconds)
+    # of many, most go in proportion: one by one is for the rest
+    shares = [max(int(0.9 * spare * each / sum(seconds)), 0) if spare > MANY else 0 for each in seconds]
+    sizes = [1 + share for share in shares]
+    for _ in range(workers - sum(sizes)):
         k = max(range(len(sizes)), key=lambda k: seconds[k] * -(-predictor.micro_batches // sizes[k]))
         sizes[k] += 1
     return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -118,9 +119,9 @@ class Predictor:
         self._forward_before = list(accumulate(costs.forward_seconds, initial=0.0))
         self._bytes_before = list(accumulate(costs.parameter_bytes, initial=0))
         self._rounds: dict[tuple[WorkerId, ...], float] = {}
+        self._power: dict[tuple[WorkerId, ...], float] = {}
         stages = previous.stages if previous is not None else ()
         self._held = {w: (stage.first, stage.stop) for stage in stages for w in stage.workers}
-        self._group = [stage.workers for stage in stages for _ in range(stage.first, stage.stop)]
 
     def seconds_of(self, first: int, stop: int) -> float:
         """Forward and backward of layers first to stop - 1, one micro-batch at speed 1.0."""
@@ -143,9 +144,16 @@ class Predictor:
             self._rounds[group] = rounds
         return rounds
 
+    def power(self, group: tuple[WorkerId, ...]) -> float:
+        """The sum of the group's speeds, remembered."""
+        power = self._power.get(group)
+        if power is None:
+            power = self._power[group] = sum(map(self.speed.__getitem__, group))
+        return power
+
     def once(self, group: tuple[WorkerId, ...]) -> float:
         """The mean time of one micro-batch in the group where it takes 1 at speed 1.0."""
-        return len(group) / sum(self.speed[worker] for worker in group)
+        return len(group) / self.power(group)
 
     def fill_weight(self, group: tuple[WorkerId, ...]) -> float:
         """``rounds`` less one micro-batch: what a stage's seconds add to the pipeline beyond the one
@@ -210,16 +218,16 @@ class Predictor:
         total, most = 0, 0.0
         for first, stop, group in division.stages():
             changed = sum(
-                self.costs.parameter_bytes[layer]
-                for layer in range(first, stop)
-                if self._group[layer] != group
+                self.bytes_of(max(first, stage.first), min(stop, stage.stop))
+                for stage in self.previous.stages
+                if stage.first < stop and first < stage.stop and stage.workers != group
             )
             total += 2 * STATE * changed
-            for worker in group:
-                held_first, held_stop = self._held.get(worker, (0, 0))
-                kept = self.bytes_of(max(first, held_first), min(stop, held_stop))
+            # workers that held the same before are alike: count them
+            for held, workers in Counter(map(self._held.get, group)).items():
+                kept = 0 if held is None else self.bytes_of(max(first, held[0]), min(stop, held[1]))
                 new = self.bytes_of(first, stop) - kept
-                total += new
+                total += new * workers
                 most = max(most, new + 2 * STATE * changed / len(group))
         return total, most / self.costs.link_bytes_per_second
 

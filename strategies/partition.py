@@ -18,8 +18,14 @@ from runtime.plan import WorkerId
 TOLERANCE = 1e-4
 """How far above the optimum ``cut_layers`` may stop, relative; measured seconds are far coarser."""
 
+FLUID = 50
+"""Workers per stage from which on a few slow ones do not change where layers are cut: the mean counts."""
+
 EQUAL_SPEEDS = 1.05
 """Workers whose speeds differ by no more than this factor count as equally fast (it is noise)."""
+
+HEAPED = 128
+"""Up to how many micro-batches are dealt one by one; more are dealt by arrays."""
 
 OUT_OF_REACH = 1 << 40
 """More workers than there ever are: no group can hold that stage."""
@@ -32,6 +38,14 @@ def deal_micro_batches(group: Sequence[tuple[WorkerId, float]], micro_batches: i
     Minimal in the finish time of the group (list scheduling of equal jobs on uniform machines),
     and consecutive micro-batches go round the group. Workers beyond the last useful one get none.
     """
+    if len({speed for _, speed in group}) == 1:
+        turn = sorted(worker for worker, _ in group)
+        return tuple((turn * -(-micro_batches // len(turn)))[:micro_batches])
+    if micro_batches > HEAPED:
+        finish_N, place_N = _finishes([speed for _, speed in group], micro_batches)
+        worker_N = np.array([worker for worker, _ in group])[place_N]
+        first_M = np.lexsort((worker_N, finish_N))[:micro_batches]
+        return tuple(worker_N[first_M].tolist())
     finish = [(1 / speed, worker, 1, speed) for worker, speed in group]
     heapq.heapify(finish)
     dealt = []
@@ -46,6 +60,9 @@ def group_rounds(speeds: Sequence[float], micro_batches: int) -> float:
     """The finish time of ``deal_micro_batches`` where one micro-batch takes 1 at speed 1.0."""
     if len(set(speeds)) == 1:
         return -(-micro_batches // len(speeds)) / speeds[0]
+    if micro_batches > HEAPED:
+        finish_N, _ = _finishes(speeds, micro_batches)
+        return float(np.partition(finish_N, micro_batches - 1)[micro_batches - 1])
     finish = [(1 / speed, 1, speed) for speed in speeds]
     heapq.heapify(finish)
     latest = 0.0
@@ -53,6 +70,17 @@ def group_rounds(speeds: Sequence[float], micro_batches: int) -> float:
         latest, count, speed = finish[0]
         heapq.heapreplace(finish, ((count + 1) / speed, count + 1, speed))
     return latest
+
+
+def _finishes(speeds: Sequence[float], micro_batches: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """When each worker would finish its first, second, ... micro-batch, and which worker that is, in no
+    order: the first ``micro_batches`` of all and more."""
+    speed_W = np.asarray(speeds, dtype=np.float64)
+    latest = (micro_batches + len(speed_W)) / speed_W.sum()  # everybody has rounded down at most one by then
+    counts_W = (latest * speed_W).astype(np.int64) + 1
+    place_N = np.repeat(np.arange(len(speed_W)), counts_W)
+    number_N = np.arange(len(place_N)) - np.repeat(np.cumsum(counts_W) - counts_W, counts_W) + 1
+    return number_N / speed_W[place_N], place_N
 
 
 def speeds_equal(speeds: Sequence[float]) -> bool:
@@ -87,7 +115,8 @@ def cut_layers(
     stages compute layers 0..l-1 within T; then T is bisected. That is O(K L^2) per limit
     instead of O(K L^2 W^2) altogether and exact to ``TOLERANCE``.
 
-    Stage time is seconds x ceil(micro-batches / workers) / speed where all are equally fast,
+    Stage time is seconds x ceil(micro-batches / workers) / mean speed where all are equally fast (or so
+    many that the mean counts, ``FLUID``),
     and seconds x micro-batches / (sum of the group's speeds) where they are not; groups are then
     runs of ``speeds`` in the given order. ``fewest_workers[l', l]`` is a lower bound on the group
     of a stage of layers l' to l-1 (memory; ``OUT_OF_REACH`` forbids the stage).
@@ -201,7 +230,7 @@ class _Search:
         fewest_workers: NDArray[np.int64] | None,
     ) -> None:
         self.layers, self.stages, self.micro_batches = len(layer_seconds), stages, micro_batches
-        self.equal = speeds_equal(speeds)
+        self.equal = speeds_equal(speeds) or len(speeds) >= FLUID * stages
         self.power = np.concatenate(([0.0], np.cumsum(np.asarray(speeds, dtype=np.float64))))
         self.speed = float(self.power[-1]) / len(speeds)
         before = np.concatenate(([0.0], np.cumsum(np.asarray(layer_seconds, dtype=np.float64))))

@@ -15,7 +15,7 @@ from typing import Literal
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
-from strategies.candidates import divisions_of, sized_divisions
+from strategies.candidates import MANY, divisions_of, sized_divisions, spread_over_domains
 from strategies.costs import CostModel, Division, Predictor
 from strategies.ranking import assign, ranked, score, stages_of, step_seconds
 from strategies.sharding import shard_blocks
@@ -103,7 +103,8 @@ def choose_plan(
     plan_stages = stages_of(chosen.division)
     assignment = assign(chosen.division, predictor)
     plan = Plan(generation, plan_stages, assignment, shard_blocks(layout, plan_stages, members))
-    left_out = tuple(member.worker for member in members if member.worker not in set(plan.workers))
+    at_work = set(plan.workers)
+    left_out = tuple(member.worker for member in members if member.worker not in at_work)
     reason = f"{chosen.name}: {len(plan_stages)} stages, {chosen.step_seconds:.4g} s a step predicted"
     if left_out:
         reason += f"; faster without worker{'s' * (len(left_out) > 1)} {', '.join(map(str, left_out))}"
@@ -131,9 +132,11 @@ def _subsets(members: Sequence[Member]) -> Iterator[list[Member]]:
     domains = min(2, len({member.domain for member in members}))
     typical = median(member.speed for member in members)
     slow = sorted((m for m in members if m.speed < SLOW * typical), key=lambda m: (m.speed, m.worker))
+    if len(members) > MANY:
+        return  # in a large group whoever is too slow for one micro-batch is dealt none, and that is enough
     for count in sorted({*range(1, min(len(slow), LEFT_OUT_SINGLY) + 1), len(slow)} - {0}):
-        left_out = set(slow[:count])
-        rest = [member for member in members if member not in left_out]
+        left_out = {member.worker for member in slow[:count]}
+        rest = [member for member in members if member.worker not in left_out]
         if len(rest) > 1 and len({member.domain for member in rest}) >= domains:
             yield rest
 
@@ -152,12 +155,13 @@ def _divisions(
         if limit is None:
             limit = ROOM * predictor.even_memory_bytes(asked, len(members))
     limited = predictor.costs.worker_memory_bytes is not None
-    found = divisions_of(predictor, members, counts, previous, limited=limited)
+    spread = spread_over_domains(members)
+    found = divisions_of(predictor, spread, counts, previous, limited=limited)
     found = {d: n for d, n in found.items() if limit is None or predictor.memory_bytes(d) <= limit}
-    for division, name in sized_divisions(predictor, members, counts, previous, limit).items():
+    for division, name in sized_divisions(predictor, spread, counts, previous, limit).items():
         if limit is None or predictor.memory_bytes(division) <= limit:
             found.setdefault(division, name)
-    return found or divisions_of(predictor, members, counts, previous, limited=False)
+    return found or divisions_of(predictor, spread, counts, previous, limited=False)
 
 
 def _check(

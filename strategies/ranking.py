@@ -1,6 +1,6 @@
 """Candidates ranked by predicted step time: all by closed formulas, the best of them by simulation.
 
-The planner runs while a recovery waits, so the simulations are rationed.
+The planner runs while a recovery waits, so simulations are rationed.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from dataclasses import dataclass
 
 from runtime.plan import Member, Plan, Stage, WorkerId
 from strategies.costs import CostModel, Division, Predictor
-from strategies.partition import deal_micro_batches
+from strategies.partition import deal_micro_batches, group_rounds
 from strategies.schedule import StageTimes, group_limit, simulate_pipeline, simulate_step
 
-SIMULATED_TASKS = 6_000
+SIMULATED_TASKS = 8_000
 """How many forwards and backwards the first round of simulations may take, about 0.7 us each. One
-simulation takes 2 x stages x micro-batches. Plans too large for even one go by the closed formula."""
+simulation takes 2 x stages x micro-batches."""
 
 REFINED_TASKS = 6_000
-"""As many again may go into refining the best."""
+"""So many more may go into refining the best."""
+
+LARGEST_SIMULATION = 1_500
+"""Tasks. A larger plan is simulated in proportion: with a q-th of the workers of every group and of the
+micro-batches. How far that stays behind the closed formula is how far the whole does."""
 
 REFINED_CANDIDATES = 2
 
@@ -127,6 +131,8 @@ class _Simulation:
         best, previous = candidate, None
         while best is not previous:
             previous = best
+            if self._scale(best.division) > 1:
+                return best  # a sample of the workers is too coarse for that
             for division in _neighbours(best.division):
                 if memory_limit is not None and self._predictor.memory_bytes(division) > memory_limit:
                     continue
@@ -138,28 +144,51 @@ class _Simulation:
                     break
         return best
 
+    def _scale(self, division: Division) -> int:
+        return -(-2 * len(division.groups) * self._predictor.micro_batches // LARGEST_SIMULATION)
+
     def _tasks(self, division: Division) -> int:
-        return 2 * len(division.groups) * self._predictor.micro_batches
+        return 2 * len(division.groups) * self._predictor.micro_batches // self._scale(division)
 
     def _pipeline_seconds(self, division: Division) -> float:
         predictor = self._predictor
         # who is who does not matter to the pipeline
-        speeds = [tuple(predictor.speed[worker] for worker in group) for group in division.groups]
+        speeds = [tuple(map(predictor.speed.__getitem__, group)) for group in division.groups]
         key = (division.bounds, *speeds)
         if key not in self._seconds:
             self.left -= self._tasks(division)
-            shape = [(stop - first, len(group)) for first, stop, group in division.stages()]
-            times = [
-                StageTimes(
-                    *predictor.seconds_each_way(first, stop),
-                    speeds[k],
-                    deal_micro_batches(list(enumerate(speeds[k])), predictor.micro_batches),
-                    group_limit(shape, k),
-                )
-                for k, (first, stop, _) in enumerate(division.stages())
-            ]
-            self._seconds[key] = simulate_pipeline(times, UNSTEADINESS)
+            scale = self._scale(division)
+            seconds, formula = _simulated(predictor, division, speeds, scale)
+            if scale > 1:
+                seconds *= predictor.pipeline_seconds(division) / formula
+            self._seconds[key] = seconds
         return self._seconds[key]
+
+
+def _simulated(
+    predictor: Predictor, division: Division, speeds: Sequence[Sequence[float]], scale: int
+) -> tuple[float, float]:
+    """(seconds of the simulated pipeline, those of the closed formula) at one ``scale``-th of the size."""
+    micro_batches = max(round(predictor.micro_batches / scale), 1)
+    if scale > 1:
+        speeds = [_sample(each, max(round(len(each) / scale), 1)) for each in speeds]
+    bounds = list(division.stages())
+    shape = [(stop - first, len(each)) for (first, stop, _), each in zip(bounds, speeds, strict=True)]
+    times, passes, longest = [], 0.0, 0.0
+    for k, (first, stop, _) in enumerate(bounds):
+        forward, backward = predictor.seconds_each_way(first, stop)
+        row = deal_micro_batches(list(enumerate(speeds[k])), micro_batches)
+        times.append(StageTimes(forward, backward, speeds[k], row, group_limit(shape, k)))
+        once = (forward + backward) * len(speeds[k]) / sum(speeds[k])
+        passes += once
+        longest = max(longest, (forward + backward) * group_rounds(speeds[k], micro_batches) - once)
+    return simulate_pipeline(times, UNSTEADINESS), passes + longest
+
+
+def _sample(speeds: Sequence[float], count: int) -> list[float]:
+    """``count`` speeds that stand for all: evenly spaced ones of the sorted."""
+    ordered = sorted(speeds)
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
 
 
 def _neighbours(division: Division) -> Iterator[Division]:

@@ -8,10 +8,22 @@ failure domain wherever there is one: the loss of any single domain leaves every
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from operator import sub
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Shard, Stage, WorkerId
+
+EVERYBODY = 64
+"""A block is cut over all its holders if they are no more than this. In a larger group a block has about as
+many shards, or more where every worker is to have one at all: 12,500 workers that hold 12 layers would
+otherwise make 150,000 shards, and every worker 12,500 small messages for each layer."""
+
+LEAST_UNITS = 256
+"""In multiples of ``ALIGNMENT``: what a shard of such a group has at least, unless the block is smaller."""
 
 
 def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Member]) -> tuple[Shard, ...]:
@@ -20,11 +32,13 @@ def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Memb
     The holders of a block are the stage groups of all layers that use it, so a tied embedding is
     cut over both groups. Bounds are multiples of ``ALIGNMENT`` elements and sizes differ by at
     most one ``ALIGNMENT``; a block with fewer such units than holders has one shard per unit. The
-    first holder rotates with the block's index, so small blocks spread over the group.
+    first holder rotates with the block's index, so small blocks spread over the group. A block of more
+    than ``EVERYBODY`` holders is cut over a run of them, which begins where the last block's ended.
 
     A backup is, in order of preference: another holder in another failure domain, any worker in
     another domain, another holder, any other worker, None for a lone worker; among equals the one
-    that backs up the fewest elements so far, then the lowest id.
+    that backs up the fewest elements so far, then the lowest id. With more than ``EVERYBODY`` holders it
+    is the worker half a round on among the most preferred, by domain: nobody has to be compared.
 
     Returns the shards in order of (block, start). Pure and independent of the order of ``members``.
     """
@@ -32,33 +46,108 @@ def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Memb
     domain_of = {member.worker: member.domain for member in members}
     assert all(worker in domain_of for worker in workers), "a stage names a worker that is no member"
     elements_backed_up = dict.fromkeys(workers, 0)
-    stage_of_layer = [stage for stage in stages for _ in range(stage.first, stage.stop)]
+    stage_of_layer = [k for k, stage in enumerate(stages) for _ in range(stage.first, stage.stop)]
     assert len(stage_of_layer) == layout.layers, "the stages must hold every layer once"
+    held_by = [tuple(sorted({stage_of_layer[layer] for layer in block.layers})) for block in layout.blocks]
+    units: Counter[tuple[int, ...]] = Counter()
+    blocks: Counter[tuple[int, ...]] = Counter()
+    for block, held in zip(layout.blocks, held_by, strict=True):
+        units[held] += block.size // ALIGNMENT
+        blocks[held] += 1
+
+    groups: dict[tuple[int, ...], _Group] = {}
+    for held in units:
+        holders = sorted(worker for k in held for worker in stages[k].workers)
+        ring = _backup_ring(holders, workers, domain_of) if len(holders) > EVERYBODY else None
+        groups[held] = _Group(holders, units[held], _each_owns(len(holders), blocks[held]), ring)
+    every_ring = all(group.ring is not None for group in groups.values())
 
     shards: list[Shard] = []
-    for block in layout.blocks:
-        holders = sorted({w for layer in block.layers for w in stage_of_layer[layer].workers})
-        pool = _backup_pool(holders, workers, domain_of, elements_backed_up)
-        for start, stop, owner in _cut(block, holders):
-            backup = None if pool is None else pool.take(owner, stop - start)
-            if backup is not None:
-                elements_backed_up[backup] += stop - start
-            shards.append(Shard(block.index, start, stop, owner, backup))
+    for block, held in zip(layout.blocks, held_by, strict=True):
+        group = groups[held]
+        bounds, owners = _cut(block, *group.run(block))
+        backups: list[WorkerId | None]
+        if group.ring is not None:
+            backups = [group.ring[owner] for owner in owners]
+        else:
+            pool = _backup_pool(group.holders, workers, domain_of, elements_backed_up)
+            sizes = map(sub, bounds[1:], bounds)
+            backups = [
+                None if pool is None else pool.take(owner, size)
+                for owner, size in zip(owners, sizes, strict=True)
+            ]
+        shards += map(Shard, repeat(block.index), bounds, bounds[1:], owners, backups)
+        if not every_ring:
+            for start, stop, backup in zip(bounds, bounds[1:], backups, strict=False):
+                if backup is not None:
+                    elements_backed_up[backup] += stop - start
     return tuple(shards)
 
 
-def _cut(block: Block, holders: Sequence[WorkerId]) -> Iterable[tuple[int, int, WorkerId]]:
+@dataclass
+class _Group:
+    """The holders of some blocks, which have ``units`` multiples of ``ALIGNMENT`` together. In a large
+    group everybody owns ``each_owns`` shards, and ``ring`` gives the backup of every owner if it can."""
+
+    holders: Sequence[WorkerId]
+    units: int
+    each_owns: int
+    ring: Mapping[WorkerId, WorkerId] | None
+    _units_cut: int = 0
+    _next: int = 0
+
+    def run(self, block: Block) -> tuple[int, int, Sequence[WorkerId]]:
+        """(the block's shards, place of the first one's owner among the holders, the holders)."""
+        units = block.size // ALIGNMENT
+        if len(self.holders) <= EVERYBODY:
+            return min(len(self.holders), units), block.index, self.holders
+        first, before = self._next, self._units_cut
+        self._units_cut += units
+        # a block's share of all shards, rounded so that the shares add up
+        shards = len(self.holders) * self.each_owns
+        share = self._units_cut * shards // self.units - before * shards // self.units
+        pieces = min(share, units // LEAST_UNITS, len(self.holders))
+        pieces = max(pieces, min(1, units))
+        self._next += pieces
+        return pieces, first, self.holders
+
+
+def _each_owns(holders: int, blocks: int) -> int:
+    """How many shards every worker of a large group owns, so that each of its blocks has ``EVERYBODY``."""
+    return max(EVERYBODY * blocks // holders, 1)
+
+
+def _cut(
+    block: Block, pieces: int, first: int, holders: Sequence[WorkerId]
+) -> tuple[list[int], list[WorkerId]]:
+    """(bounds of the shards, their owners)."""
     assert block.size % ALIGNMENT == 0, f"block {block.name} is not padded to {ALIGNMENT} elements"
-    units = block.size // ALIGNMENT
-    if units == 0:
-        return
-    pieces = min(len(holders), units)
-    smaller, larger_pieces = divmod(units, pieces)
-    start = 0
-    for piece in range(pieces):
-        stop = start + (smaller + (piece < larger_pieces)) * ALIGNMENT
-        yield start, stop, holders[(piece + block.index) % len(holders)]
-        start = stop
+    if pieces == 0:
+        return [0], []
+    smaller, larger_pieces = divmod(block.size // ALIGNMENT, pieces)
+    bounds = [(piece * smaller + min(piece, larger_pieces)) * ALIGNMENT for piece in range(pieces + 1)]
+    first %= len(holders)
+    return bounds, [*holders[first:], *holders[:first]][:pieces]
+
+
+def _backup_ring(
+    holders: Sequence[WorkerId], workers: Sequence[WorkerId], domain_of: Mapping[WorkerId, str]
+) -> dict[WorkerId, WorkerId] | None:
+    """Every holder's backup: the worker half a round on, in order of domain and id. That is another domain's
+    worker, and nobody is chosen twice, as long as no domain has more than half of them.
+
+    Over the holders if they span domains, else over all workers if those do, else over the holders. None
+    where one domain has too many.
+    """
+    spanning = [each for each in (holders, workers) if len({domain_of[worker] for worker in each}) > 1]
+    for candidates in spanning or [holders]:
+        count = len(candidates)
+        largest = max(Counter(domain_of[worker] for worker in candidates).values())
+        if spanning and largest > count // 2:
+            continue
+        ring = sorted(candidates, key=lambda worker: (domain_of[worker], worker))
+        return dict(zip(ring, [*ring[count // 2 :], *ring[: count // 2]], strict=True))
+    return None
 
 
 class _LeastLoaded:

@@ -6,7 +6,11 @@ matter here; that every message, sum and shard is real does.
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,16 +33,34 @@ class _Sleep(torch.autograd.Function):
         return gradients[0], None
 
 
-class SleepingLayer(nn.Module):
-    """``x_BD`` to ``x_BD``: forward takes ``seconds``, backward twice that. One parameter per column."""
+def slow_down(pace: Path, factors: Mapping[int, float]) -> None:
+    """From now on the sleeping layers that were given the file ``pace`` sleep ``factors[process id]`` times
+    as long in these processes. The file appears whole: layers read it at any time."""
+    written = pace.with_suffix(".new")
+    written.write_text(json.dumps({str(process): factor for process, factor in factors.items()}))
+    written.replace(pace)
 
-    def __init__(self, width: int, seconds: float) -> None:
+
+def _factor(pace: Path | None) -> float:
+    """How much slower this process is at the moment. Tens of microseconds: a forward takes milliseconds."""
+    if pace is None or not pace.exists():
+        return 1.0
+    return float(json.loads(pace.read_text()).get(str(os.getpid()), 1.0))
+
+
+class SleepingLayer(nn.Module):
+    """``x_BD`` to ``x_BD``: forward takes ``seconds``, backward twice that, both longer where the file
+    ``pace`` says so. One parameter per column."""
+
+    def __init__(self, width: int, seconds: float, pace: Path | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
         self._seconds = seconds
+        self._pace = pace
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        slept: Tensor = _Sleep.apply(x_BD * self.scale, self._seconds)  # type: ignore[no-untyped-call]
+        seconds = self._seconds * _factor(self._pace)
+        slept: Tensor = _Sleep.apply(x_BD * self.scale, seconds)  # type: ignore[no-untyped-call]
         return slept
 
 
@@ -65,11 +87,15 @@ class Noise:
         return inputs_BD, inputs_BD / 2
 
 
-def build(*, layers: int, forward_seconds: float, width: int = 64) -> tuple[list[nn.Module], Any]:
-    """``layers`` sleeping layers and the loss. Raises ValueError for fewer than one layer."""
+def build(
+    *, layers: int, forward_seconds: float, width: int = 64, pace: str | None = None
+) -> tuple[list[nn.Module], Any]:
+    """``layers`` sleeping layers and the loss. ``pace`` is a file for ``slow_down``, which need not be there
+    yet. Raises ValueError for fewer than one layer."""
     if layers < 1:
         raise ValueError(f"the model's layers is {layers}: it must be at least 1")
-    return [SleepingLayer(width, forward_seconds) for _ in range(layers)], loss
+    path = None if pace is None else Path(pace)
+    return [SleepingLayer(width, forward_seconds, path) for _ in range(layers)], loss
 
 
 def build_data(*, micro_batch_size: int, micro_batches: int, seed: int, width: int = 64) -> Noise:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from runtime.resharding import (
+    PIECES,
     Holding,
     Interval,
     Transfer,
@@ -251,3 +253,22 @@ def test_a_newcomer_is_served_by_several_sources() -> None:
     to_newcomer = [t for t in transfers if t.target == 4 and t.what == "parameters"]
     assert len({t.source for t in to_newcomer}) >= 2
     assert all(t.what == "state" for t in transfers if t.target != 4)
+
+
+@pytest.mark.parametrize("newcomers", [1, 8, 80])
+def test_many_targets_get_few_pieces_from_all_sources(newcomers: int) -> None:
+    layout = Layout(1, (Block(0, "l", (0,), (), 640 * ALIGNMENT),), ())
+    members = [Member(i, f"n{i % 3}") for i in range(20)]
+    costs = CostModel.unmeasured(layout)
+    old, _ = choose_plan(0, members, layout, costs, 200, 1)
+    joined = [Member(20 + i, f"n{i % 3}") for i in range(newcomers)]
+    new, _ = choose_plan(1, [*members, *joined], layout, costs, 200, 1, old)
+    working = {w: {0: VERSION} for w in old.workers}
+    transfers = check_transfers(layout, new, holdings_of(old, VERSION), working)
+    sent = [t for t in transfers if t.what == "parameters"]
+    # what a newcomer gets as state splits the rest of the block, at most at two places
+    assert newcomers <= len(sent) <= max(PIECES, newcomers) + 3 * newcomers
+    bytes_of = Counter({worker: 0 for worker in old.workers})
+    for transfer in sent:
+        bytes_of[transfer.source] += transfer.bytes
+    assert max(bytes_of.values()) - min(bytes_of.values()) <= max(t.bytes for t in sent)

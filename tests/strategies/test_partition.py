@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from itertools import combinations, pairwise, product
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.partition import (
+    HEAPED,
     OUT_OF_REACH,
     TOLERANCE,
     cut_for_groups,
@@ -155,3 +157,21 @@ def test_dealing_is_whole_and_minimal(speeds: list[float], micro_batches: int) -
 
 def test_equal_workers_take_turns() -> None:
     assert deal_micro_batches([(4, 1.0), (2, 1.0), (9, 1.0)], 7) == (2, 4, 9, 2, 4, 9, 2)
+
+
+@given(
+    speeds=st.lists(st.sampled_from([0.1, 0.5, 0.75, 1.0, 1.3]), min_size=2, max_size=40),
+    micro_batches=st.integers(HEAPED + 1, 4 * HEAPED),
+)
+@settings(max_examples=60, deadline=None)
+def test_many_micro_batches_are_dealt_as_one_by_one(speeds: list[float], micro_batches: int) -> None:
+    group = [(3 * place + 1, speed) for place, speed in enumerate(speeds)]
+    finish = [(1 / speed, worker, 1, speed) for worker, speed in group]
+    heapq.heapify(finish)
+    latest, dealt = 0.0, []
+    for _ in range(micro_batches):
+        latest, worker, count, speed = finish[0]
+        dealt.append(worker)
+        heapq.heapreplace(finish, ((count + 1) / speed, worker, count + 1, speed))
+    assert deal_micro_batches(group, micro_batches) == tuple(dealt)
+    assert group_rounds(speeds, micro_batches) == latest

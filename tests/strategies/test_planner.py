@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
-from strategies.costs import Division, Predictor
+from strategies.costs import STATE, Division, Predictor
 from strategies.planner import ROOM, CostModel, choose_plan, predicted_gain
-from strategies.ranking import UNSTEADINESS, step_seconds
+from strategies.ranking import UNSTEADINESS, assign, stages_of, step_seconds
 from strategies.schedule import simulate_step
 
 
@@ -325,3 +325,36 @@ def test_losses_cost_hardly_more_than_the_workers_that_are_gone(workers: int) ->
         plan, _ = choose_plan(lost, members, layout, costs, 64, 4, plan)
         ideal = undisturbed * workers / (workers - lost)
         assert ideal / step_seconds(plan, members, costs) > 0.96
+
+
+@pytest.mark.parametrize("stages", [4, "auto"])
+def test_thousands_of_workers_are_planned_whole(stages: Any) -> None:
+    layout = layout_of(12, units=40_000)
+    members = members_of(2_000, domains=250)
+    costs = costs_of(layout, [0.01] * 12, link_bytes_per_second=1e12)
+    first, _ = choose_plan(0, members, layout, costs, 2_000, stages)
+    check_whole(first, members, layout, 2_000)
+    assert len({len(stage.workers) for stage in first.stages}) == 1
+    again, prediction = choose_plan(1, members, layout, costs, 2_000, stages, first)
+    assert (again.stages, again.shards, prediction.move_bytes) == (first.stages, first.shards, 0)
+    lost = [replace(m, speed=0.5) if m.worker % 100 == 50 else m for m in members if m.domain != "node7"]
+    plan, prediction = choose_plan(2, lost, layout, costs, 2_000, stages, first)
+    check_whole(plan, lost, layout, 2_000)
+    assert prediction.left_out == ()
+
+
+def test_moves_count_every_new_byte_once() -> None:
+    layout, members = layout_of(6), members_of(6)
+    costs = costs_of(layout, [0.01] * 6)
+    each = costs.parameter_bytes[0]
+    before = Division((0, 3, 6), ((0, 1, 2), (3, 4, 5)))
+    previous = Plan(0, stages_of(before), assign(before, Predictor(costs, members, 6, None)), ())
+    predictor = Predictor(costs, members, 6, previous)
+    assert predictor.moves(before) == (0, 0.0)
+    # layer 3 comes to the first group: parameters to three workers; state and backups of the changed
+    # layer; nothing of what the second group keeps
+    total, _ = predictor.moves(Division((0, 4, 6), before.groups))
+    assert total == 3 * each + 2 * STATE * each
+    # worker 5 changes sides: three layers' parameters to it, and all state is divided anew
+    total, _ = predictor.moves(Division((0, 3, 6), ((0, 1, 2, 5), (3, 4))))
+    assert total == 3 * each + 2 * STATE * 6 * each
