@@ -24,8 +24,11 @@ pieces of several sources come sooner, but thousands of targets keep all sources
 Interval = tuple[int, int]
 """Elements start to stop - 1 of a block; never empty in a normalised list."""
 
-BYTES = {"parameters": 4, "state": 12}
-"""Bytes per element moved: float32 parameters, or those with exp_avg and exp_avg_sq."""
+Content = Literal["parameters", "moments", "state"]
+"""What a transfer carries: working parameters, exp_avg and exp_avg_sq, or all three."""
+
+BYTES: Mapping[Content, int] = {"parameters": 4, "moments": 8, "state": 12}
+"""Bytes per element moved; all are float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +44,14 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """``source`` sends elements ``start`` to ``stop - 1`` of ``block`` to ``target``: working
-    parameters alone, or the state (parameters included)."""
+    """``source`` sends elements ``start`` to ``stop - 1`` of ``block`` to ``target``."""
 
     source: WorkerId
     target: WorkerId
     block: int
     start: int
     stop: int
-    what: Literal["state", "parameters"]
+    what: Content
 
     @property
     def bytes(self) -> int:
@@ -129,9 +131,11 @@ def plan_transfers(
     model) name every worker that can send, members of ``plan`` or not: leave lost ones out.
     Afterwards every owner and backup has its shards' state, and every holder of a block its full
     parameters, given that a worker copies by itself what it has: state pieces at ``version`` into
-    new shards, and the parameters of state it has or receives into its model.
+    new shards, the parameters of state it holds into its model, and its model's parameters beside the
+    moments that it receives.
 
-    Order: parameters first (the next forward waits for them), then owners' state, then backups';
+    Order: parameters first (only they are waited for before the next forward), then owners' state, then
+    backups' (ElasWave moves a layer's parameters before its optimizer state for the same reason);
     inside each by block, target, start. Transfers of one kind to one target are disjoint. Each
     segment comes from the source with the fewest bytes to send so far, then the lowest id.
 
@@ -153,14 +157,15 @@ def plan_transfers(
         targets = [w for w in plan.holders(block.layers) if working.get(w, nothing).get(index) != version]
         most = max(PIECES // len(targets), 1) if targets else 0
         for target in targets:
-            key = (index, target)
-            present = [*sources.local(*key), *owned.get(key, ()), *backed_up.get(key, ())]
+            present = sources.local(index, target)
             missing = subtract(whole, present) if present else whole
             transfers += sources.send_parameters(index, target, missing, most)
+    holders = [set(plan.holders(block.layers)) for block in layout.blocks]
     for wanted in (owned, backed_up):
-        for (block_index, target), intervals in sorted(wanted.items()):
-            missing = subtract(intervals, sources.local(block_index, target))
-            transfers += sources.send(block_index, target, missing, "state")
+        for (index, target), intervals in sorted(wanted.items()):
+            missing = subtract(intervals, sources.local(index, target))
+            what: Content = "moments" if target in holders[index] else "state"
+            transfers += sources.send(index, target, missing, what)
     return tuple(transfers)
 
 
@@ -225,7 +230,7 @@ class _Sources:
         return transfers
 
     def send(
-        self, block: int, target: WorkerId, missing: Iterable[Interval], what: Literal["state", "parameters"]
+        self, block: int, target: WorkerId, missing: Iterable[Interval], what: Content
     ) -> list[Transfer]:
         """Cuts ``missing`` where the set of holders changes and gives each segment a source."""
         transfers: list[Transfer] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -12,20 +13,22 @@ from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.layout import Layout
 from runtime.plan import Shard, WorkerId
 from runtime.protocol import Resume
-from runtime.resharding import Transfer
+from runtime.resharding import Content, Transfer
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
 from strategies.model import build_model, flat_parameters
 from strategies.stage import StageModel
 from strategies.zero import piece_of
 
+_ROWS_OF: Mapping[Content, Any] = {"parameters": 0, "moments": slice(1, ROWS), "state": slice(0, ROWS)}
+
 
 @dataclass
 class Mover:
     """Brings a worker from what it holds to what ``resume`` wants of it.
 
-    ``move`` returns as soon as the next forward can run; optimizer state that is only needed for the
-    update may still be on its way and is taken in by ``settle``.
+    ``move`` returns as soon as the next forward can run, which needs parameters only; optimizer state, which
+    the update needs, may still be on its way and is taken in by ``settle``.
     """
 
     job: Job
@@ -91,7 +94,8 @@ class Mover:
     def _tag(self, transfer: Transfer) -> Tag:
         plan = self.resume.plan
         index = (transfer.block, transfer.start, transfer.stop)
-        return Tag(plan.generation, self.resume.version, 0, "move " + transfer.what, index)
+        what = "move parameters" if transfer.what == "parameters" else "move state"
+        return Tag(plan.generation, self.resume.version, 0, what, index)
 
     def _send(self) -> None:
         version = self.resume.version
@@ -104,7 +108,7 @@ class Mover:
             else:
                 state_3N = self.store.read(piece, version)
                 assert state_3N is not None, f"{transfer} cannot be served at version {version}"
-                tensor = state_3N if transfer.what == "state" else state_3N[0]
+                tensor = state_3N[_ROWS_OF[transfer.what]]
             self.endpoint.send(transfer.target, self._tag(transfer), [tensor], background=True)
 
     def _receive(self) -> None:
@@ -119,14 +123,8 @@ class Mover:
             if self.store.get(piece_of(shard), version) is None:
                 self._fresh[shard] = self._local_parts(piece_of(shard), version)
         coming = [transfer for transfer in self.resume.transfers if transfer.target == self.worker]
-        states = [transfer for transfer in coming if transfer.what == "state"]
-        owed = [transfer for transfer in states if transfer.block not in stale]
+        owed = [transfer for transfer in coming if transfer.what != "parameters"]
         self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
-        for transfer in states:
-            if transfer.block in stale:  # the working parameters need it before the next forward
-                state_3N = self._place(transfer, self.endpoint.receive(transfer.source, self._tag(transfer)))
-                working = self.stage.working[transfer.block]
-                working[transfer.start : transfer.stop] = state_3N[0]
         for shard in [shard for shard in self._fresh if not any(_meet(t, shard) for t in owed)]:
             self.store.put(piece_of(shard), version, self._fresh.pop(shard))
         for transfer in coming:
@@ -141,17 +139,19 @@ class Mover:
             state_3N[:, start - piece[1] : stop - piece[1]] = part
         return state_3N
 
-    def _place(self, transfer: Transfer, message: Message) -> Tensor:
-        """Puts a transfer into every new shard that it is a part of; returns its state."""
-        state_3N = message.tensors[0]
-        self.bytes_received += state_3N.nbytes
+    def _place(self, transfer: Transfer, message: Message) -> None:
+        """Puts a transfer into every new shard that it is a part of."""
+        part = message.tensors[0]
+        self.bytes_received += part.nbytes
         for shard, fresh_3N in self._fresh.items():
-            if _meet(transfer, shard):
-                start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
-                fresh_3N[:, start - shard.start : stop - shard.start] = state_3N[
-                    :, start - transfer.start : stop - transfer.start
-                ]
-        return state_3N
+            if not _meet(transfer, shard):
+                continue
+            start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
+            place = slice(start - shard.start, stop - shard.start)
+            rows = _ROWS_OF[transfer.what]
+            fresh_3N[rows, place] = part[:, start - transfer.start : stop - transfer.start]
+            if transfer.what == "moments":
+                fresh_3N[0, place] = self.stage.working[transfer.block][start:stop]
 
     # --- from a checkpoint or the seed ------------------------------------------------------
 

@@ -71,7 +71,8 @@ class SimMover:
 
     def _tag(self, transfer: Transfer) -> Tag:
         index = (transfer.block, transfer.start, transfer.stop)
-        return Tag(self.resume.plan.generation, self.resume.version, 0, "move " + transfer.what, index)
+        what = "move parameters" if transfer.what == "parameters" else "move state"
+        return Tag(self.resume.plan.generation, self.resume.version, 0, what, index)
 
     def _send(self) -> None:
         version = self.resume.version
@@ -99,14 +100,8 @@ class SimMover:
             if self.store.get(piece_of(shard), version) is None:
                 self._fresh[shard] = self._local_parts(shard)
         coming = [transfer for transfer in self.resume.transfers if transfer.target == self.me]
-        states = [transfer for transfer in coming if transfer.what == "state"]
-        owed = [transfer for transfer in states if transfer.block not in stale]
+        owed = [transfer for transfer in coming if transfer.what != "parameters"]
         self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
-        for transfer in states:
-            if transfer.block in stale:
-                message = yield from self.endpoint.receive(transfer.source, self._tag(transfer))
-                self._place(transfer, message)
-                self.stage.write(transfer.block, transfer.start, message.note)
         for shard in list(self._fresh):
             if not any(_meet(transfer, shard) for transfer in owed):
                 self._put(shard)

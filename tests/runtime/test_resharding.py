@@ -122,9 +122,10 @@ def check_transfers(
         assert t.source != t.target and t.start < t.stop
         source, span = before[t.source], slice(t.start, t.stop)
         has_state = bool((source.state[t.block][span] == VERSION).all())
-        if t.what == "state":
+        if t.what != "parameters":
             assert has_state, "state from someone who lacks it"
             assert (before[t.target].state[t.block][span] != VERSION).all(), "state that was there"
+            assert (t.what == "moments") is (t.target in plan.holders(layout.blocks[t.block].layers))
             after[t.target].state[t.block][span] = VERSION
         else:
             mixed = np.maximum(source.state[t.block][span], source.parameters[t.block][span])
@@ -133,6 +134,11 @@ def check_transfers(
         span_elements = set(range(t.start, t.stop))
         assert not received[t.target, t.block, t.what] & span_elements, "sent twice"
         received[t.target, t.block, t.what] |= span_elements
+    for (target, index, what), elements in received.items():
+        if what == "moments":  # their parameters must be there before them
+            known = after[target].parameters[index] == VERSION
+            known |= before[target].state[index] == VERSION
+            assert known[sorted(elements)].all(), "moments without parameters"
     for shard in plan.shards:
         for worker in {shard.owner, shard.backup} - {None}:
             assert worker is not None
@@ -140,8 +146,8 @@ def check_transfers(
     for block in layout.blocks:
         for worker in plan.holders(block.layers):
             own = after[worker]
-            complete = (own.parameters[block.index] == VERSION) | (own.state[block.index] == VERSION)
-            assert complete.all(), "parameters missing"
+            known = before[worker].state[block.index] == VERSION
+            assert (known | (own.parameters[block.index] == VERSION)).all(), "parameters missing"
     check_order(plan, transfers)
     return transfers
 
@@ -252,7 +258,7 @@ def test_a_newcomer_is_served_by_several_sources() -> None:
     transfers = check_transfers(layout, new, holdings_of(old, VERSION), working)
     to_newcomer = [t for t in transfers if t.target == 4 and t.what == "parameters"]
     assert len({t.source for t in to_newcomer}) >= 2
-    assert all(t.what == "state" for t in transfers if t.target != 4)
+    assert all(t.what == "moments" for t in transfers if t.target != 4)
 
 
 @pytest.mark.parametrize("newcomers", [1, 8, 80])
@@ -266,7 +272,6 @@ def test_many_targets_get_few_pieces_from_all_sources(newcomers: int) -> None:
     working = {w: {0: VERSION} for w in old.workers}
     transfers = check_transfers(layout, new, holdings_of(old, VERSION), working)
     sent = [t for t in transfers if t.what == "parameters"]
-    # what a newcomer gets as state splits the rest of the block, at most at two places
     assert newcomers <= len(sent) <= max(PIECES, newcomers) + 3 * newcomers
     bytes_of = Counter({worker: 0 for worker in old.workers})
     for transfer in sent:
