@@ -49,6 +49,15 @@ class _Pulse:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     progress: int = -1
     computing: float = 0.0
+    longest: float = 0.0
+
+    def came(self, now: float) -> None:
+        gap = max(0.0, now - self.heard)
+        leaves = self.gaps[0] if len(self.gaps) == GAPS else 0.0
+        self.gaps.append(gap)
+        # looked for among all only when the longest has left: thousands of workers are watched
+        self.longest = max(self.gaps) if leaves >= self.longest else max(self.longest, gap)
+        self.heard = now
 
 
 class Watch:
@@ -66,10 +75,10 @@ class Watch:
         if pulse is None:
             pulse = self._pulses[worker] = _Pulse(now)
         else:
-            pulse.gaps.append(max(0.0, now - pulse.heard))
+            pulse.came(now)
         if progress != pulse.progress or computing > 0.0:
             self._moved = now
-        pulse.heard, pulse.progress, pulse.computing = now, progress, computing
+        pulse.progress, pulse.computing = progress, computing
 
     def forget(self, worker: WorkerId) -> None:
         self._pulses.pop(worker, None)
@@ -87,7 +96,7 @@ class Watch:
     def patience(self) -> float:
         """Seconds of silence after which a worker is given up."""
         least = self._patience.silence_seconds
-        longest = max((gap for pulse in self._pulses.values() for gap in pulse.gaps), default=0.0)
+        longest = max((pulse.longest for pulse in self._pulses.values()), default=0.0)
         return min(max(least, LONGEST_GAPS * longest), MOST * least)
 
     def overdue(self, now: float, step_seconds: float) -> list[tuple[WorkerId, str]]:

@@ -54,7 +54,7 @@ class Progress(ControllerState):
     def _end_if_finished(self) -> list[Output]:
         if self.plan is None or self.phase is not Phase.RUNNING:
             return []
-        if not set(self.plan.workers) <= set(self._finished):
+        if len(self._finished) < len(self.plan.workers) or not set(self.plan.workers) <= set(self._finished):
             return []
         version = min(self._finished.values())
         written = self._parts.reaches(version)

@@ -57,7 +57,7 @@ class Recovery(Boundary):
         if held.generation != self.generation or self.phase is not Phase.AGREEING:
             return []
         self._held[held.worker] = held
-        if self._asked - set(self._held):
+        if len(self._held) < len(self._asked) or self._asked - set(self._held):
             return []
         return self._decide(now)
 

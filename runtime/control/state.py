@@ -115,12 +115,13 @@ class ControllerState:
         return self._parts.durable
 
     def _chosen(self) -> list[WorkerId]:
-        """The members that work is to be divided among: those who stay, no more than there is work for,
-        and whoever has work keeps it. Where too few stay, those with a notice work until they are gone."""
-        staying = [worker for worker in sorted(self.members) if worker not in self._notices]
-        if len(staying) < self.terms.min_workers:
-            staying = sorted(self.members)
+        """The members that work is to be divided among: those who stay, no more than there is work for, and
+        whoever has work keeps it. Where too few stay, as many with a notice as are missing work on."""
         at_work = set(self.plan.workers) if self.plan else set()
+        staying = [worker for worker in self.members if worker not in self._notices]
+        leaving = [worker for worker in self.members if worker in self._notices]
+        missing = max(self.terms.min_workers - len(staying), 0)
+        staying += sorted(leaving, key=lambda worker: (worker not in at_work, worker))[:missing]
         staying.sort(key=lambda worker: (worker not in at_work, worker))
         limit = max(self.terms.max_workers or 0, self.terms.workers)
         return sorted(staying if self.terms.max_workers is None else staying[:limit])
