@@ -192,6 +192,8 @@ class Controller(Recovery):
     def _lost(self, worker: WorkerId, reason: str, now: float, confirmed: bool = True) -> list[Output]:
         if confirmed and worker in self._out_of_reach:
             self._out_of_reach.discard(worker)
+            if self._incident is not None:
+                self._incident.explain(worker, reason)
             return self._decide(now) if self.phase is Phase.PAUSED else []
         if worker in self._fenced:
             return []

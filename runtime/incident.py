@@ -42,6 +42,11 @@ class Incident:
         self.reasons.append(reason)
         self._interrupted_at = now
 
+    def explain(self, worker: WorkerId, reason: str) -> None:
+        """It has become known why ``worker`` was lost."""
+        if worker in self.lost:
+            self.reasons[self.lost.index(worker)] = reason
+
     def agreed(self, now: float) -> None:
         """All survivors have reported, and there are enough of them to go on."""
         self._agreed_at = now
