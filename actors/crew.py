@@ -37,7 +37,8 @@ class Place:
 
 
 class RayCrew:
-    """``actors.host.Crew`` on Ray. ``post`` takes what happens to the controller.
+    """``actors.host.Crew`` on Ray. ``post`` takes what happens to the controller; ``asked_for`` hears of
+    every id before Ray is asked for a worker of that id.
 
     One thread a worker waits for Ray's word on it; all are daemons and end with the process.
     """
@@ -52,10 +53,11 @@ class RayCrew:
         address: str,
         post: Callable[[Input], None],
         check: Callable[[WorkerId, Ready], str | None],
+        asked_for: Callable[[WorkerId], None],
     ) -> None:
         self._run, self._job, self._secret, self._place = run, job, secret, place
         self._controller, self._address = controller, address
-        self._post, self._check = post, check
+        self._post, self._check, self._asked_for = post, check, asked_for
         self._handles: dict[WorkerId, Any] = {}
         self._domains: dict[WorkerId, str] = {}
         self.processes: dict[WorkerId, int] = {}
@@ -65,6 +67,7 @@ class RayCrew:
 
     def create(self, worker: WorkerId) -> Any:
         """Asks Ray for an actor; it is placed when there is room."""
+        self._asked_for(worker)
         place = self._place
         actor: Any = ray.remote(WorkerActor)
         handle: Any = actor.options(
@@ -90,14 +93,15 @@ class RayCrew:
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
-        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
+        starting = self.create(worker)
+        threading.Thread(target=self._bring, args=(worker, starting), daemon=True).start()
 
     def dismiss(self, worker: WorkerId) -> None:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
-    def _bring(self, worker: WorkerId) -> None:
+    def _bring(self, worker: WorkerId, starting: Any) -> None:
         try:
-            ready: Ready = ray.get(self.create(worker))
+            ready: Ready = ray.get(starting)
         except RayActorError as error:
             self._post(Lost(worker, first_line(error)))
             return

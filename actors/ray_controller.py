@@ -105,6 +105,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
+            lambda worker: self._folder.note_controller(next_worker=worker + 1),
         )
         self._host.crew = self._crew
         self._done = threading.Event()
@@ -167,7 +168,7 @@ class ControllerActor:
 
     def _live(self) -> None:
         try:
-            controller = self._take_over() if self._is_anew else self._form({})
+            controller = self._take_over() if self._is_anew else self._form(0)
             threading.Thread(target=self._crew.watch_drains, daemon=True).start()
             self._host.run(controller)
         except ValueError as error:
@@ -182,9 +183,8 @@ class ControllerActor:
 
     # --- a new run ----------------------------------------------------------------------------
 
-    def _form(self, earlier: Mapping[WorkerId, str]) -> Controller:
-        """Brings the first workers and lets the controller know of them. ``earlier`` names are taken."""
-        first = max(earlier, default=-1) + 1
+    def _form(self, first: WorkerId) -> Controller:
+        """Brings the first workers, with ids from ``first``, and lets the controller know of them."""
         workers = range(first, first + self._settings.workers)
         ready, lost = self._warm_up(workers)
         if not ready:
@@ -286,7 +286,9 @@ class ControllerActor:
         adopted = tuple(sorted(self._crew.adopt()))
         steps = self._recorder.steps
         away = steady_time() - steps[-1].committed_at if steps else 0.0
-        next_worker = max(names, default=-1) + 1
+        # an id is never used twice: peers that fenced its owner would drop what a namesake says
+        noted = self._folder.controller_facts().get("next_worker", 0)
+        next_worker = max(noted, *(name + 1 for name in names), 0)
         # before anybody can answer, so that it is the first that the controller hears of
         self._host.post(Learn(adopted, steps[-1].step if steps else 0, max(0.0, away), next_worker))
         asked = {self._crew.attach(worker): worker for worker in adopted}
@@ -302,7 +304,7 @@ class ControllerActor:
             self._crew.dismiss(worker)
         if not answers:
             self._host.forget_events()
-            return self._form(names)
+            return self._form(next_worker)
         self._first = next(iter(answers.values()))
         newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
         for problem in problems:
