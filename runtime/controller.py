@@ -162,6 +162,7 @@ class Controller(Recovery):
     def _joined(self, event: Joined, now: float) -> list[Output]:
         self._hiring.arrived(event.worker)
         self._admit(event)
+        self._watch.begin(event.worker, now)
         if self.phase is Phase.FORMING:
             return self._form_if_complete(now)
         if self.phase is Phase.PAUSED:
@@ -288,6 +289,7 @@ class Controller(Recovery):
         answers = {worker: here for worker, here in self._here.items() if worker in self._asked}
         for here in answers.values():
             self._admit(here)
+            self._watch.begin(here.worker, now)
         found = standing(answers)
         self.generation, self.plan = found.generation, found.plan
         if found.generation == 0 and self._learn.recorded == 0:  # the run had not begun
