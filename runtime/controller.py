@@ -162,6 +162,7 @@ class Controller(Recovery):
     def _joined(self, event: Joined, now: float) -> list[Output]:
         self._hiring.arrived(event.worker)
         self._admit(event)
+        self._watch.begin(event.worker, now)
         if self.phase is Phase.FORMING:
             return self._form_if_complete(now)
         if self.phase is Phase.PAUSED:
@@ -288,27 +289,27 @@ class Controller(Recovery):
         answers = {worker: here for worker, here in self._here.items() if worker in self._asked}
         for here in answers.values():
             self._admit(here)
+            self._watch.begin(here.worker, now)
         found = standing(answers)
         self.generation, self.plan = found.generation, found.plan
-        if found.plan is None:
+        if found.generation == 0 and self._learn.recorded == 0:  # the run had not begun
             self.phase = Phase.FORMING
             self._fenced.update(set(range(self.terms.workers)) - set(self.members))
             return self._form_if_complete(now)
-        self._reached = found.version
-        self._considered = frozenset(found.plan.workers)
+        at_work = found.plan.workers if found.plan else ()  # only newcomers may be left
+        self._reached = version = found.version if found.plan else self._learn.recorded
+        self._considered = frozenset(at_work)
         records = {record.step: record for here in answers.values() for record in here.records}
-        outputs: list[Output] = [
-            Note(ControllerRestarted(found.version + 1, len(found.plan.workers), self._learn.away))
-        ]
-        outputs += self._stepped_in_order(records.values()) + self._past_gaps(found.version)
+        outputs: list[Output] = [Note(ControllerRestarted(version + 1, len(at_work), self._learn.away))]
+        outputs += self._stepped_in_order(records.values()) + self._past_gaps(version)
         self.phase = Phase.RUNNING
         if not found.undisturbed:
-            incident = Incident(found.version + 1, len(found.plan.workers), began=now)
+            incident = Incident(version + 1, len(at_work), began=now)
             reason = "lost while the controller was away"
             for worker in found.missing:
                 self._fenced.add(worker)
                 incident.lose(worker, reason, now, died_at=None)
-                outputs.append(Note(WorkerLost(found.version + 1, worker, reason)))
+                outputs.append(Note(WorkerLost(version + 1, worker, reason)))
             self._incident = incident if found.missing else None
             outputs += self._interrupt(now)
         early, self._early = self._early, []

@@ -69,8 +69,12 @@ class Watch:
         self._ticked: float | None = None
         self._moved: float | None = None
 
+    def begin(self, worker: WorkerId, now: float) -> None:
+        """``worker`` is ready. Its first heartbeat may take a while; it is as bad if it never comes."""
+        self._pulses.setdefault(worker, _Pulse(now + MOST * self._patience.silence_seconds))
+
     def beat(self, worker: WorkerId, progress: int, computing: float, now: float) -> None:
-        """A heartbeat came; the first one begins the watch."""
+        """A heartbeat came."""
         pulse = self._pulses.get(worker)
         if pulse is None:
             pulse = self._pulses[worker] = _Pulse(now)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from math import inf
 
 from runtime.control.state import Phase
 from runtime.controller import Controller
+from runtime.detection import Patience
 from runtime.events import StepRecord
 from runtime.plan import Member, Plan, WorkerId
 from runtime.protocol import Change, Held, Interrupt, Moved, Resume, Settled, Stepped
@@ -53,7 +56,9 @@ class Fleet:
         self.settings, self.report = settings, FleetReport()
         self._chooser = chooser
         self._clock = Clock()
-        self._controller = Controller(settings.terms, self._choose)
+        # there are no heartbeats here, so nobody is given up for want of them
+        terms = replace(settings.terms, patience=Patience(silence_seconds=inf))
+        self._controller = Controller(terms, self._choose)
         self._nodes = Nodes(
             -(-settings.terms.workers // settings.workers_per_node), settings.workers_per_node
         )

@@ -35,6 +35,9 @@ Kind = Literal[
 PLANNED: tuple[Kind, ...] = ("drain", "slow")
 """Kinds that must not cost any work, and interrupt nobody."""
 
+LASTING: tuple[Kind, ...] = ("stop", "stick", "cut off", "cut in two", "cut from controller")
+"""Kinds of which some never pass."""
+
 POINTS = (
     "forward", "backward", "reduce", "exchange", "optimizer", "gather", "backup", "checkpoint", "held",
     "recovery", "move", "cross", "entry",
@@ -142,6 +145,9 @@ def _fault(random: Random, flavour: str, before: float | None) -> Fault:
         moment = before + random.choice((random.uniform(0.0, 0.02), random.uniform(0.0, 0.3)))
     if kind == "kill controller":
         at_point = False
+    seconds = random.choice((random.uniform(0.05, 0.8), random.uniform(0.8, 6.0), random.uniform(6.0, 20.0)))
+    if kind in LASTING and random.random() < 0.2:
+        seconds = FOREVER
     return Fault(
         kind=kind,
         moment=None if at_point else moment,
@@ -149,9 +155,7 @@ def _fault(random: Random, flavour: str, before: float | None) -> Fault:
         count=random.choice((random.randint(1, 6), random.randint(1, 60))),
         here=random.random() < 0.7,
         pick=random.random(),
-        seconds=random.choice(
-            (random.uniform(0.05, 0.8), random.uniform(0.8, 6.0), random.uniform(6.0, 20.0))
-        ),
+        seconds=seconds,
         amount=random.random(),
     )
 
