@@ -36,8 +36,9 @@ REPEATS = {1_000: 11, 100_000: 5}
 class Planning:
     """Planning for one cluster in one situation. ``seconds`` are the fastest of some repeats: what is
     slower than that was in competition with other processes (as the documentation of Python's ``timeit``
-    has it). ``step`` is relative to a step with no gaps in which all power is used. ``transfer_seconds`` and ``transfers``: working out what must
-    move (once), after a loss with the newest complete version; None for a first plan."""
+    has it). ``step`` is relative to a step with no gaps in which all power is used. ``transfer_seconds``
+    and ``transfers``: working out what must move (once), after a loss with the newest complete version;
+    None for a first plan."""
 
     workers: int
     case: str
