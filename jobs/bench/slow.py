@@ -118,7 +118,7 @@ class _Watch:
 
         def enough() -> bool:
             steps = self.steps()
-            over = steps[-1].generation != plan.generation
+            over = steps[-1].generation > plan.generation
             return over or len(seconds_after(steps, plan.generation, moment)) >= STEPS
 
         wait_for(f"{STEPS} steps, {name}", enough)
