@@ -95,7 +95,7 @@ def work_of(plan: Plan, worker: int) -> float:
     return done / (plan.stages[-1].stop * plan.micro_batches)
 
 
-class _Watch:
+class Watch:
     """What the run has committed so far."""
 
     def __init__(self, run: RayRun) -> None:
@@ -132,7 +132,7 @@ def measure(folder: Path, console: Console) -> list[Phase]:
     """Undisturbed, one worker slow under the even split, and after the work was divided anew."""
     pace = folder / "pace.json"
     with started(recipe(pace), folder / "run") as run:
-        watch = _Watch(run)
+        watch = Watch(run)
         wait_for("the first step", lambda: bool(watch.steps()))
         even = watch.plan()
         slow = even.workers[-1]
