@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from heapq import heapreplace
+from heapq import heapify, heapreplace
 from itertools import pairwise
 from typing import Literal
 
@@ -155,7 +155,8 @@ def plan_transfers(
     for block in layout.blocks:
         index, whole = block.index, [(0, block.size)] if block.size else []
         targets = [w for w in plan.holders(block.layers) if working.get(w, nothing).get(index) != version]
-        most = max(PIECES // len(targets), 1) if targets else 0
+        most = max(PIECES // max(len(targets), 1), 1)
+        sources.weigh(index)
         for target in targets:
             present = sources.local(index, target)
             missing = subtract(whole, present) if present else whole
@@ -211,6 +212,13 @@ class _Sources:
         """The pieces of state that ``worker`` itself holds at the version."""
         return self._local.get((block, worker), ())
 
+    def weigh(self, block: int) -> None:
+        """Looks at how much whoever has all of the block was asked to send: to be called before its
+        parameters are sent, or every entry has to be put right one by one."""
+        full = [(self._bytes_to_send[worker], worker) for _, worker in self._full[block]]
+        heapify(full)
+        self._full[block] = full
+
     def send_parameters(
         self, block: int, target: WorkerId, missing: Sequence[Interval], most: int
     ) -> list[Transfer]:
@@ -227,6 +235,7 @@ class _Sources:
             for piece_start, piece_stop in zip(cuts, [*cuts[1:], stop], strict=True):
                 _, source = self._least_loaded(self._full[block])
                 self._add(transfers, Transfer(source, target, block, piece_start, piece_stop, "parameters"))
+                heapreplace(self._full[block], (self._bytes_to_send[source], source))
         return transfers
 
     def send(

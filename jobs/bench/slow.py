@@ -32,8 +32,9 @@ SPEED = 0.5
 FORWARD_SECONDS = 0.006
 """Per layer, so that an undisturbed step takes about five seconds."""
 
-STEPS = 5
-"""Over how many steps a throughput is measured, after the first one of a phase."""
+STEPS, FEWEST_STEPS = 5, 3
+"""Over how many steps a throughput is measured, after the first one of a phase; the even split's phase may
+end earlier, with the controller's answer to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def work_of(plan: Plan, worker: int) -> float:
     return done / (plan.stages[-1].stop * plan.micro_batches)
 
 
-class _Watch:
+class Watch:
     """What the run has committed so far."""
 
     def __init__(self, run: RayRun) -> None:
@@ -112,13 +113,18 @@ class _Watch:
         return plan
 
     def phase(self, name: str, workers: float, plan: Plan, moment: float, slow: int) -> Phase:
-        """Measured once ``STEPS`` steps of the phase are there."""
+        """Measured once ``STEPS`` steps of the phase are there or another plan is followed. Raises
+        RuntimeError where that leaves fewer than ``FEWEST_STEPS``."""
 
         def enough() -> bool:
-            return len(seconds_after(self.steps(), plan.generation, moment)) >= STEPS
+            steps = self.steps()
+            over = steps[-1].generation > plan.generation
+            return over or len(seconds_after(steps, plan.generation, moment)) >= STEPS
 
         wait_for(f"{STEPS} steps, {name}", enough)
         seconds = seconds_after(self.steps(), plan.generation, moment)
+        if len(seconds) < FEWEST_STEPS:
+            raise RuntimeError(f"the plan changed after {len(seconds)} steps, {name}: run the bench again")
         return Phase(name, workers, median(seconds), min(seconds), stages_of(plan), work_of(plan, slow))
 
 
@@ -126,7 +132,7 @@ def measure(folder: Path, console: Console) -> list[Phase]:
     """Undisturbed, one worker slow under the even split, and after the work was divided anew."""
     pace = folder / "pace.json"
     with started(recipe(pace), folder / "run") as run:
-        watch = _Watch(run)
+        watch = Watch(run)
         wait_for("the first step", lambda: bool(watch.steps()))
         even = watch.plan()
         slow = even.workers[-1]

@@ -194,11 +194,20 @@ def test_settled_steps_leave_out_the_first_of_a_membership() -> None:
 
 
 def test_share_of_ideal() -> None:
-    undisturbed = Degraded(8, 0, 3.0, 3.0, "")
-    assert Degraded(8, 2, 4.0, 4.0, "").share_of_ideal(undisturbed) == 1.0
-    report = degraded.report([[undisturbed, Degraded(8, 1, 3.5, 3.5, ""), Degraded(8, 2, 5.0, 5.0, "")]])
+    undisturbed, one, two = (
+        Degraded(8, lost, seconds, seconds, "", 2**-7) for lost, seconds in ((0, 3.0), (1, 3.5), (2, 5.0))
+    )
+    assert Degraded(8, 2, 4.0, 4.0, "", 2**-7).share_of_ideal(undisturbed) == 1.0
+    assert two.busy_share() == degraded.LAYERS * degraded.MICRO_BATCHES * 2**-7 / (5.0 * 6)
+    report = degraded.report([[undisturbed, one, two]])
     assert report.headline["worst_share_of_ideal"] == pytest.approx(0.8)
     assert not report.met
+    assert [row["simulated"] for row in report.rows[1:]] == degraded.simulated_shares(8, degraded.STAGES)[:2]
+
+
+@pytest.mark.parametrize("workers", degraded.FORWARD_SECONDS)
+def test_the_plans_alone_are_good_enough_for_the_goal(workers: int) -> None:
+    assert min(degraded.simulated_shares(workers, degraded.STAGES)) >= degraded.GOAL
 
 
 def test_victim_is_of_the_largest_group() -> None:

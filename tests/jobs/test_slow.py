@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from actors.cluster import RayRun
 from jobs.bench import slow
 from jobs.bench.emulated import build, slow_down
 from jobs.bench.slow import Phase, seconds_after, work_of
@@ -38,9 +41,40 @@ def test_a_phase_begins_with_the_second_step_after_its_moment() -> None:
     assert seconds_after(steps, 2, 15.0) == [6.0, 7.0, 8.0]
 
 
+PLAN = Plan(1, (Stage(0, 3, (0, 1)), Stage(3, 4, (2,))), ((0, 1, 0, 0), (2, 2, 2, 2)), ())
+
+
+class Run:
+    """A run whose steps are all there."""
+
+    def __init__(self, *generations: int) -> None:
+        steps = [record(i, generation, 10.0 * i, 1.0 + i) for i, generation in enumerate(generations)]
+        self.progress = lambda *_: SimpleNamespace(outcome=None, steps=steps)
+
+
+def test_a_phase_goes_on_under_its_own_plan() -> None:
+    watch = slow.Watch(cast(RayRun, Run(0, 0, *[1] * (slow.STEPS + 1), 2)))
+    phase = watch.phase("even split", 7.5, PLAN, 0.0, 0)
+    assert (phase.step_seconds, phase.fastest_seconds, phase.slow_share) == (6.0, 4.0, 9 / 16)
+
+
+def test_a_phase_that_another_plan_cuts_short_needs_some_steps() -> None:
+    enough = [1] * (slow.FEWEST_STEPS + 1)
+    assert (
+        slow.Watch(cast(RayRun, Run(*enough, 2))).phase("even split", 7.5, PLAN, 0.0, 0).step_seconds == 3.0
+    )
+    with pytest.raises(RuntimeError, match="after 2 steps"):
+        slow.Watch(cast(RayRun, Run(*enough[1:], 2))).phase("even split", 7.5, PLAN, 0.0, 0)
+
+
+def test_a_phase_waits_for_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.bench.resident.PATIENCE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="did not happen"):
+        slow.Watch(cast(RayRun, Run(0, 0, 0, 0))).phase("divided anew", 7.5, PLAN, 0.0, 0)
+
+
 def test_work_is_counted_in_layers_of_micro_batches() -> None:
-    plan = Plan(1, (Stage(0, 3, (0, 1)), Stage(3, 4, (2,))), ((0, 1, 0, 0), (2, 2, 2, 2)), ())
-    assert [work_of(plan, worker) for worker in (0, 1, 2, 9)] == [9 / 16, 3 / 16, 4 / 16, 0.0]
+    assert [work_of(PLAN, worker) for worker in (0, 1, 2, 9)] == [9 / 16, 3 / 16, 4 / 16, 0.0]
 
 
 def test_the_report_compares_with_the_power_that_is_left() -> None:
