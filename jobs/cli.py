@@ -117,7 +117,7 @@ def verify(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="recovery, overhead, fabric or degraded.")],
+    name: Annotated[str, typer.Argument(help="recovery, overhead, fabric, degraded or goodput.")],
     json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,
 ) -> None:
     """Measures, prints a table and says whether the goal is met."""

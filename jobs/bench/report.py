@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("recovery", "overhead", "fabric", "degraded")
+NAMES = ("recovery", "overhead", "fabric", "degraded", "goodput")
 
 
 @dataclass(frozen=True)
