@@ -21,14 +21,15 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from jobs.bench.goodput_systems import started_on_head
 from jobs.bench.kills import Commit, Recovery, recovery, summary
 from jobs.bench.places import Places
 from jobs.bench.ray_train_peer import TUNED, RayTrainRun
 from jobs.bench.ray_train_peer import Setting as RayTrainSetting
+from jobs.bench.resident import started
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
+from runtime.run_folder import RunFolder
 
 HANGS, NODES, LIGHTHOUSES = 3, 3, 2
 CALM_STEPS = 20
@@ -169,7 +170,9 @@ def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> lis
     hangs, nodes = [], []
     with TemporaryDirectory(prefix="reknit-bench-") as folder, Places(workers) as places:
         places.connect()
-        with started_on_head(recipe, Path(folder), places) as (run, record):
+        path = Path(folder) / "run"
+        with started(recipe, path) as run:
+            record = RunFolder(path)
 
             def records() -> tuple[StepRecord, ...]:
                 return record.read_steps().steps

@@ -79,11 +79,12 @@ def endure(system: System, changes: Sequence[Change], window: float) -> Account:
         time.sleep(_POLL_SECONDS)
     begin = max(step.at for step in system.steps())
     happened = []
-    for change in changes:
-        time.sleep(max(0.0, begin + change.at - time.time()))
+    ahead = [(change.at - system.boot_seconds * change.given_back, change) for change in changes]
+    for moment, change in sorted(ahead, key=lambda each: each[0]):
+        time.sleep(max(0.0, begin + moment - time.time()))
         if change.given_back:
-            at = time.time()
             system.give_back(change.place)
+            at = time.time()
         else:
             at = system.take_away(change.place)
         happened.append(Change(at - begin, change.place, change.given_back))
@@ -146,7 +147,8 @@ def report(measured: Sequence[Measured]) -> BenchReport:
         "goodput: samples of steps of the whole batch over the system's own undisturbed rate for every "
         "second of every place lent; any batch: the same with the samples of smaller steps; of full "
         "strength: as if no place were ever taken away, so at most the share of places lent; at work: "
-        "workers that took part in a step; a newcomer's place is lent from when its node starts",
+        "workers that took part in a step; a newcomer's place is lent from when its node is part "
+        "of the cluster (torchft: from when its process starts)",
     ]
     accounts = {each.name: each.account for each in measured}
     for each in measured:

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from actors.cluster import RayRun
 from jobs.bench.goodput_trace import Step
-from jobs.bench.places import Places
+from jobs.bench.places import NODE_BOOT_SECONDS, Places
 from jobs.bench.ray_train_peer import TUNED, RayTrainRun
 from jobs.bench.ray_train_peer import Setting as RayTrainSetting
 from jobs.bench.resident import started
 from jobs.recipe import Recipe
-from runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:  # torchft need not be installed
     from jobs.bench.torchft_peer import Replicas
-
-
-STARTS = 4
 
 
 class System(Protocol):
@@ -39,12 +35,19 @@ class System(Protocol):
         """Kills whatever runs there; returns when, in seconds since 1970."""
         ...
 
+    @property
+    def boot_seconds(self) -> float:
+        """About how long ``give_back`` takes: so much earlier it is called."""
+        ...
+
     def give_back(self, place: int) -> None:
-        """Returns at once: how long the newcomer needs is its system's own affair."""
+        """Returns when the place is there: what the newcomer then needs is its system's own affair."""
         ...
 
 
 class _Reknit:
+    boot_seconds = NODE_BOOT_SECONDS
+
     def __init__(self, run: RayRun, places: Places, workers: int) -> None:
         self._run, self._workers = run, workers
         self.take_away, self.give_back = places.take_away, places.give_back
@@ -68,27 +71,13 @@ def reknit(recipe: Recipe) -> Iterator[System]:
     workers = recipe.parallel.workers
     with TemporaryDirectory(prefix="reknit-bench-") as folder, Places(workers) as places:
         places.connect()
-        with started_on_head(recipe, Path(folder), places) as (run, _):
+        with started(recipe, Path(folder) / "run") as run:
             yield _Reknit(run, places, workers)
 
 
-@contextmanager
-def started_on_head(recipe: Recipe, folder: Path, places: Places) -> Iterator[tuple[RayRun, RunFolder]]:
-    """A run, and its record, whose controller lives on the head, out of the way of what the places suffer.
-
-    Ray may put it elsewhere, as the wish to have it here is a soft one: then it is started anew. Raises
-    RuntimeError if that does not help.
-    """
-    for attempt in range(STARTS):
-        path = folder / f"run-{attempt}"
-        with started(recipe, path) as run:
-            if run.controller_process() in places.head_processes():
-                yield run, RunFolder(path)
-                return
-    raise RuntimeError(f"Ray did not put the controller on the head in {STARTS} attempts")
-
-
 class _RayTrain:
+    boot_seconds = NODE_BOOT_SECONDS
+
     def __init__(self, run: RayTrainRun, places: Places, workers: int) -> None:
         self._run, self._workers = run, workers
         self.take_away, self.give_back = places.take_away, places.give_back
@@ -115,6 +104,8 @@ def ray_train(recipe: Recipe) -> Iterator[System]:
 
 
 class _Torchft:
+    boot_seconds = 0.0
+
     def __init__(self, replicas: Replicas, workers: int) -> None:
         self._replicas = replicas
         self._at_place = list(range(workers))

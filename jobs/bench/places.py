@@ -26,9 +26,8 @@ HEALTH_CHECKS = {
 }
 """Ray finds a lost node in seconds, not in the half minute of its defaults: whoever waits for Ray gains."""
 
-_ACQUAINTANCE_SECONDS = 1.0
-"""Ray tells its nodes of each other some 0.1 s after they have registered, and has no call that says when.
-One that does not know the head yet keeps an actor that belongs there."""
+NODE_BOOT_SECONDS = 2.5
+"""About how long a node takes from its start until it is part of the cluster."""
 
 _OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -54,8 +53,6 @@ class Places:
         try:
             for place in range(count):
                 self.give_back(place)
-            self._cluster.wait_for_nodes()
-            time.sleep(_ACQUAINTANCE_SECONDS)
         except BaseException:
             self._cluster.shutdown()  # type: ignore[no-untyped-call]
             raise
@@ -82,10 +79,11 @@ class Places:
         assert ray.get_runtime_context().get_node_id() == head.node_id
 
     def give_back(self, place: int) -> None:
-        """Starts the node of ``place``; returns before it is part of the cluster."""
+        """Starts the node of ``place``; returns when it is part of the cluster, after some
+        ``NODE_BOOT_SECONDS``."""
         assert place not in self._nodes, "the place is taken"
         self._nodes[place] = self._cluster.add_node(
-            wait=False, num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES
+            wait=True, num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES
         )
 
     def processes(self, place: int) -> list[int]:
