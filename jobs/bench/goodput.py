@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from jobs.bench.goodput_systems import System, ray_train, reknit, torchft
-from jobs.bench.goodput_trace import Account, Change, account, trace
+from jobs.bench.goodput_trace import Account, Change, account, calls, trace
 from jobs.bench.report import BenchReport
 from jobs.recipe import Recipe
 
@@ -35,7 +35,7 @@ LAYERS, FORWARD_SECONDS = 4, 0.0139
 """With three micro-batches for each of four workers and a backward of twice the forward, a step sleeps
 for half a second."""
 
-START_SECONDS = 90.0
+START_SECONDS = 150.0
 """How long a system may take until all its workers train together."""
 
 STEPS_TOGETHER = 4
@@ -79,8 +79,7 @@ def endure(system: System, changes: Sequence[Change], window: float) -> Account:
         time.sleep(_POLL_SECONDS)
     begin = max(step.at for step in system.steps())
     happened = []
-    ahead = [(change.at - system.boot_seconds * change.given_back, change) for change in changes]
-    for moment, change in sorted(ahead, key=lambda each: each[0]):
+    for moment, change in calls(changes, system.boot_seconds):
         time.sleep(max(0.0, begin + moment - time.time()))
         if change.given_back:
             system.give_back(change.place)

@@ -89,6 +89,14 @@ def trace(places: int, window: float, kill_every: float, newcomer_after: float) 
     return tuple(sorted(changes, key=lambda change: (change.at, change.given_back)))
 
 
+def calls(changes: Sequence[Change], boot_seconds: float) -> list[tuple[float, Change]]:
+    """When each change must be called for to happen in time, ascending: a place that is given back takes
+    ``boot_seconds`` until it is there.
+    """
+    moments = [(change.at - boot_seconds if change.given_back else change.at, change) for change in changes]
+    return sorted(moments, key=lambda each: each[0])
+
+
 def place_seconds(changes: Sequence[Change], places: int, window: float) -> float:
     """How long each of the places was there, summed over all of them."""
     lost = sum(window - change.at for change in changes if not change.given_back)

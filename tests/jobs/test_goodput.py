@@ -28,7 +28,7 @@ from jobs.bench.goodput import (
     Measured,
     report,
 )
-from jobs.bench.goodput_trace import Account, Change, Step, account, final, place_seconds, trace
+from jobs.bench.goodput_trace import Account, Change, Step, account, calls, final, place_seconds, trace
 from jobs.bench.kills import Commit, Recovery, summary
 from jobs.bench.places import descendants
 from jobs.bench.ray_train_peer import new_commits, ray_train_sets
@@ -78,6 +78,12 @@ def test_place_seconds_are_those_of_every_single_second(places: int, window: int
         gone = sum(1 if not change.given_back else -1 for change in changes if change.at <= second)
         by_second += places - gone
     assert place_seconds(changes, places, window) == by_second
+
+
+def test_a_place_that_takes_long_to_boot_is_called_for_before_an_earlier_kill() -> None:
+    kill, back = Change(20.0, 1, given_back=False), Change(22.0, 0, given_back=True)
+    assert calls([kill, back], 0.5) == [(20.0, kill), (21.5, back)]
+    assert calls([kill, back], 3.0) == [(19.0, back), (20.0, kill)]
 
 
 def test_a_step_counts_once_and_when_it_was_last_done() -> None:
