@@ -80,11 +80,14 @@ class Places:
 
     def give_back(self, place: int) -> None:
         """Starts the node of ``place``; returns when it is part of the cluster, after some
-        ``NODE_BOOT_SECONDS``."""
+        ``NODE_BOOT_SECONDS``. Raises RuntimeError if it does not come up."""
         assert place not in self._nodes, "the place is taken"
-        self._nodes[place] = self._cluster.add_node(
-            wait=True, num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES
-        )
+        try:
+            self._nodes[place] = self._cluster.add_node(
+                wait=True, num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES
+            )
+        except Exception as error:  # Ray raises no narrower one
+            raise RuntimeError(f"Ray could not start the node of place {place}: {error}") from error
 
     def processes(self, place: int) -> list[int]:
         """The raylet's process id, then those of all its descendants: agents and Ray workers."""
