@@ -79,6 +79,7 @@ class RayRun:
             namespace=NAMESPACE,
             lifetime="detached" if detached else None,
             num_cpus=0,
+            memory=1,  # Ray puts an actor that asks for nothing anywhere, whatever its strategy says
             max_concurrency=8,
             max_restarts=-1,
             max_task_retries=-1,

@@ -3,7 +3,8 @@
 A kill is a SIGKILL from outside. Its cost is the time from just before the signal to the first step that was
 committed by the survivors under their new plan, less an undisturbed step of the same run. The killed
 worker's micro-batches are computed by the others, so that step has the full batch. With torchft
-installed, the same model, data and schedule of kills are given to it.
+installed, the same model, data and schedule of kills are given to it. Further rows are other faults
+(``faults``): a worker that hangs, a lost node, a lost controller; there Ray Train takes part too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from ray.exceptions import RayError
 from rich.console import Console
 
 from actors.cluster import RayRun, connect
 from actors.recorder import Progress
+from jobs.bench import faults
+from jobs.bench.faults import FaultRow
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, phase_row, recovery, summary
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started
@@ -32,7 +36,7 @@ from runtime.run_folder import RunFolder
 
 GOAL_SECONDS, FEWEST_KILLS = 0.15, 10
 RUNS, KILLS_PER_RUN = 6, 2
-TORCHFT_SETTINGS = ((3, 60_000, 5), (3, 100, 5), (3, 50, 5), (4, 100, 2))
+TORCHFT_SETTINGS = ((3, 60_000, 3), (3, 100, 5), (3, 50, 5))
 """(replicas, join timeout in ms, kills). The first is the default. Of three replicas every survivor is
 a neighbour of the dead one in gloo's ring, so that all see the loss at once, and two are a majority;
 with shorter timeouts the lighthouse may never see all replicas at once."""
@@ -81,7 +85,7 @@ def run(console: Console) -> BenchReport:
     random_ = random.Random(RECIPE.run.seed)
     mine = measure(RECIPE, RUNS, KILLS_PER_RUN, random_, console)
     peers = measure_torchft(RECIPE, random_, console)
-    return report(mine, peers)
+    return report(mine, peers, measure_faults(RECIPE, random_, console))
 
 
 def measure(recipe: Recipe, runs: int, kills: int, random_: random.Random, console: Console) -> Measurement:
@@ -202,7 +206,25 @@ def measure_torchft(recipe: Recipe, random_: random.Random, console: Console) ->
     return measured
 
 
-def report(mine: Measurement, peers: Sequence[PeerMeasurement]) -> BenchReport:
+def measure_faults(recipe: Recipe, random_: random.Random, console: Console) -> list[FaultRow]:
+    """The other faults, for each system that is installed. One that fails is reported, not raised."""
+    systems = {"reknit": faults.reknit_rows}
+    if find_spec("torchft") is not None:
+        systems["torchft"] = faults.torchft_rows
+    if find_spec("pandas") is not None:  # without it, Ray Train cannot be imported
+        systems["Ray Train"] = faults.ray_train_rows
+    rows = []
+    for name, measure_rows in systems.items():
+        try:
+            rows += measure_rows(recipe, random_, console)
+        except (RuntimeError, TimeoutError, RayError) as error:
+            rows.append(FaultRow(f"{name}, other faults", (), None, f"{name}: given up: {error}"))
+    return rows
+
+
+def report(
+    mine: Measurement, peers: Sequence[PeerMeasurement], other_faults: Sequence[FaultRow] = ()
+) -> BenchReport:
     """The table and the headline. Pure."""
     full = RECIPE.parallel.micro_batches * RECIPE.parallel.micro_batch_size
     rows = [summary("reknit", mine.recoveries, full)]
@@ -234,6 +256,10 @@ def report(mine: Measurement, peers: Sequence[PeerMeasurement]) -> BenchReport:
         notes.append(
             "torchft is not installed, so there is nothing to compare with: pip install torchft==0.2.0"
         )
+    for row in other_faults:
+        rows.append(row.cells())
+        if row.note is not None:
+            notes.append(row.note)
     middle = median(each.seconds for each in mine.recoveries)
     best = min(medians, default=None)
     return BenchReport(
