@@ -59,7 +59,7 @@ class RayCrew:
         self._controller, self._address = controller, address
         self._post, self._check, self._asked_for = post, check, asked_for
         self._handles: dict[WorkerId, Any] = {}
-        self._domains: dict[WorkerId, str] = {}
+        self.domains: dict[WorkerId, str] = {}
         self.processes: dict[WorkerId, int] = {}
         self._gone: set[WorkerId] = set()
 
@@ -85,7 +85,7 @@ class RayCrew:
 
     def welcome(self, worker: WorkerId, ready: Ready) -> None:
         """A worker is ready: tells the controller, and watches it from now on."""
-        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        self.domains[worker], self.processes[worker] = ready.domain, ready.process
         profile = ready.profile
         self._post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
@@ -156,7 +156,7 @@ class RayCrew:
 
     def keep(self, worker: WorkerId, ready: Ready) -> None:
         """An adopted worker has answered: watches it from now on."""
-        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        self.domains[worker], self.processes[worker] = ready.domain, ready.process
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
     # Notices.
@@ -172,7 +172,7 @@ class RayCrew:
                 draining = state.get_draining_nodes()
             except Exception:  # the head is away; workers go on without it
                 continue
-            for worker, domain in list(self._domains.items()):
+            for worker, domain in list(self.domains.items()):
                 if domain in draining and worker not in told:
                     told.add(worker)
                     self._post(Drain(worker, "its node is being drained", _seconds_until(draining[domain])))

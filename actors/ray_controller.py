@@ -132,6 +132,10 @@ class ControllerActor:
         """The workers' process ids, once they are ready; lost ones among them."""
         return dict(self._crew.processes)
 
+    def domains(self) -> Mapping[WorkerId, str]:
+        """The workers' Ray nodes, by id, likewise."""
+        return dict(self._crew.domains)
+
     def progress(self, steps_seen: int, events_seen: int) -> Progress:
         return self._recorder.progress(steps_seen, events_seen)
 
