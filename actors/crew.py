@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
@@ -25,6 +25,9 @@ NAMESPACE = "reknit"
 """Of all actors of all runs; their names begin with the run's."""
 
 DRAIN_POLL_SECONDS = 0.5
+
+UNAVAILABLE_SECONDS = 0.2
+"""Until Ray is asked again about a worker that it cannot reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +120,19 @@ class RayCrew:
         self.welcome(worker, ready)
 
     def _watch(self, worker: WorkerId) -> None:
-        try:
-            ray.get(self._handles[worker].watch.remote())
-        except RayActorError:
-            self._post(Lost(worker, "process died"))
-        except RayTaskError as error:
-            self._post(Lost(worker, f"raised {first_line(error)}"))
-        self._kill(worker)
+        while True:
+            try:
+                ray.get(self._handles[worker].watch.remote())
+            except ActorUnavailableError:
+                # Ray itself does not know yet; if it lives but is cut off, its heartbeats will tell
+                time.sleep(UNAVAILABLE_SECONDS)
+                continue
+            except RayActorError:
+                self._post(Lost(worker, "process died"))
+            except RayTaskError as error:
+                self._post(Lost(worker, f"raised {first_line(error)}"))
+            self._kill(worker)
+            return
 
     def _end(self, worker: WorkerId) -> None:
         """Lets the worker leave by itself, which takes no time if it lives, and ends its process."""

@@ -81,11 +81,15 @@ class ControllerActor:
         self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
         now = steady_time()
         self._recorder = (
-            Recorder.replay(self._folder, metrics, now)
+            Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
             if self._is_anew
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
-        self._folder.note_controller(metrics_port=self._metrics_port, starts=facts.get("starts", 0) + 1)
+        self._folder.note_controller(
+            metrics_port=self._metrics_port,
+            starts=facts.get("starts", 0) + 1,
+            began=facts.get("began", now) if self._is_anew else now,
+        )
         self._first: Ready | None = None
         self._crew: RayCrew
         self._host = Host(
@@ -172,6 +176,8 @@ class ControllerActor:
 
     def _live(self) -> None:
         try:
+            if self._recorder.outcome is not None:
+                return  # the predecessor died after the run's end
             controller = self._take_over() if self._is_anew else self._form(0)
             threading.Thread(target=self._crew.watch_drains, daemon=True).start()
             self._host.run(controller)

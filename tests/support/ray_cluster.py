@@ -19,7 +19,7 @@ SLOT = "slot"
 
 
 class RayCluster:
-    """A head for driver and controller, and ``nodes`` with room for ``slots`` workers each. A context manager."""
+    """A head for driver and controller, and ``nodes`` with room for ``slots`` workers each."""
 
     def __init__(self, nodes: int, slots: int) -> None:
         self._slots = slots
