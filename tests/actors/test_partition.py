@@ -23,7 +23,7 @@ from tests.support.wires import Way, WiredRun
 
 STEPS = 12
 CUT_AT = 4
-PATIENCE = Patience(silence_seconds=1.0, stuck_seconds=30.0, dispute_seconds=0.2)
+PATIENCE = Patience(silence_seconds=1.0, stuck_seconds=5.0, dispute_seconds=0.2)
 
 
 def between(one: Iterable[WorkerId], other: Iterable[WorkerId]) -> list[Way]:
@@ -98,3 +98,20 @@ def test_a_side_without_the_controller_stops(tmp_path: Path) -> None:
     run, result = run_cut(tmp_path, both(here, there), unreachable=there, domains=domains)
     assert_one_side_went_on(run, result, {2, 3})
     wait_until(lambda: all(run.members[w]._ended.is_set() for w in there), "they have left")
+
+
+@pytest.mark.parametrize("how", ["cut"])
+def test_a_worker_that_does_not_hear_the_controller(tmp_path: Path, how: str) -> None:
+    """It does no harm while nothing happens; when somebody else is lost, it does not say what it holds, and
+    the others go on without it."""
+    trigger = Trigger(CUT_AT, 2)
+    job = toy_job(tmp_path, build_data=partial(TriggeringTokens, 5, trigger), steps=STEPS)
+    run = MendingRun(job, tmp_path, 4, 1, patience=PATIENCE)
+
+    def cut_and_kill() -> None:
+        getattr(run.wires, how)([(CONTROLLER, 2)])
+        run.kill(0)
+
+    trigger.action = cut_and_kill
+    result = run.run()
+    assert_one_side_went_on(run, result, {0, 2})

@@ -34,6 +34,7 @@ class Wires:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._cut: set[Way] = set()
+        self._silent: set[Way] = set()
         self._changed = asyncio.Event()
         self._proxies: dict[tuple[WorkerId, WorkerId, str], str] = {}
         self._lock = threading.Lock()
@@ -51,6 +52,11 @@ class Wires:
     def cut(self, ways: Iterable[Way]) -> None:
         self._do(self._set(self._cut | set(ways)))
 
+    def silence(self, ways: Iterable[Way]) -> None:
+        """Swallows what is sent on the connections that the first of each pair dialled, and only there, as a
+        firewall does that has forgotten them."""
+        self._do(self._set(self._cut, self._silent | set(ways)))
+
     def mend(self) -> None:
         """All of them."""
         self._do(self._set(set()))
@@ -66,8 +72,8 @@ class Wires:
 
     # In the loop's thread.
 
-    async def _set(self, cut: set[Way]) -> None:
-        self._cut = cut
+    async def _set(self, cut: set[Way], silent: Iterable[Way] = ()) -> None:
+        self._cut, self._silent = cut, set(silent)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -76,32 +82,39 @@ class Wires:
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                await self._passes((source, target), 0)
+                await self._passes((source, target), 0, dialled=True)
                 there, back = await asyncio.open_connection(host, int(port))
             except OSError:
                 writer.close()
                 return
             await asyncio.gather(
-                self._pump(reader, back, (source, target)), self._pump(there, writer, (target, source))
+                self._pump(reader, back, (source, target), dialled=True),
+                self._pump(there, writer, (target, source)),
             )
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
-    async def _passes(self, way: Way, unacknowledged: int) -> None:
+    async def _passes(self, way: Way, unacknowledged: int, dialled: bool = False) -> None:
         """Waits until packets get through."""
-        while way in self._cut or (way[::-1] in self._cut and unacknowledged > WINDOW):
+        while (
+            way in self._cut
+            or (dialled and way in self._silent)
+            or (way[::-1] in self._cut and unacknowledged > WINDOW)
+        ):
             await self._changed.wait()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, dialled: bool = False
+    ) -> None:
         unacknowledged = 0
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 unacknowledged = unacknowledged + len(data) if way[::-1] in self._cut else 0
-                await self._passes(way, unacknowledged)
+                await self._passes(way, unacknowledged, dialled)
                 writer.write(data)
                 await writer.drain()
-        await self._passes(way, 0)  # the end of a connection is a packet too
+        await self._passes(way, 0, dialled)  # the end of a connection is a packet too
         writer.close()
 
     async def _end(self) -> None:
@@ -143,7 +156,7 @@ class WiredFabric:
         self, worker: WorkerId, *, on_control: ControlCallback, on_lost: LostCallback
     ) -> WiredEndpoint:
         assert worker not in self.endpoints, f"worker {worker} was here before"
-        endpoint = WiredEndpoint(self.wires, worker, self._secret, on_control, on_lost)
+        endpoint = WiredEndpoint(self.wires, worker, self._secret, on_control=on_control, on_lost=on_lost)
         self.endpoints[worker] = endpoint
         return endpoint
 
