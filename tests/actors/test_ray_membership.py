@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from actors.cluster import RayRun, gcs_address
+from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, optimizer_settings, run_settings
 from jobs.recipe import Recipe
 from jobs.reference import Reference
@@ -35,7 +36,7 @@ from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
 from tests.support.expected import Bits
 from tests.support.models import Tokens, build
-from tests.support.ray_cluster import SLOT, RayCluster
+from tests.support.ray_cluster import ray_cluster
 from tests.support.ray_jobs import began_at, toy_recipe, wait_until
 
 pytestmark = pytest.mark.ray
@@ -172,13 +173,13 @@ def start(folder: Path, recipe: Recipe) -> RayRun:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with RayCluster(NODES, 2) as cluster:
+def cluster() -> Iterator[LocalCluster]:
+    with ray_cluster(NODES, 2) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def watched(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     recipe = recipe_of("events")
     folder = tmp_path_factory.mktemp("events")
     with start(folder, recipe) as run:
@@ -264,7 +265,7 @@ def test_a_worker_lost_without_a_controller_is_replaced_by_the_next_one(watched:
     watched.assert_same_bits()
 
 
-def test_a_lost_node_takes_nothing_with_it(cluster: RayCluster, watched: Watched) -> None:
+def test_a_lost_node_takes_nothing_with_it(cluster: LocalCluster, watched: Watched) -> None:
     members = watched.full()
     placed = watched.run.domains()
     node = placed[members[0]]
@@ -290,7 +291,7 @@ def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
     wait_until(lambda: not any(map(began_at, processes.values())), "the workers' processes have ended")
 
 
-def test_a_detached_run_outlives_its_driver(cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
     recipe = recipe_of("detached", 50)
     file, folder = tmp_path / "recipe.toml", tmp_path / "run"
     file.write_text(recipe.to_toml())
@@ -323,7 +324,7 @@ def test_a_detached_run_outlives_its_driver(cluster: RayCluster, tmp_path: Path)
 
 
 def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
-    cluster: RayCluster, tmp_path: Path
+    cluster: LocalCluster, tmp_path: Path
 ) -> None:
     """Nothing is complete any more, so it goes on from what is on disk, and the log says so."""
     recipe = recipe_of("nodes", checkpoint={"every": 10, "keep": 2})
