@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
@@ -25,6 +25,9 @@ NAMESPACE = "reknit"
 """Of all actors of all runs; their names begin with the run's."""
 
 DRAIN_POLL_SECONDS = 0.5
+
+ANSWER_SECONDS = 5.0
+"""How long workers may take to answer a controller that was started anew."""
 
 UNAVAILABLE_SECONDS = 0.2
 """Until Ray is asked again about a worker that it cannot reach."""
@@ -105,11 +108,9 @@ class RayCrew:
     def _bring(self, worker: WorkerId, starting: Any) -> None:
         try:
             ready: Ready = ray.get(starting)
-        except RayActorError as error:
-            self._post(Lost(worker, first_line(error)))
-            return
         except Exception as error:
-            self._post(Lost(worker, f"could not start: {first_line(error)}"))
+            died = isinstance(error, ActorDiedError)
+            self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))
             self._kill(worker)
             return
         problem = self._check(worker, ready)
@@ -151,13 +152,31 @@ class RayCrew:
 
     # A controller that was started anew.
 
-    def adopt(self) -> Mapping[WorkerId, Any]:
-        """The living actors of this run, by name."""
-        found = {}
+    def adopt(self) -> tuple[WorkerId, ...]:
+        """The workers of this run that are warmed up, found by name, ascending.
+
+        Ends all others: those that were on their way when nobody waited for them any more, and those that
+        do not answer.
+        """
+        from ray._private.state import state  # Ray has no public way to ask
+
+        asked: dict[Any, WorkerId] = {}
         for worker, name in worker_names(self._run).items():
             with suppress(ValueError):  # it died just now
-                found[worker] = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
-        return found
+                handle = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
+                if state.actor_table(handle._actor_id.hex()).get("State") == "ALIVE":
+                    asked[handle.is_warm.remote()] = worker
+        answered, _ = (
+            ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        )
+        found = []
+        for reference in answered:
+            with suppress(RayActorError):
+                if ray.get(reference):
+                    found.append(asked[reference])
+        for worker in set(self._handles) - set(found):
+            self._kill(worker)
+        return tuple(sorted(found))
 
     def attach(self, worker: WorkerId) -> Any:
         """Asks an adopted worker to say where it stands."""
@@ -185,6 +204,14 @@ class RayCrew:
                 if domain in draining and worker not in told:
                     told.add(worker)
                     self._post(Drain(worker, "its node is being drained", _seconds_until(draining[domain])))
+
+
+def _answered(references: list[Any], seconds: float) -> list[Any]:
+    """Those of ``references`` that are there within ``seconds``."""
+    if not references:
+        return []
+    ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=seconds)[0]
+    return ready
 
 
 def _seconds_until(deadline_ms: int) -> float | None:

@@ -293,7 +293,7 @@ class ControllerActor:
     def _take_over(self) -> Controller:
         """Learns from the workers where the run stands."""
         names = worker_names(self._settings.name)
-        adopted = tuple(sorted(self._crew.adopt()))
+        adopted = self._crew.adopt()
         steps = self._recorder.steps
         away = steady_time() - steps[-1].committed_at if steps else 0.0
         # an id is never used twice: peers that fenced its owner would drop what a namesake says

@@ -1,13 +1,13 @@
 """What a chaos run does to its cluster and when, and what the run made of it. Pure.
 
-After the idea of Chaos Monkey (Basiri et al., Chaos Engineering, IEEE Software 33(3), 2016), with a seed in the
-place of chance.
+After the idea of Chaos Monkey (Basiri et al., Chaos Engineering, IEEE Software 33(3), 2016), with a seed in
+the place of chance.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -43,9 +43,10 @@ class Strike:
     """One thing that is done, ``at`` seconds after the first step.
 
     kill: SIGKILL to a worker. stop: SIGSTOP, and SIGCONT ``seconds`` later. slow: for ``seconds`` it gets
-    every other 20 ms only. drain: a notice by way of the controller. term: SIGTERM. node: a raylet is killed, with
-    all workers on it. controller: SIGKILL to the controller. both: to the controller and, at once, to a worker.
-    join: a node is added. ``pick`` in [0, 1) chooses among the workers, or nodes, that are there then.
+    every other 20 ms only. drain: a notice by way of the controller. term: SIGTERM. node: a raylet is
+    killed, with all workers on it. controller: SIGKILL to the controller. both: to the controller and, at
+    once, to a worker. join: a node is added. ``pick`` in [0, 1) chooses among the workers, or nodes, that
+    are there then.
     """
 
     at: float
@@ -115,27 +116,35 @@ def account(
     commits = sorted(step.committed_at for step in steps)
     ends = [each.time for each in done[1:]] + [float("inf")]
     outcomes = []
-    for strike, end in zip(done, ends, strict=True):
+    for index, (strike, end) in enumerate(zip(done, ends, strict=True)):
+        again = {worker: later.time for later in reversed(done[index + 1 :]) for worker in later.workers}
         later = [entry for entry in events if entry.time >= strike.time]
         meanwhile = [entry for entry in later if entry.time < end]
         gaps = [after - before for before, after in pairwise(commits) if after > strike.time and before < end]
-        outcomes.append(Outcome(strike, _made_of(strike, later, meanwhile), max(gaps, default=0.0)))
+        outcomes.append(Outcome(strike, _made_of(strike, later, meanwhile, again), max(gaps, default=0.0)))
     return tuple(outcomes)
 
 
-def _made_of(strike: Done, later: Sequence[LoggedEvent], meanwhile: Sequence[LoggedEvent]) -> str:
+def _made_of(
+    strike: Done,
+    later: Sequence[LoggedEvent],
+    meanwhile: Sequence[LoggedEvent],
+    again: Mapping[WorkerId, float],
+) -> str:
+    """``again``: when each of the strike's workers was struck once more."""
     said: list[str] = []
+    recovered: list[Recovered] = []
     for worker in strike.workers:
-        said += _fate(worker, strike.time, later)
-    said += list(
-        dict.fromkeys(_recovery(entry.event) for entry in later if _hit(entry.event, strike.workers))
-    )
+        mine = [entry for entry in later if entry.time < again.get(worker, float("inf"))]
+        said += _fate(worker, strike.time, mine)
+        recovered += [e.event for e in mine if isinstance(e.event, Recovered) and worker in e.event.lost]
+    said += list(dict.fromkeys(map(_recovery, recovered)))
     if strike.kind in ("controller", "both"):
         back = next((e for e in later if isinstance(e.event, ControllerRestarted)), None)
-        said.append("controller never came back" if back is None else f"back {_after(strike, back)}")
+        said.append("the controller never came back" if back is None else f"back {_after(strike, back)}")
     joined = [entry.event.worker for entry in meanwhile if isinstance(entry.event, WorkerJoined)]
     if joined:
-        said.append(f"joined: {', '.join(map(str, joined))}")
+        said.append(f"{', '.join(map(str, joined))} joined")
     if any(isinstance(entry.event, Rebalanced) for entry in meanwhile):
         said.append("work divided anew")
     if any(isinstance(entry.event, Paused) for entry in meanwhile):
@@ -153,14 +162,9 @@ def _fate(worker: WorkerId, since: float, later: Sequence[LoggedEvent]) -> list[
     return []
 
 
-def _hit(event: object, workers: Sequence[WorkerId]) -> bool:
-    return isinstance(event, Recovered) and bool(set(event.lost) & set(workers))
-
-
-def _recovery(event: object) -> str:
-    assert isinstance(event, Recovered)
+def _recovery(event: Recovered) -> str:
     seconds = event.seconds
-    total = seconds.detect + seconds.agree + seconds.plan + seconds.move
+    total = seconds.detect + seconds.agree + seconds.plan + seconds.move + seconds.redo
     return f"recovered from {event.source} at version {event.from_version} in {total:.2f} s"
 
 

@@ -125,7 +125,7 @@ def chaos(
         Path | None, typer.Option(help="Where the run is recorded (default: runs/<name>-chaos-<time>).")
     ] = None,
 ) -> None:
-    """Trains a recipe while workers and nodes are killed, stopped, drained and added, and compares the bits."""
+    """Trains while workers and nodes are killed, stopped, drained and added, and compares the bits."""
     with _errors():
         from jobs.chaos import chaos as run
 
