@@ -1,14 +1,16 @@
-# make setup | test | lint | demo | bench [NAME=recovery] | clean
+# make setup | test | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 NAME ?= recovery
+MINUTES ?= 3
+SEED ?= 1
 EXTRAS ?= dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup lint test demo bench clean
+.PHONY: setup lint test demo chaos bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -33,6 +35,10 @@ demo: setup
 	@folder=runs/demo-$$(date +%Y%m%d-%H%M%S)-$$$$ && \
 	$(BIN)/reknit train jobs/recipes/demo.toml --run-folder "$$folder" && \
 	$(BIN)/reknit verify "$$folder"
+
+# Kills and adds workers, nodes and controllers of a run, and compares every bit.
+chaos: setup
+	$(BIN)/reknit chaos jobs/recipes/chaos.toml --minutes $(MINUTES) --seed $(SEED)
 
 bench: setup
 	$(BIN)/reknit bench $(NAME)

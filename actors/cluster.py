@@ -140,6 +140,11 @@ class RayRun:
         processes: Mapping[WorkerId, int] = _patiently(self._controller.processes.remote)
         return processes
 
+    def domains(self) -> Mapping[WorkerId, str]:
+        """The ids of the workers' Ray nodes, likewise."""
+        domains: Mapping[WorkerId, str] = _patiently(self._controller.domains.remote)
+        return domains
+
     def controller_process(self) -> int:
         """The controller's process id."""
         process: int = _patiently(self._controller.process.remote)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
@@ -25,6 +25,12 @@ NAMESPACE = "reknit"
 """Of all actors of all runs; their names begin with the run's."""
 
 DRAIN_POLL_SECONDS = 0.5
+
+ANSWER_SECONDS = 5.0
+"""How long workers may take to answer a controller that was started anew."""
+
+UNAVAILABLE_SECONDS = 0.2
+"""Until Ray is asked again about a worker that it cannot reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class RayCrew:
         self._controller, self._address = controller, address
         self._post, self._check, self._asked_for = post, check, asked_for
         self._handles: dict[WorkerId, Any] = {}
-        self._domains: dict[WorkerId, str] = {}
+        self.domains: dict[WorkerId, str] = {}
         self.processes: dict[WorkerId, int] = {}
         self._gone: set[WorkerId] = set()
 
@@ -85,7 +91,7 @@ class RayCrew:
 
     def welcome(self, worker: WorkerId, ready: Ready) -> None:
         """A worker is ready: tells the controller, and watches it from now on."""
-        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        self.domains[worker], self.processes[worker] = ready.domain, ready.process
         profile = ready.profile
         self._post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
@@ -102,11 +108,9 @@ class RayCrew:
     def _bring(self, worker: WorkerId, starting: Any) -> None:
         try:
             ready: Ready = ray.get(starting)
-        except RayActorError as error:
-            self._post(Lost(worker, first_line(error)))
-            return
         except Exception as error:
-            self._post(Lost(worker, f"could not start: {first_line(error)}"))
+            died = isinstance(error, ActorDiedError)
+            self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))
             self._kill(worker)
             return
         problem = self._check(worker, ready)
@@ -117,13 +121,19 @@ class RayCrew:
         self.welcome(worker, ready)
 
     def _watch(self, worker: WorkerId) -> None:
-        try:
-            ray.get(self._handles[worker].watch.remote())
-        except RayActorError:
-            self._post(Lost(worker, "process died"))
-        except RayTaskError as error:
-            self._post(Lost(worker, f"raised {first_line(error)}"))
-        self._kill(worker)
+        while True:
+            try:
+                ray.get(self._handles[worker].watch.remote())
+            except ActorUnavailableError:
+                # Ray itself does not know yet; if it lives but is cut off, its heartbeats will tell
+                time.sleep(UNAVAILABLE_SECONDS)
+                continue
+            except RayActorError:
+                self._post(Lost(worker, "process died"))
+            except RayTaskError as error:
+                self._post(Lost(worker, f"raised {first_line(error)}"))
+            self._kill(worker)
+            return
 
     def _end(self, worker: WorkerId) -> None:
         """Lets the worker leave by itself, which takes no time if it lives, and ends its process."""
@@ -142,13 +152,31 @@ class RayCrew:
 
     # A controller that was started anew.
 
-    def adopt(self) -> Mapping[WorkerId, Any]:
-        """The living actors of this run, by name."""
-        found = {}
+    def adopt(self) -> tuple[WorkerId, ...]:
+        """The workers of this run that are warmed up, found by name, ascending.
+
+        Ends all others: those that were on their way when nobody waited for them any more, and those that
+        do not answer.
+        """
+        from ray._private.state import state  # Ray has no public way to ask
+
+        asked: dict[Any, WorkerId] = {}
         for worker, name in worker_names(self._run).items():
             with suppress(ValueError):  # it died just now
-                found[worker] = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
-        return found
+                handle = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
+                if state.actor_table(handle._actor_id.hex()).get("State") == "ALIVE":
+                    asked[handle.is_warm.remote()] = worker
+        answered, _ = (
+            ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        )
+        found = []
+        for reference in answered:
+            with suppress(RayActorError):
+                if ray.get(reference):
+                    found.append(asked[reference])
+        for worker in set(self._handles) - set(found):
+            self._kill(worker)
+        return tuple(sorted(found))
 
     def attach(self, worker: WorkerId) -> Any:
         """Asks an adopted worker to say where it stands."""
@@ -156,7 +184,7 @@ class RayCrew:
 
     def keep(self, worker: WorkerId, ready: Ready) -> None:
         """An adopted worker has answered: watches it from now on."""
-        self._domains[worker], self.processes[worker] = ready.domain, ready.process
+        self.domains[worker], self.processes[worker] = ready.domain, ready.process
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
     # Notices.
@@ -172,10 +200,18 @@ class RayCrew:
                 draining = state.get_draining_nodes()
             except Exception:  # the head is away; workers go on without it
                 continue
-            for worker, domain in list(self._domains.items()):
+            for worker, domain in list(self.domains.items()):
                 if domain in draining and worker not in told:
                     told.add(worker)
                     self._post(Drain(worker, "its node is being drained", _seconds_until(draining[domain])))
+
+
+def _answered(references: list[Any], seconds: float) -> list[Any]:
+    """Those of ``references`` that are there within ``seconds``."""
+    if not references:
+        return []
+    ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=seconds)[0]
+    return ready
 
 
 def _seconds_until(deadline_ms: int) -> float | None:

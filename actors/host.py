@@ -18,7 +18,7 @@ from runtime.controller import Controller
 from runtime.events import CheckpointSkipped, CheckpointWritten
 from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
 from runtime.plan import CONTROLLER, Plan, WorkerId
-from runtime.protocol import Finished, Measured, Resume
+from runtime.protocol import Finished, Here, Measured, Resume
 from runtime.signals import (
     CommandsSent,
     Committed,
@@ -121,7 +121,7 @@ class Host:
             event, next_tick = self._next_event(next_tick)
             now = steady_time()
             match event:
-                case Joined(worker, _, address):
+                case Joined(worker=worker, address=address) | Here(worker=worker, address=address):
                     self.endpoint.connect({worker: address})
                 case Measured(worker, seconds=seconds):
                     self.measured[worker] = event

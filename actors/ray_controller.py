@@ -81,11 +81,15 @@ class ControllerActor:
         self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
         now = steady_time()
         self._recorder = (
-            Recorder.replay(self._folder, metrics, now)
+            Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
             if self._is_anew
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
-        self._folder.note_controller(metrics_port=self._metrics_port, starts=facts.get("starts", 0) + 1)
+        self._folder.note_controller(
+            metrics_port=self._metrics_port,
+            starts=facts.get("starts", 0) + 1,
+            began=facts.get("began", now) if self._is_anew else now,
+        )
         self._first: Ready | None = None
         self._crew: RayCrew
         self._host = Host(
@@ -132,6 +136,10 @@ class ControllerActor:
         """The workers' process ids, once they are ready; lost ones among them."""
         return dict(self._crew.processes)
 
+    def domains(self) -> Mapping[WorkerId, str]:
+        """The workers' Ray nodes, by id, likewise."""
+        return dict(self._crew.domains)
+
     def progress(self, steps_seen: int, events_seen: int) -> Progress:
         return self._recorder.progress(steps_seen, events_seen)
 
@@ -168,6 +176,8 @@ class ControllerActor:
 
     def _live(self) -> None:
         try:
+            if self._recorder.outcome is not None:
+                return  # the predecessor died after the run's end
             controller = self._take_over() if self._is_anew else self._form(0)
             threading.Thread(target=self._crew.watch_drains, daemon=True).start()
             self._host.run(controller)
@@ -283,7 +293,7 @@ class ControllerActor:
     def _take_over(self) -> Controller:
         """Learns from the workers where the run stands."""
         names = worker_names(self._settings.name)
-        adopted = tuple(sorted(self._crew.adopt()))
+        adopted = self._crew.adopt()
         steps = self._recorder.steps
         away = steady_time() - steps[-1].committed_at if steps else 0.0
         # an id is never used twice: peers that fenced its owner would drop what a namesake says

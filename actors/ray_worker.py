@@ -83,6 +83,10 @@ class WorkerActor:
         threading.Thread(target=self._live, args=(worker,), name=f"worker-{self._id}", daemon=True).start()
         return self._ready(worker)
 
+    def is_warm(self) -> bool:
+        """Whether ``start`` has come to its end, and the work has not."""
+        return self._worker is not None and not self._ended.is_set()
+
     def attach(self, controller: WorkerId, address: str) -> Ready | None:
         """Introduces a new controller; None if this worker has not come so far that it matters."""
         worker = self._worker

@@ -57,12 +57,13 @@ class Recorder:
     _unlogged: bool = False
 
     @classmethod
-    def replay(cls, folder: RunFolder, metrics: Metrics, now: float) -> Recorder:
+    def replay(cls, folder: RunFolder, metrics: Metrics, now: float, *, since: float = 0.0) -> Recorder:
         """Takes up the record of a run whose controller died: books and counts as if it had lived on.
 
-        Only the last start of a run that was resumed counts, as it did before.
+        Only the last start of a run that was resumed counts, as it did before; ``since`` is when it began
+        (seconds since 1970), which the record itself does not tell until the first step may begin.
         """
-        logged = folder.read_events().events
+        logged = tuple(entry for entry in folder.read_events().events if entry.time >= since)
         starts = [index for index, entry in enumerate(logged) if isinstance(entry.event, RunStarted)]
         logged = logged[starts[-1] :] if starts else ()
         began = logged[0].time if logged else now
@@ -80,6 +81,8 @@ class Recorder:
                 recorder._count(what, reached)
             else:
                 recorder._note(what, reached)
+                if isinstance(what, RunFinished):
+                    recorder.outcome, recorder.message = what.outcome, what.detail
         return recorder
 
     def event(self, event: Event, now: float) -> None:

@@ -116,6 +116,25 @@ def verify(
 
 
 @app.command()
+def chaos(
+    recipe: RecipePath,
+    minutes: Annotated[float, typer.Option(help="How long it lasts.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Decides what is done and when.")] = 0,
+    settings: Settings = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where the run is recorded (default: runs/<name>-chaos-<time>).")
+    ] = None,
+) -> None:
+    """Trains while workers and nodes are killed, stopped, drained and added, and compares the bits."""
+    with _errors():
+        from jobs.chaos import chaos as run
+
+        same = run(recipe, minutes, seed, Console(file=sys.stdout), settings or (), run_folder=run_folder)
+    if not same:
+        raise typer.Exit(RUN_ERROR)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them all.")],
     json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,

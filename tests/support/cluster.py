@@ -91,7 +91,7 @@ class LocalRun:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        self.fabric = InProcessFabric()
+        self.fabric = self._make_fabric()
         self._lock = threading.Lock()
         folder = RunFolder.create(self.folder, "", {}, resume=RunFolder(self.folder).exists())
         self.recorder = Recorder(folder, Metrics("test"), Ledger.begin(round(steady_time() * 1e9)))
@@ -100,6 +100,9 @@ class LocalRun:
         self._hosts: list[threading.Thread] = []
         self.members: dict[int, Worker] = {}
         self.dead: set[int] = set()
+
+    def _make_fabric(self) -> Any:
+        return InProcessFabric()
 
     def _host(self, controller: int) -> Host:
         return Host(

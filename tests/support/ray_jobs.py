@@ -22,6 +22,23 @@ def build_tokens(micro_batch_size: int, micro_batches: int, seed: int) -> Tokens
     return Tokens(5, micro_batch_size)
 
 
+class PacedTokens(Tokens):
+    """The same tokens; reading a micro-batch takes time, and leaves the processor to others."""
+
+    def __init__(self, seed: int, micro_batch_size: int, seconds: float) -> None:
+        super().__init__(seed, micro_batch_size)
+        self._seconds = seconds
+
+    def micro_batch(self, step: int, micro_batch: int) -> Any:
+        time.sleep(self._seconds)
+        return super().micro_batch(step, micro_batch)
+
+
+def build_paced_tokens(micro_batch_size: int, micro_batches: int, seed: int, seconds: float) -> PacedTokens:
+    """The recipe's data builder where a run is to last as long as a test needs it."""
+    return PacedTokens(5, micro_batch_size, seconds)
+
+
 def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **sections: Any) -> Recipe:
     """Micro-batches, seed and data of ``toy_job``. ``sections`` replace or add whole sections."""
     return Recipe.model_validate(

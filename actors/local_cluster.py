@@ -1,0 +1,71 @@
+"""A Ray cluster of several nodes on this one machine, whose nodes can be lost for real."""
+
+from __future__ import annotations
+
+import logging
+import math
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+SLOT = "slot"
+"""The custom resource that a worker has to take up, so that none is placed on the head."""
+
+
+class LocalCluster:
+    """A head for driver and controller, and ``nodes`` with room for ``slots`` workers of ``cpus`` each.
+
+    A context manager, to be entered in the main thread; this process is connected meanwhile, and at its end
+    the cluster is gone. Workers end when their node's raylet does, unless they are stopped (SIGSTOP).
+    """
+
+    def __init__(self, nodes: int, slots: int, cpus: float = 0.0) -> None:
+        self._count, self._slots, self._cpus = nodes, slots, cpus
+        self._cluster: Any = None
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            self._cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 1,
+                    "include_dashboard": False,
+                    "_system_config": {"worker_niceness": 0},  # nobody else lives on a cluster of our own
+                },
+            )
+            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
+            self.add(self._count)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+        if self._cluster is not None:
+            self._cluster.shutdown()
+
+    @property
+    def address(self) -> str:
+        """Where others reach the cluster."""
+        address: str = self._cluster.address
+        return address
+
+    def nodes(self) -> list[str]:
+        """The ids of the nodes that workers are placed on, ascending."""
+        return sorted(node.node_id for node in self._cluster.worker_nodes)
+
+    def add(self, count: int = 1) -> None:
+        """Adds nodes, one after the other; returns when Ray knows them."""
+        for _ in range(count):
+            cpus = max(1, math.ceil(self._slots * self._cpus))
+            self._cluster.add_node(num_cpus=cpus, resources={SLOT: self._slots})
+
+    def lose(self, *nodes: str) -> None:
+        """SIGKILL to the raylets of these nodes and to what they started beside workers."""
+        for node in [node for node in self._cluster.worker_nodes if node.node_id in nodes]:
+            self._cluster.remove_node(node, allow_graceful=False)

@@ -1,0 +1,348 @@
+"""Members of a run on real Ray come and go, by real signals: the bits of one plain process all the same.
+
+One run goes through most events, one after the other; every test compares all steps up to then.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.cluster import RayRun, gcs_address
+from actors.local_cluster import SLOT, LocalCluster
+from jobs.assembly import assemble, optimizer_settings, run_settings
+from jobs.recipe import Recipe
+from jobs.reference import Reference
+from jobs.train import attach, drain
+from runtime.checkpoint import list_checkpoints
+from runtime.events import (
+    ControllerRestarted,
+    Recovered,
+    WorkerLeft,
+    WorkerLost,
+    sentence,
+)
+from runtime.plan import Plan, WorkerId
+from runtime.run_folder import RunFolder
+from tests.support.expected import Bits
+from tests.support.models import Tokens, build
+from tests.support.ray_cluster import ray_cluster
+from tests.support.ray_jobs import began_at, toy_recipe, wait_until
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parent.parent.parent
+WORKERS = 3
+NODES = 3
+FOR_EVER = 1_000_000
+"""Steps of a run that is stopped when the test has seen enough."""
+
+
+def recipe_of(name: str, steps: int = FOR_EVER, *, most: int | None = WORKERS, **sections: Any) -> Recipe:
+    return toy_recipe(
+        name,
+        steps,
+        WORKERS,
+        2,
+        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.02}},
+        parallel={
+            "workers": WORKERS,
+            "max_workers": most,
+            "stages": "auto",
+            "micro_batches": 5,
+            "micro_batch_size": 2,
+            "cpus_per_worker": 0.1,
+            "resources": {SLOT: 1.0},
+        },
+        detection={"silence_seconds": 2.0, "stuck_seconds": 20.0},
+        **sections,
+    )
+
+
+@dataclass
+class Expected:
+    """The plain reference's bits, computed as far as they are asked for."""
+
+    recipe: Recipe
+    _bits: Bits = field(default_factory=list)
+    _reference: Reference | None = None
+
+    def first(self, steps: int) -> Bits:
+        if self._reference is None:
+            torch.manual_seed(self.recipe.run.seed)
+            layers, loss = build()
+            settings = optimizer_settings(self.recipe)
+            data = Tokens(5).micro_batch
+            self._reference = Reference(layers, loss, data, seed=7, micro_batches=5, settings=settings)
+        while len(self._bits) < steps:
+            step = self._reference.step()
+            self._bits.append((step.loss, step.grad_norm, step.fingerprint))
+        return self._bits[:steps]
+
+
+@dataclass
+class Watched:
+    """A run, as a test sees it."""
+
+    run: RayRun
+    folder: RunFolder
+    expected: Expected
+
+    def steps(self) -> int:
+        return self.run.progress(FOR_EVER, FOR_EVER).steps_total
+
+    def events(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.run.progress(FOR_EVER, 0).events if isinstance(event, kind)]
+
+    def plan(self) -> Plan:
+        plan = self.run.plan()
+        assert plan is not None
+        return plan
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Waits for ``condition`` while the run goes on."""
+
+        def true_or_over() -> Any:
+            progress = self.run.progress(FOR_EVER, FOR_EVER)
+            assert progress.outcome is None, f"waiting for {what}: {progress.message}"
+            return condition()
+
+        return wait_until(true_or_over, what, seconds=60.0)
+
+    def full(self) -> tuple[WorkerId, ...]:
+        """The members once there are as many as there should be and nothing is under way."""
+
+        def all_there() -> tuple[WorkerId, ...]:
+            plan = self.run.plan()
+            processes = self.run.processes()
+            whole = plan is not None and len(plan.workers) == WORKERS and set(plan.workers) <= set(processes)
+            return plan.workers if plan is not None and whole else ()
+
+        found: tuple[WorkerId, ...] = self.until(all_there, "a full membership")
+        return found
+
+    def replaced(self, *gone: WorkerId) -> None:
+        """Waits until there are as many as before without those who are gone, and a few steps more."""
+
+        def without_them() -> bool:
+            plan = self.run.plan()  # none while a controller takes over
+            return plan is not None and len(plan.workers) == WORKERS and not set(gone) & set(plan.workers)
+
+        self.until(without_them, f"{gone} are replaced")
+        self.goes_on()
+
+    def goes_on(self, steps: int = 5) -> None:
+        reached = self.steps() + steps
+        self.until(lambda: self.steps() >= reached, f"step {reached}")
+
+    def kill(self, worker: WorkerId, number: signal.Signals = signal.SIGKILL) -> int:
+        process = self.run.processes()[worker]
+        os.kill(process, number)
+        return process
+
+    def heard(self, kind: type[Any], worker: WorkerId) -> Any:
+        """The event of ``kind`` about ``worker``, once it is there."""
+        return self.until(
+            lambda: next((event for event in self.events(kind) if event.worker == worker), None),
+            f"{kind.__name__} of worker {worker}",
+        )
+
+    def assert_same_bits(self) -> None:
+        steps = self.run.progress(0, FOR_EVER).steps
+        assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+        assert [(s.loss, s.grad_norm, s.fingerprint) for s in steps] == self.expected.first(len(steps))
+        assert all(step.samples == 10 for step in steps)
+
+
+def start(folder: Path, recipe: Recipe) -> RayRun:
+    created = RunFolder.create(folder, recipe.to_toml(), {})
+    settings = run_settings(recipe, folder)
+    run = RayRun(assemble(recipe, str(folder / "checkpoints")), settings, secrets.token_bytes(32))
+    created.note_controller(address=gcs_address(), name=settings.name)
+    return run
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with ray_cluster(NODES, 2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    recipe = recipe_of("events")
+    folder = tmp_path_factory.mktemp("events")
+    with start(folder, recipe) as run:
+        watched = Watched(run, RunFolder(folder), Expected(recipe))
+        watched.until(lambda: watched.steps() >= 3, "the first steps")
+        yield watched
+
+
+def test_a_killed_worker_is_replaced(watched: Watched) -> None:
+    victim = watched.full()[0]
+    watched.kill(victim)
+    watched.replaced(victim)
+    recovered = [event for event in watched.events(Recovered) if victim in event.lost]
+    assert [event.source for event in recovered] == ["peers"]
+    watched.assert_same_bits()
+
+
+def test_a_worker_drained_by_hand_leaves_and_is_replaced(watched: Watched) -> None:
+    victim = watched.full()[1]
+    process = watched.run.processes()[victim]
+    with pytest.raises(ValueError, match="worker 999 has no work"):
+        drain(watched.folder.path, 999)
+    drain(watched.folder.path, victim, 60.0)
+    watched.replaced(victim)
+    left = watched.heard(WorkerLeft, victim)
+    assert left.reason == "drained by hand"
+    wait_until(lambda: began_at(process) is None, "its process has ended")
+    assert victim not in {event.worker for event in watched.events(WorkerLost)}, "no work was lost"
+    watched.assert_same_bits()
+
+
+def test_sigterm_is_a_notice(watched: Watched) -> None:
+    victim = watched.full()[2]
+    process = watched.kill(victim, signal.SIGTERM)
+    watched.replaced(victim)
+    assert watched.heard(WorkerLeft, victim).reason == "SIGTERM"
+    wait_until(lambda: began_at(process) is None, "its process has ended")
+    assert victim not in {event.worker for event in watched.events(WorkerLost)}, "no work was lost"
+    watched.assert_same_bits()
+
+
+def test_a_stopped_worker_is_fenced_and_leaves_when_it_wakes_up(watched: Watched) -> None:
+    victim = watched.full()[0]
+    process = watched.kill(victim, signal.SIGSTOP)
+    lost = watched.heard(WorkerLost, victim)
+    assert lost.reason.startswith("no sign of life for"), lost
+    os.kill(process, signal.SIGCONT)
+    wait_until(lambda: began_at(process) is None, "it has left")
+    watched.replaced(victim)
+    watched.assert_same_bits()
+
+
+def test_a_stopped_worker_that_never_wakes_up_is_ended(watched: Watched) -> None:
+    victim = watched.full()[1]
+    process = watched.kill(victim, signal.SIGSTOP)
+    watched.replaced(victim)
+    wait_until(lambda: began_at(process) is None, "it was ended")
+    watched.assert_same_bits()
+
+
+def test_training_goes_on_while_the_controller_is_started_anew(watched: Watched) -> None:
+    before = watched.full()
+    generation, step = watched.plan().generation, watched.steps()
+    restarts = len(watched.events(ControllerRestarted))
+    old = watched.run.controller_process()
+    os.kill(old, signal.SIGKILL)
+    watched.until(lambda: len(watched.events(ControllerRestarted)) > restarts, "another controller")
+    assert watched.run.controller_process() != old
+    watched.goes_on()
+    assert watched.plan().workers == before and watched.plan().generation == generation
+    assert watched.events(ControllerRestarted)[-1].step > step + 1, "steps were made meanwhile"
+    watched.assert_same_bits()
+
+
+def test_a_worker_lost_without_a_controller_is_replaced_by_the_next_one(watched: Watched) -> None:
+    victim = watched.full()[1]
+    process = watched.run.processes()[victim]
+    os.kill(watched.run.controller_process(), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
+    watched.replaced(victim)
+    (recovered,) = [event for event in watched.events(Recovered) if victim in event.lost]
+    assert recovered.source == "peers"
+    watched.assert_same_bits()
+
+
+def test_a_lost_node_takes_nothing_with_it(cluster: LocalCluster, watched: Watched) -> None:
+    members = watched.full()
+    placed = watched.run.domains()
+    node = placed[members[0]]
+    gone = [worker for worker in members if placed[worker] == node]
+    cluster.lose(node)
+    cluster.add()
+    watched.replaced(*gone)
+    recovered = [event for event in watched.events(Recovered) if set(gone) & set(event.lost)]
+    assert {event.source for event in recovered} == {"peers"}
+    watched.assert_same_bits()
+
+
+def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
+    watched.full()
+    processes = watched.run.processes()
+    watched.run.stop()
+    wait_until(lambda: watched.run.wait(0.05), "the end")
+    watched.run.finish()
+    progress = watched.run.progress(0, 0)
+    assert progress.outcome == "interrupted", progress.message
+    assert list_checkpoints(watched.folder.checkpoints)[-1] == len(progress.steps)
+    watched.assert_same_bits()
+    wait_until(lambda: not any(map(began_at, processes.values())), "the workers' processes have ended")
+
+
+def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
+    recipe = recipe_of("detached", 50)
+    file, folder = tmp_path / "recipe.toml", tmp_path / "run"
+    file.write_text(recipe.to_toml())
+    command = [sys.executable, "-m", "jobs.cli"]
+    train = [
+        *command,
+        "train",
+        str(file),
+        "--run-folder",
+        str(folder),
+        "--address",
+        cluster.address,
+        "--detach",
+    ]
+    driver = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(RunFolder(folder).read_steps().steps) >= 3, "three steps", interval=0.2)
+    finally:
+        driver.kill()
+        driver.wait()
+    shown = subprocess.run(
+        [*command, "attach", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "started from the initial state" in shown.stdout and "completed with 3 workers" in shown.stdout
+    steps = RunFolder(folder).read_steps().steps
+    assert [(s.loss, s.grad_norm, s.fingerprint) for s in steps] == Expected(recipe).first(50)
+    with pytest.raises(ValueError, match="it has ended"):
+        attach(folder)
+
+
+def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """Nothing is complete any more, so it goes on from what is on disk, and the log says so."""
+    recipe = recipe_of("nodes", checkpoint={"every": 10, "keep": 2})
+    with start(tmp_path, recipe) as run:
+        watched = Watched(run, RunFolder(tmp_path), Expected(recipe))
+        members = watched.full()
+        placed = run.domains()
+        assert len({placed[worker] for worker in members}) == NODES, "one worker on each node"
+        watched.until(lambda: list_checkpoints(watched.folder.checkpoints), "a checkpoint")
+        watched.goes_on()
+        shard = next(shard for shard in watched.plan().shards if shard.backup is not None)
+        assert shard.backup is not None
+        gone = (shard.owner, shard.backup)
+        cluster.lose(*(placed[worker] for worker in gone))
+        recovered = watched.until(
+            lambda: [event for event in watched.events(Recovered) if set(gone) & set(event.lost)], "recovery"
+        )
+        watched.goes_on()
+        assert recovered[-1].source == "checkpoint" and recovered[-1].from_version >= 10
+        assert "from the checkpoint" in sentence(recovered[-1])
+        watched.assert_same_bits()
