@@ -117,7 +117,9 @@ def verify(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="recovery, overhead, fabric, degraded, slow or planning.")],
+    name: Annotated[
+        str, typer.Argument(help="recovery, overhead, fabric, degraded, slow, planning or changes.")
+    ],
     json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,
 ) -> None:
     """Measures, prints a table and says whether the goal is met."""

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("recovery", "overhead", "fabric", "degraded", "slow", "planning")
+NAMES = ("recovery", "overhead", "fabric", "degraded", "slow", "planning", "changes")
 
 
 @dataclass(frozen=True)
