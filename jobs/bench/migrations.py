@@ -1,0 +1,169 @@
+"""What moving layers between stages costs: the pause, beside that of moving everything at once.
+
+Four workers in two stages; one is drained and replaced, again and again. With three workers the cut is 2 : 1
+and with four it is even, so at every change, leave or join, a layer goes over to the other stage and the
+state of all layers is divided among other workers. The baseline is the same run with the same changes, but
+nobody goes on before optimizer state and copies for backups have come too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from jobs.bench.traced import build
+from jobs.bench.watched import Watched, excess, recipe, row, watched
+from runtime.change import boundary_transfers
+from runtime.events import WorkerJoined, WorkerLeft
+from runtime.layout import Layout
+from runtime.plan import Plan
+from strategies.model import build_model
+
+GOAL = 0.20
+"""Of the pause of moving everything at once."""
+
+CYCLES = 3
+"""Of a leave and a join each, for either way of moving."""
+
+WORKERS, LAYERS, FORWARD_SECONDS = 4, 6, 0.010
+PARAMETERS = 6_000_000
+"""In each layer: 24 MB of parameters, 48 MB of moments."""
+
+STEPS = 3
+LEAVE, JOIN = "leave", "join"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One change. ``pause`` and ``excess`` in seconds, as of ``joins``; ``parameter_bytes`` are what had to
+    come before the next forward, of ``total_bytes``, all workers together."""
+
+    kind: str
+    pause: float
+    excess: float
+    moved_layers: int
+    parameter_bytes: int
+    total_bytes: int
+
+
+def moved_layers(old: Plan, new: Plan) -> int:
+    """How many layers a worker that stays had not held before, at most."""
+    most = 0
+    for worker in set(old.workers) & set(new.workers):
+        before, after = (plan.stages[plan.stage_of(worker)] for plan in (old, new))
+        both = min(before.stop, after.stop) - max(before.first, after.first)
+        most = max(most, after.stop - after.first - max(both, 0))
+    return most
+
+
+def migration(
+    kind: str, layout: Layout, old: Plan, new: Plan, pause: float, next_step_longer: float
+) -> Migration:
+    """What moved follows from the plans alone, as it does for the controller."""
+    transfers = boundary_transfers(layout, old, new)
+    first = sum(transfer.bytes for transfer in transfers if transfer.what == "parameters")
+    total = sum(transfer.bytes for transfer in transfers)
+    return Migration(kind, pause, next_step_longer, moved_layers(old, new), first, total)
+
+
+def _run(folder: Path, *, at_once: bool) -> list[Migration]:
+    name = "at-once" if at_once else "migrations"
+    model = {"parameters": PARAMETERS, "at_once": at_once}
+    plans: list[Plan] = []
+    with watched(recipe(name, WORKERS, LAYERS, FORWARD_SECONDS, **model), folder / name) as run:
+        for number in range(CYCLES):
+            plans.append(run.whole(STEPS, number))
+            run.drain(max(plans[-1].workers))
+            plans.append(run.smaller(STEPS))
+        plans.append(run.whole(STEPS, CYCLES))
+        return _migrations(run, plans)
+
+
+def _migrations(run: Watched, plans: Sequence[Plan]) -> list[Migration]:
+    # the layout is that of what the workers build, and does not depend on how they move it
+    layers, loss = build(layers=LAYERS, forward_seconds=FORWARD_SECONDS, parameters=PARAMETERS)
+    layout = build_model(lambda: (layers, loss), 0).layout
+    steps = run.steps()
+    logged = [each.event for each in run.events() if isinstance(each.event, WorkerLeft | WorkerJoined)]
+    assert len(logged) == len(plans) - 1, "one leave or join between every two plans"
+    return [
+        migration(
+            LEAVE if isinstance(event, WorkerLeft) else JOIN,
+            layout,
+            old,
+            new,
+            event.seconds,
+            excess(steps, new.generation),
+        )
+        for event, old, new in zip(logged, plans, plans[1:], strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Migrations:
+    """Of the same changes, made in both ways."""
+
+    ahead: list[Migration]
+    """Parameters ahead of everything else."""
+    at_once: list[Migration]
+
+    def share(self, kind: str) -> float:
+        """The pause, as a share of that of moving everything at once; medians of one kind of change."""
+        return _pause(self.ahead, kind) / _pause(self.at_once, kind)
+
+    @property
+    def worst_share(self) -> float:
+        return max(self.share(kind) for kind in (LEAVE, JOIN))
+
+
+def _pause(migrations: Sequence[Migration], kind: str) -> float:
+    return median(each.pause for each in migrations if each.kind == kind)
+
+
+def measure(folder: Path, console: Console) -> Migrations:
+    """Both runs, one after the other."""
+    found = Migrations(_run(folder, at_once=False), _run(folder, at_once=True))
+    for kind in (LEAVE, JOIN):
+        console.print(
+            f"migration, {kind}: {_pause(found.ahead, kind) * 1e3:.0f} ms, at once "
+            f"{_pause(found.at_once, kind) * 1e3:.0f} ms",
+            highlight=False,
+        )
+    return found
+
+
+def rows(found: Migrations) -> list[Mapping[str, str | float | int | None]]:
+    """Of the table: each kind of change, parameters first, then everything at once."""
+    result = []
+    for kind in (LEAVE, JOIN):
+        for name, all_migrations in (("parameters first", found.ahead), ("all at once", found.at_once)):
+            migrations = [each for each in all_migrations if each.kind == kind]
+            ahead = all_migrations is found.ahead
+            moved = [each.parameter_bytes if ahead else each.total_bytes for each in migrations]
+            result.append(
+                row(
+                    f"migration, {kind}: {name}",
+                    len(migrations),
+                    pause_ms=1e3 * median(each.pause for each in migrations),
+                    worst_ms=1e3 * max(each.pause for each in migrations),
+                    of_ms=1e3 * _pause(found.at_once, kind) if ahead else None,
+                    share=found.share(kind) if ahead else None,
+                    next_step_longer_ms=1e3 * median(each.excess for each in migrations),
+                    moved_mb=median(moved) / 1e6,
+                )
+            )
+    return result
+
+
+def note(found: Migrations) -> str:
+    moved = sorted({each.moved_layers for each in [*found.ahead, *found.at_once]})
+    return (
+        f"migration: layers of {12 * PARAMETERS / 1e6:.0f} MB of state each; those who stay take over "
+        f"{' or '.join(map(str, moved))} at every change; moved_mb is what had to come, to all workers "
+        "together, before the next forward. All at once is a run of its own in which Mover.move is "
+        "wrapped so that it returns when all state has come"
+    )

@@ -1,0 +1,166 @@
+"""What an interrupted step costs: workers killed late in a step, with and without what survivors kept of it.
+
+``redo`` is what the interrupted step took, from commit to commit, beyond an undisturbed step and beyond
+finding the loss, agreeing, planning and moving. It is compared with the lost worker's share of the step: the
+seconds that it had computed in it when it was killed, as its own ledger tells. Stages have two workers, which
+is the hardest case: one is left to compute all that the other had and would have computed. Without a
+worker to help it, that takes the lost worker's whole part of the step, even if nothing else is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from jobs.bench.traced import computed, entries
+from jobs.bench.watched import Watched, intervals, recipe, row, watched
+from runtime.events import Recovered, StepRecord, WorkerLost
+from runtime.run_folder import LoggedEvent
+
+GOAL, FEWEST_KILLS = 1.10, 5
+KILLS = 6
+PART_OF_STEP = 0.85
+"""How much of the step has passed when the signal comes: nearly all is computed, nothing is exchanged."""
+
+WORKERS, LAYERS, FORWARD_SECONDS = 4, 8, 0.015
+STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One interrupted step; all in seconds. ``kept`` is the share of its work that was not done again."""
+
+    redo: float
+    lost_share: float
+    recovery: float
+    step_seconds: float
+    kept: float
+
+    @property
+    def ratio(self) -> float:
+        return self.redo / self.lost_share
+
+
+def interrupted(
+    steps: Sequence[StepRecord],
+    events: Sequence[LoggedEvent],
+    killed_at: float,
+    ledger: list[tuple[float, float]],
+) -> Kill | None:
+    """What the kill at ``killed_at`` cost, of the worker with that ``ledger``; None where no step was under
+    way: survivors had all they needed to commit it, or it had not begun.
+
+    Raises ValueError if the log has no recovery after it, or too few steps before it.
+    """
+    lost = next((e.time for e in events if isinstance(e.event, WorkerLost) and e.time > killed_at), None)
+    found = next((e.event for e in events if isinstance(e.event, Recovered) and e.time > killed_at), None)
+    if lost is None or not isinstance(found, Recovered):
+        raise ValueError("the log has no recovery after the kill")
+    by_step = {record.step: record for record in steps}
+    before, redone = by_step[found.from_version], by_step[found.from_version + 1]
+    if not before.committed_at < killed_at < redone.committed_at or before.generation == redone.generation:
+        return None
+    undisturbed = intervals([record for record in steps if record.step <= before.step], before.generation)
+    if not undisturbed:
+        raise ValueError("the kill came before two steps were made under one plan")
+    usual = median(undisturbed)
+    # a kill from outside does not announce itself: detection counts from the signal, not from its first trace
+    seconds = found.seconds
+    recovery = lost - killed_at + seconds.agree + seconds.plan + seconds.move
+    return Kill(
+        redo=redone.committed_at - before.committed_at - usual - recovery,
+        lost_share=computed(ledger, before.committed_at, killed_at),
+        recovery=recovery,
+        step_seconds=usual,
+        kept=found.kept,
+    )
+
+
+def _run(folder: Path, *, salvage: bool) -> list[Kill]:
+    name = f"salvage-{'on' if salvage else 'off'}"
+    ledgers = folder / f"{name}-ledgers"
+    ledgers.mkdir()
+    base = recipe(name, WORKERS, LAYERS, FORWARD_SECONDS, ledger=str(ledgers))
+    kills: list[tuple[float, list[tuple[float, float]]]] = []
+    with watched(base.model_copy(update={"salvage": salvage}), folder / name) as run:
+        for number in range(KILLS):
+            plan = run.whole(STEPS, number)
+            victim = plan.stages[number % 2].workers[-1]
+            process = run.process(victim)
+            killed_at = run.kill(victim, PART_OF_STEP)
+            kills.append((killed_at, entries(ledgers, process)))
+        run.whole(1, KILLS)
+        return _kills(run, kills, salvage)
+
+
+def _kills(
+    run: Watched, kills: Sequence[tuple[float, list[tuple[float, float]]]], salvage: bool
+) -> list[Kill]:
+    steps, events = run.steps(), run.events()
+    found = [interrupted(steps, events, killed_at, ledger) for killed_at, ledger in kills]
+    result = [kill for kill in found if kill is not None]
+    assert salvage or not any(kill.kept for kill in result), "nothing is kept where that is switched off"
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Redone:
+    """The kills that met a step under way, with and without salvage."""
+
+    salvaged: list[Kill]
+    anew: list[Kill]
+
+    @property
+    def share(self) -> float:
+        return median(kill.ratio for kill in self.salvaged)
+
+    @property
+    def share_anew(self) -> float:
+        return median(kill.ratio for kill in self.anew)
+
+    @property
+    def enough(self) -> bool:
+        return min(len(self.salvaged), len(self.anew)) >= FEWEST_KILLS
+
+
+def measure(folder: Path, console: Console) -> Redone:
+    """Both runs, one after the other. Raises RuntimeError if no kill met a step under way."""
+    found = Redone(_run(folder, salvage=True), _run(folder, salvage=False))
+    if not found.salvaged or not found.anew:
+        raise RuntimeError("no kill met a step under way: the machine is too busy for its steps to be even")
+    console.print(
+        f"redo: {found.share:.2f} of the lost share, {found.share_anew:.2f} without salvage", highlight=False
+    )
+    return found
+
+
+def rows(found: Redone) -> list[Mapping[str, str | float | int | None]]:
+    """Of the table."""
+    return [
+        row(
+            name,
+            len(kills),
+            pause_ms=1e3 * median(kill.redo for kill in kills),
+            worst_ms=1e3 * max(kill.redo for kill in kills),
+            of_ms=1e3 * median(kill.lost_share for kill in kills),
+            share=median(kill.ratio for kill in kills),
+        )
+        for name, kills in (("redo, salvage", found.salvaged), ("redo, no salvage", found.anew))
+    ]
+
+
+def note(found: Redone) -> str:
+    kept = [kill.kept for kill in found.salvaged]
+    recovery = median(kill.recovery for kill in found.salvaged)
+    return (
+        f"redo: pause_ms is that of the interrupted step beyond an undisturbed one of "
+        f"{1e3 * median(kill.step_seconds for kill in found.salvaged):.0f} ms and beyond "
+        f"{1e3 * recovery:.0f} ms of detecting, agreeing, planning and moving; of_ms is what the lost worker "
+        f"had computed in the step; {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); "
+        "one of the two workers of a stage was killed when "
+        f"{PART_OF_STEP:.0%} of the step had passed, and the other one does what it would have done too"
+    )

@@ -1,0 +1,174 @@
+"""A run under changes of membership, as a bench watches it: steps, plans, and what the log says of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from actors.cluster import RayRun
+from actors.recorder import Progress
+from jobs.bench.resident import started, wait_for
+from jobs.recipe import Recipe
+from runtime.events import StepRecord
+from runtime.plan import Plan, WorkerId
+from runtime.run_folder import LoggedEvent, RunFolder
+
+END_SECONDS = 60.0
+
+
+def recipe(name: str, workers: int, layers: int, forward_seconds: float, **model: Any) -> Recipe:
+    """A run in two stages whose lost workers are replaced and whose work is divided anew for no other
+    reason. Four micro-batches a worker. ``model``: further arguments of ``traced.build``."""
+    return Recipe.model_validate(
+        {
+            "run": {"name": name, "steps": 100_000, "seed": 1},
+            "model": {
+                "build": "jobs.bench.traced:build",
+                "arguments": {"layers": layers, "forward_seconds": forward_seconds, **model},
+            },
+            "data": {"build": "jobs.bench.emulated:build_data"},
+            "optimizer": {"learning_rate": 1e-4},
+            "parallel": {
+                "workers": workers,
+                "min_workers": 2,
+                "max_workers": workers,
+                "rebalance": False,
+                "stages": 2,
+                "micro_batches": 4 * workers,
+                "micro_batch_size": 1,
+                "cpus_per_worker": 0.0,
+            },
+            "metrics": {"enabled": False},
+        }
+    )
+
+
+class Watched:
+    """A run that is under way."""
+
+    def __init__(self, run: RayRun, recipe: Recipe, folder: RunFolder) -> None:
+        self._run = run
+        self._recipe = recipe
+        self._folder = folder
+
+    def _progress(self) -> Progress:
+        progress = self._run.progress(0, 0)
+        if progress.outcome is not None:
+            raise RuntimeError(f"the run ended early: {progress.message}")
+        return progress
+
+    def whole(self, steps: int, joins: int) -> Plan:
+        """The plan, once ``joins`` newcomers have come in and a full membership has made so many steps
+        under it. Raises RuntimeError if the run ends or it takes too long."""
+        found: list[Plan] = []
+
+        def ready() -> bool:
+            progress, plan = self._progress(), self._run.plan()
+            if plan is None or len(plan.workers) < self._recipe.parallel.workers:
+                return False
+            made = sum(record.generation == plan.generation for record in progress.steps)
+            came = sum(type(event).__name__ == "WorkerJoined" for event in progress.events)
+            found[:] = [plan]
+            return made >= steps and came >= joins
+
+        wait_for(f"{steps} steps of all workers after {joins} joins", ready)
+        return found[0]
+
+    def smaller(self, steps: int) -> Plan:
+        """The plan that follows a loss or a notice, once ``steps`` steps were made under it."""
+        found: list[Plan] = []
+
+        def ready() -> bool:
+            progress, plan = self._progress(), self._run.plan()
+            if plan is None or len(plan.workers) >= self._recipe.parallel.workers:
+                return False
+            found[:] = [plan]
+            return sum(record.generation == plan.generation for record in progress.steps) >= steps
+
+        wait_for(f"{steps} steps of those who are left", ready)
+        return found[0]
+
+    def drain(self, worker: WorkerId) -> None:
+        """Has it leave at a step boundary."""
+        assert self._run.drain(worker, "the bench wants it to go"), "it is at work"
+
+    def process(self, worker: WorkerId) -> int:
+        return self._run.processes()[worker]
+
+    def kill(self, worker: WorkerId, part_of_step: float | None = None) -> float:
+        """Kills it (SIGKILL), where wanted when about that part of a step has passed; returns ``time.time()``
+        of the signal."""
+        process = self.process(worker)
+        if part_of_step is not None:
+            steps = self._progress().steps
+            usual = median(intervals(steps, steps[-1].generation))
+            last, now = steps[-1].committed_at, time.time()
+            time.sleep((last + part_of_step * usual - now - 0.05) % usual + 0.05)
+        at = time.time()
+        os.kill(process, signal.SIGKILL)
+        return at
+
+    def events(self) -> Sequence[LoggedEvent]:
+        """All that has been logged so far."""
+        return self._folder.read_events().events
+
+    def steps(self) -> Sequence[StepRecord]:
+        """All that has been recorded so far."""
+        return self._folder.read_steps().steps
+
+    def stop(self) -> None:
+        """Ends the run in good order. Raises RuntimeError if it does not, or if a step was skipped, done
+        twice or not of the whole batch."""
+        self._run.stop()
+        ended = self._run.wait(END_SECONDS)
+        progress = self._run.progress(0, 0)
+        if not ended or progress.outcome != "interrupted":
+            raise RuntimeError(f"the run did not end at a step boundary as told: {progress.message}")
+        check(self.steps(), self._recipe.parallel.micro_batches * self._recipe.parallel.micro_batch_size)
+
+
+@contextmanager
+def watched(recipe: Recipe, path: Path) -> Iterator[Watched]:
+    """A run of ``recipe`` recorded in ``path``; it ends in good order where the block does."""
+    with started(recipe, path) as run:
+        found = Watched(run, recipe, RunFolder(path))
+        yield found
+        found.stop()
+
+
+def check(steps: Sequence[StepRecord], batch: int) -> None:
+    """Raises RuntimeError unless the steps are 1, 2, 3 ... and all of ``batch`` samples."""
+    if [record.step for record in steps] != list(range(1, len(steps) + 1)):
+        raise RuntimeError("the run's record has gaps or steps that were committed twice")
+    if any(record.samples != batch for record in steps):
+        raise RuntimeError(f"a step was not of all {batch} samples")
+
+
+def intervals(steps: Sequence[StepRecord], generation: int) -> list[float]:
+    """Seconds from commit to commit under one plan; the step that follows its change is left out."""
+    commits = [record.committed_at for record in steps if record.generation == generation]
+    return [later - earlier for earlier, later in pairwise(commits)]
+
+
+def excess(steps: Sequence[StepRecord], generation: int) -> float:
+    """By how many seconds the first step under a plan took longer, from commit to commit, than the median
+    of the others under it. Raises ValueError where there are none."""
+    first = next((i for i, record in enumerate(steps) if record.generation == generation), 0)
+    usual = intervals(steps, generation)
+    if not first or not usual:
+        raise ValueError(f"generation {generation} has too few steps to compare its first one with")
+    return steps[first].committed_at - steps[first - 1].committed_at - median(usual)
+
+
+def row(what: str, count: int, **figures: float | int | None) -> Mapping[str, str | float | int | None]:
+    """A row of the table of changes: milliseconds of pauses, and of what they are compared with."""
+    columns = ("pause_ms", "worst_ms", "of_ms", "share", "next_step_longer_ms", "moved_mb")
+    assert set(figures) <= set(columns)
+    return {"what": what, "times": count, **{column: figures.get(column) for column in columns}}
