@@ -87,6 +87,10 @@ class Watch:
     def forget(self, worker: WorkerId) -> None:
         self._pulses.pop(worker, None)
 
+    def computing(self) -> set[WorkerId]:
+        """Who was in a call that depends on nobody else, by its latest heartbeat."""
+        return {worker for worker, pulse in self._pulses.items() if pulse.computing > 0.0}
+
     def tick(self, now: float) -> None:
         """Must be called every ``beat_seconds`` or so. Where it was not, this process itself stood still, and
         that is nobody else's fault: the lost time counts for nobody."""

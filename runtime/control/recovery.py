@@ -42,7 +42,7 @@ class Recovery(Boundary):
         self._held.clear()
         self._finished.clear()
         self._considered = frozenset()
-        self._asked = set(self.members)
+        self._asked, self._asked_at = set(self.members), now
         self.phase = Phase.AGREEING
         skipped: list[Output] = [
             Note(CheckpointSkipped(f"a worker was lost while the checkpoint of step {version} was written"))

@@ -98,6 +98,7 @@ class ControllerState:
     _ahead: dict[int, StepRecord] = field(default_factory=dict)
     _probes: int = 0
     _learning_since: float = 0.0
+    _asked_at: float = 0.0
 
     def __post_init__(self) -> None:
         terms = self.terms

@@ -100,7 +100,7 @@ def test_a_side_without_the_controller_stops(tmp_path: Path) -> None:
     wait_until(lambda: all(run.members[w]._ended.is_set() for w in there), "they have left")
 
 
-@pytest.mark.parametrize("how", ["cut"])
+@pytest.mark.parametrize("how", ["cut", "silence"])
 def test_a_worker_that_does_not_hear_the_controller(tmp_path: Path, how: str) -> None:
     """It does no harm while nothing happens; when somebody else is lost, it does not say what it holds, and
     the others go on without it."""
