@@ -68,7 +68,7 @@ def assert_one_side_went_on(run: WiredRun, result: Result, gone: Collection[Work
     assert set(recovered.lost) <= set(gone) and recovered.source == "peers"
     for worker in recovered.lost:
         # it may have had all it needed of the step that was under way, and of no other
-        assert run.members[worker]._version <= recovered.from_version + 1
+        assert run.members[worker].follower.version <= recovered.from_version + 1
 
 
 @pytest.mark.parametrize("ways", [both([1], [2]), between([1], [2]), between([2], [1])])
