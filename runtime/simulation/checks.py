@@ -92,6 +92,7 @@ class Checks:
         self._released: set[WorkerId] = set()
         self.generation = 0
         self._plans: dict[int, Plan] = {}
+        self._at_work: set[WorkerId] = set()
         self._live = Plan(0, (), (), ())
         self._outlived: set[int] = set()
         self._newest_shared: dict[WorkerId, int] = {}
@@ -191,10 +192,15 @@ class Checks:
         self._shared, self._complete, self._outlived = {}, set(), set()
 
     def resumed(
-        self, resume: Resume, members: Collection[WorkerId], durable: int | None, stopping: bool
+        self,
+        resume: Resume,
+        members: Collection[WorkerId],
+        living: Collection[WorkerId],
+        durable: int | None,
+        stopping: bool,
     ) -> None:
         """A controller has everybody go on from ``resume.version``; ``durable`` is the newest checkpoint
-        that it was told of."""
+        that it was told of. Processes of the ``living`` have not ended, whatever it thinks of them."""
         self._planned(resume.plan, members, stopping)
         self.resumes += 1
         version = resume.version
@@ -205,6 +211,9 @@ class Checks:
             check(version == complete, f"goes on from {version} where {complete} is the newest complete one")
         else:
             check(complete is None, f"goes back to {resume.source} where {complete} is complete")
+            silent = set(living) & self._at_work - set(members) - self._released
+            kept = self._newest_complete({*members, *silent})
+            check(kept is None, f"goes back to {resume.source} though {silent} live, and with them {kept}")
             check(version == (durable or 0), f"goes back to {version} where {durable} is durable")
         if self.is_promised:
             least = max(self.safe, self.newest - 1)
@@ -215,6 +224,7 @@ class Checks:
             )
         expected = None if version == 0 else (version,)
         check(resume.exponents == expected, f"exponents {resume.exponents} at version {version}")
+        self._at_work = set(resume.plan.workers)
         if resume.source != "peers":
             self.safe, self.lost = version, set()
         self.newest = version
@@ -222,6 +232,7 @@ class Checks:
     def changed(self, change: Change, members: Collection[WorkerId], stopping: bool) -> None:
         """A controller orders a planned change."""
         self._planned(change.plan, members, stopping)
+        self._at_work |= set(change.plan.workers)
         self.changes += 1
 
     def _planned(self, plan: Plan, members: Collection[WorkerId], stopping: bool) -> None:

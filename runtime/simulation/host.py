@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Protocol
 
@@ -46,6 +47,9 @@ class SimCrew(Protocol):
     def dismiss(self, worker: WorkerId) -> None: ...
 
     def knows_record(self, step: int) -> bool: ...
+
+    @property
+    def living(self) -> Collection[WorkerId]: ...
 
 
 class SimHost:
@@ -150,7 +154,9 @@ class SimHost:
                 self.interrupts += 1
                 self._checks.interrupted(generation)
             case Resume(plan) if not self._checks.knows(plan):
-                self._checks.resumed(command, controller.members, self._durable, controller.stopping)
+                self._checks.resumed(
+                    command, controller.members, self._crew.living, self._durable, controller.stopping
+                )
             case Change(plan) if not self._checks.knows(plan):
                 self._checks.changed(command, controller.members, controller.stopping)
 
