@@ -17,7 +17,9 @@ from jobs.bench.degraded import Degraded, settled, stages_of, victim
 from jobs.bench.emulated import build, build_data
 from jobs.bench.footprint import parts, theory
 from jobs.bench.pipelining_peer import PeerLayout, flat_gradients
+from jobs.bench.report import BenchReport
 from jobs.bench.resident import Mark, Turn, Turns, core_seconds_per_step, whole_steps
+from jobs.bench.simulated import Simulated
 from jobs.models.gpt import build as build_gpt
 from runtime.events import StepRecord
 from runtime.layout import Layout
@@ -203,6 +205,22 @@ def test_share_of_ideal() -> None:
     assert report.headline["worst_share_of_ideal"] == pytest.approx(0.8)
     assert not report.met
     assert [row["simulated"] for row in report.rows[1:]] == degraded.simulated_shares(8, degraded.STAGES)[:2]
+
+
+def test_the_goal_is_not_met_on_a_machine_that_is_not_quiet() -> None:
+    def report_of(undisturbed: float) -> BenchReport:
+        series = [Degraded(8, lost, undisturbed * 8 / (8 - lost), 1.0, "", 0.1) for lost in range(4)]
+        return degraded.report([series])
+
+    quiet, unquiet = report_of(4.3), report_of(7.0)
+    assert quiet.headline == unquiet.headline == {"worst_share_of_ideal": pytest.approx(1.0)}
+    assert quiet.met and not any("quiet" in note for note in quiet.notes)
+    assert not unquiet.met and any("8 workers: undisturbed steps took 1." in n for n in unquiet.notes)
+
+
+def test_a_simulated_slow_worker_costs_an_even_split_nearly_half() -> None:
+    undisturbed, even, anew = Simulated(8, 4, 32, 64, 0.005).slowed(0.5)
+    assert undisturbed < anew < 1.15 * undisturbed < 1.7 * undisturbed < even
 
 
 @pytest.mark.parametrize("workers", degraded.FORWARD_SECONDS)

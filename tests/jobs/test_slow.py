@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -79,14 +80,23 @@ def test_work_is_counted_in_layers_of_micro_batches() -> None:
 
 def test_the_report_compares_with_the_power_that_is_left() -> None:
     phases = [
-        Phase("undisturbed", 8, 3.0, 3.0, "8x2", 0.125),
-        Phase("even split", 7.5, 6.4, 6.0, "8x2", 0.125),
-        Phase("divided anew", 7.5, 3.2, 3.2, "8x2", 0.07),
+        Phase("undisturbed", 8, 4.5, 3.0, "8x2", 0.125),
+        Phase("even split", 7.5, 9.6, 6.0, "8x2", 0.125),
+        Phase("divided anew", 7.5, 4.8, 3.2, "8x2", 0.07),
     ]
     report = slow.report(phases)
     assert report.headline["share_of_ideal"] == pytest.approx(1.0)
     assert report.headline["even_split_share"] == pytest.approx(0.5)
     assert report.met and report.rows[0]["share_of_ideal"] is None
+    assert (
+        0.5
+        < float(str(report.rows[1]["simulated"]))
+        < 0.6
+        < slow.GOAL
+        < float(str(report.rows[2]["simulated"]))
+    )
+    loaded = [replace(phase, step_seconds=2 * phase.step_seconds) for phase in phases]
+    assert not slow.report(loaded).met
 
 
 def test_sleeping_layers_follow_the_pace_of_their_process(
