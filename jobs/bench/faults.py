@@ -11,8 +11,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,19 +26,17 @@ from jobs.bench.places import Places
 from jobs.bench.ray_train_peer import TUNED, RayTrainRun
 from jobs.bench.ray_train_peer import Setting as RayTrainSetting
 from jobs.bench.resident import started
+from jobs.bench.watched import CALM_STEPS, PATIENCE_SECONDS, POLL_SECONDS, START_SECONDS, Watched, stopped
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
 
 HANGS, NODES, LIGHTHOUSES = 3, 3, 2
-CALM_STEPS = 20
-START_SECONDS, PATIENCE_SECONDS = 90.0, 60.0
 WATCH_SECONDS = 10.0
 """How long commits are watched after a controller's loss."""
 
 RAY_TRAIN_CHECKPOINT_EVERY = 10
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,41 +124,6 @@ def torchft_rows(recipe: Recipe, random_: random.Random, console: Console) -> li
     ]
 
 
-class Watched:
-    """A run that meets one fault after the other. ``check`` raises RuntimeError if the run has ended."""
-
-    def __init__(self, commits: Callable[[], Sequence[Commit]], check: Callable[[], None]) -> None:
-        self.commits, self._check = commits, check
-
-    def calm(self) -> None:
-        """Until the newest membership has committed enough steps. Raises TimeoutError."""
-
-        def enough() -> bool:
-            commits = self.commits()
-            return sum(commit.losses == commits[-1].losses for commit in commits) >= CALM_STEPS
-
-        self.wait("the workers did not train", enough, START_SECONDS)
-
-    def recovery(self, at: float) -> Recovery | None:
-        """None if nobody went on."""
-
-        def went_on() -> bool:
-            return recovery(self.commits(), at) is not None
-
-        with suppress(TimeoutError):
-            self.wait("nobody went on", went_on, PATIENCE_SECONDS)
-        return recovery(self.commits(), at)
-
-    def wait(self, problem: str, until: Callable[[], bool], patience: float) -> None:
-        """Raises TimeoutError after ``patience`` seconds."""
-        deadline = time.monotonic() + patience
-        while not until():
-            self._check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{problem} within {patience:.0f} s")
-            time.sleep(_POLL_SECONDS)
-
-
 def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> list[FaultRow]:
     """Reknit's workers that hang, its lost nodes and its lost controller, in one run that replaces them."""
     workers = recipe.parallel.workers
@@ -191,17 +154,20 @@ def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> lis
             watched = Watched(commits, check)
 
             def ready() -> None:
-                watched.wait("the lost workers were not replaced", whole_again, START_SECONDS)
-                watched.calm()
-                time.sleep(random_.uniform(0.0, 0.5))
+                """At a random moment at which all workers train; a plan made meanwhile begins it anew."""
+                while True:
+                    watched.wait("the lost workers were not replaced", whole_again, START_SECONDS)
+                    watched.calm()
+                    time.sleep(random_.uniform(0.0, 0.5))
+                    if whole_again() and watched.is_calm():
+                        return
 
             for number in range(HANGS):
                 console.print(f"reknit: worker hangs, {number + 1} of {HANGS}", highlight=False)
                 ready()
                 victim = random_.choice(sorted(members(run.plan())))
-                at = time.time()
-                os.kill(run.processes()[victim], signal.SIGSTOP)
-                hangs.append(watched.recovery(at))
+                with stopped(run.processes()[victim]) as at:
+                    hangs.append(watched.recovery(at))
             for number in range(NODES):
                 console.print(f"reknit: node lost, {number + 1} of {NODES}", highlight=False)
                 ready()
@@ -253,9 +219,8 @@ def ray_train_rows(recipe: Recipe, random_: random.Random, console: Console) -> 
         watched = Watched(run.commits, run.check)
         console.print("Ray Train: worker hangs", highlight=False)
         watched.calm()
-        at = time.time()
-        os.kill(random_.choice(run.workers()), signal.SIGSTOP)
-        hang = watched.recovery(at)
+        with stopped(random_.choice(run.workers())) as at:
+            hang = watched.recovery(at)
         console.print("Ray Train: node lost", highlight=False)
         watched.calm()
         at = places.take_away(random_.randrange(workers))
@@ -294,5 +259,5 @@ def _ends(run: RayTrainRun) -> bool:
             run.check()
         except RuntimeError:
             return True
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return False
