@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -27,10 +28,14 @@ from jobs.bench.ray_train_peer import TUNED, RayTrainRun
 from jobs.bench.ray_train_peer import Setting as RayTrainSetting
 from jobs.bench.resident import started
 from jobs.bench.watched import CALM_STEPS, PATIENCE_SECONDS, POLL_SECONDS, START_SECONDS, Watched, stopped
+from jobs.bench.witness import commits_seen, witnessed
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:  # torchft need not be installed
+    from jobs.bench.torchft_peer import Replicas
 
 HANGS, NODES, LIGHTHOUSES = 3, 3, 2
 WATCH_SECONDS = 10.0
@@ -100,13 +105,23 @@ def torchft_rows(recipe: Recipe, random_: random.Random, console: Console) -> li
         if found is not None:
             hangs.append(found)
     pauses = []
-    retrying = Setting(3, join_timeout_ms=100, quorum_timeout_seconds=2.0, quorum_retries=10)
+    ends = []
+    retrying = Setting(3, join_timeout_ms=2000, quorum_timeout_seconds=10.0, quorum_retries=10)
     for number in range(LIGHTHOUSES):
         console.print(f"torchft: lighthouse lost, {number + 1} of {LIGHTHOUSES}", highlight=False)
         with trained(retrying) as replicas:
-            at = replicas.replace_lighthouse()
-            time.sleep(WATCH_SECONDS)
-            pauses.append(pause(replicas.commits(), at, at + WATCH_SECONDS))
+            try:
+                found = _without_lighthouse(replicas)
+            except RuntimeError as error:
+                ends.append(str(error))
+            else:
+                pauses += [found] if found else []
+    note = (
+        "torchft's lighthouse: a new one takes its address at once, join_timeout is set to 2 s, "
+        "quorum_timeout to 10 s and quorum_retries to 10; with torchft's defaults all replicas end after 60 s"
+    )
+    if ends:
+        note += f"; {len(ends)} of {LIGHTHOUSES} times training ended: {ends[0]}"
     return [
         FaultRow(
             "torchft x3, hang",
@@ -117,11 +132,19 @@ def torchft_rows(recipe: Recipe, random_: random.Random, console: Console) -> li
         FaultRow(
             "torchft x3, lighthouse lost",
             tuple(pauses),
-            full,
-            "torchft's lighthouse: a new one takes its address at once, quorum_timeout is set to 2 s and "
-            "quorum_retries to 10; with torchft's defaults all replicas end after 60 s",
+            full if pauses else None,
+            note,
         ),
     ]
+
+
+def _without_lighthouse(replicas: Replicas) -> Recovery | None:
+    """None if nobody went on. Raises RuntimeError if a replica ended by itself."""
+    at = replicas.replace_lighthouse()
+    if not replicas.wait(lambda commits: commits[-1].at > at + WATCH_SECONDS, PATIENCE_SECONDS):
+        return None
+    commits = replicas.commits()
+    return pause(commits, at, commits[-1].at)
 
 
 def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> list[FaultRow]:
@@ -133,8 +156,9 @@ def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> lis
     hangs, nodes = [], []
     with TemporaryDirectory(prefix="reknit-bench-") as folder, Places(workers) as places:
         places.connect()
-        path = Path(folder) / "run"
-        with started(recipe, path) as run:
+        path, marks = Path(folder) / "run", Path(folder) / "marks"
+        marks.mkdir()
+        with started(witnessed(recipe, marks), path) as run:
             record = RunFolder(path)
 
             def records() -> tuple[StepRecord, ...]:
@@ -181,7 +205,7 @@ def reknit_rows(recipe: Recipe, random_: random.Random, console: Console) -> lis
             at = time.time()
             os.kill(controller, signal.SIGKILL)
             time.sleep(WATCH_SECONDS)
-            gone = pause(commits(), at, at + WATCH_SECONDS)
+            gone = pause(commits_seen(marks), at, at + WATCH_SECONDS)
     return [
         FaultRow("reknit, hang", tuple(each for each in hangs if each), full),
         FaultRow("reknit, node lost", tuple(each for each in nodes if each), full),
