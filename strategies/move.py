@@ -41,6 +41,7 @@ class Mover:
     bytes_received: int = 0
     on_settled: Callable[[], None] = lambda: None
     """Called once, when everything that was owed has come."""
+    _missing: list[Shard] = field(default_factory=list)
     _fresh: dict[Shard, Tensor] = field(default_factory=dict)
     _owed: dict[tuple[WorkerId, object], Transfer] = field(default_factory=dict)
     _settled: bool = False
@@ -70,9 +71,15 @@ class Mover:
         self._send()
 
     def settle(self, *, wait: bool = True) -> None:
-        """Takes in the optimizer state that is still owed; ``wait``: all of it. Does nothing afterwards."""
+        """Takes in the optimizer state that is still owed; ``wait``: all of it, else a part of the work. Does
+        nothing afterwards."""
         if self._settled:
             return
+        while self._missing:
+            shard = self._missing.pop()
+            self._fresh[shard] = self._local_parts(piece_of(shard), self.resume.version)
+            if not wait:
+                return
         tag = Tag(self.resume.plan.generation, self.resume.version, 0, "move state")
         while self._owed:
             message = self.endpoint.receive_any([tag]) if wait else self.endpoint.poll_any([tag])
@@ -119,14 +126,11 @@ class Mover:
             size = self.layout.blocks[block].size
             for start, stop, state_3N in self.store.parts((block, 0, size), version):
                 self.stage.working[block][start:stop] = state_3N[0]
-        for shard in self._kept():
-            if self.store.get(piece_of(shard), version) is None:
-                self._fresh[shard] = self._local_parts(piece_of(shard), version)
+        # put together behind the next forward: what there is of them stays in the store until the update
+        self._missing = [shard for shard in self._kept() if self.store.get(piece_of(shard), version) is None]
         coming = [transfer for transfer in self.resume.transfers if transfer.target == self.worker]
         owed = [transfer for transfer in coming if transfer.what != "parameters"]
         self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
-        for shard in [shard for shard in self._fresh if not any(_meet(t, shard) for t in owed)]:
-            self.store.put(piece_of(shard), version, self._fresh.pop(shard))
         for transfer in coming:
             if transfer.what == "parameters":
                 message = self.endpoint.receive(transfer.source, self._tag(transfer))

@@ -110,17 +110,17 @@ class StageModel:
     def hold(self, first: int, stop: int) -> None:
         """Holds layers ``first`` to ``stop - 1`` from now on, and lets go of the others.
 
-        Blocks that stay keep their contents; new ones are uninitialised (version None).
+        Blocks that stay keep their contents; new ones and their sums are uninitialised (version None).
         """
         wanted = {block.index: block for block in self.layout.blocks_of(first, stop)}
         for index in [index for index in self.working if index not in wanted]:
             del self.working[index], self.version[index], self.accumulators[index]
         for index, block in wanted.items():
             if index not in self.working:
-                self.working[index] = torch.zeros(block.size, device=self.device)
+                self.working[index] = torch.empty(block.size, device=self.device)
                 self.version[index] = None
                 dtype = torch.float64 if self._exact else torch.float32
-                self.accumulators[index] = torch.zeros(block.size, dtype=dtype, device=self.device)
+                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
         if (first, stop) == (self.first, self.stop):
             return  # activations of a step that goes on refer to the parameters as they are
         self.first, self.stop = first, stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -10,10 +11,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jobs.assembly import build_data, data_arguments
 from jobs.bench.faults import FaultRow, pause
 from jobs.bench.goodput import (
     BATCH,
@@ -21,6 +24,7 @@ from jobs.bench.goodput import (
     NEWCOMER_AFTER,
     PLACES,
     RAY_TRAIN,
+    RECIPE,
     REKNIT,
     TORCHFT,
     TORCHFT_DEALT,
@@ -33,6 +37,8 @@ from jobs.bench.kills import Commit, Recovery, summary
 from jobs.bench.places import descendants
 from jobs.bench.ray_train_peer import new_commits, ray_train_sets
 from jobs.bench.report import show
+from jobs.bench.struck import stopped
+from jobs.bench.witness import commits_seen, witnessed
 
 HEADLINES = {"reknit_goodput", "ratio_to_torchft", "ratio_to_ray_train"}
 
@@ -255,6 +261,31 @@ def test_ray_trains_steps_done_again_are_no_new_commits(tmp_path: Path) -> None:
     assert [(step.number, step.workers) for step in sets[1]] == [(2, 3), (3, 3), (4, 3), (5, 3)]
     made = new_commits(sets)
     assert made == [Commit(100.5, 0), Commit(101.0, 0), Commit(101.5, 0), Commit(201.5, 1), Commit(202.0, 1)]
+
+
+def test_a_witness_marks_each_step_once_and_changes_no_data(tmp_path: Path) -> None:
+    recipe = witnessed(RECIPE, tmp_path)
+    plain = build_data(RECIPE.data.build, data_arguments(RECIPE))
+    data = build_data(recipe.data.build, data_arguments(recipe))
+    for step, micro_batch in [(1, 0), (1, 1), (2, 0), (1, 0), (4, 3)]:
+        pairs = zip(data.micro_batch(step, micro_batch), plain.micro_batch(step, micro_batch), strict=True)
+        assert all(torch.equal(seen, other) for seen, other in pairs)
+    (marks,) = tmp_path.iterdir()
+    assert [line.split()[0] for line in marks.read_text().splitlines()] == ["1", "2", "4"]
+    assert all(map(torch.equal, data.held_out(0), plain.held_out(0)))
+
+
+def test_whoever_begins_a_step_first_tells_of_the_commit(tmp_path: Path) -> None:
+    (tmp_path / "11.begun").write_text("1 10.0\n2 11.0\n3 12.5\n4 13.")
+    (tmp_path / "12.begun").write_text("1 10.5\n2 10.75\n")
+    assert commits_seen(tmp_path) == commits(10.0, 10.75, 12.5)
+
+
+def test_a_process_that_hangs_does_not_stay_behind() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with stopped(process.pid):
+            assert process.poll() is None
+        assert process.wait() == -signal.SIGKILL
 
 
 def test_descendants_are_children_and_their_children() -> None:
