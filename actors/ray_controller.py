@@ -132,6 +132,10 @@ class ControllerActor:
         """The controller's own process id."""
         return os.getpid()
 
+    def node(self) -> str:
+        """The id of the Ray node that the controller is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def processes(self) -> Mapping[WorkerId, int]:
         """The workers' process ids, once they are ready; lost ones among them."""
         return dict(self._crew.processes)

@@ -16,7 +16,7 @@ from rich.table import Table
 from actors.cluster import RayRun, gcs_address
 from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, run_settings
-from jobs.chaos_plan import Outcome, Strike, account, schedule
+from jobs.chaos_plan import SHORTEST_GAP, Outcome, Strike, account, schedule
 from jobs.chaos_strikes import SLOTS, Striker, watched_processes
 from jobs.recipe import Recipe, load_recipe
 from jobs.train import RunFailed
@@ -108,7 +108,7 @@ def _live_through(
     began: float | None = None
     moved, patience = time.monotonic(), FORMING_SECONDS
     waiting = list(strikes)
-    stopping = False
+    stopping, struck = False, 0.0
     while not run.wait(POLL_SECONDS):
         progress = run.progress(1 << 30, events_seen)
         events_seen += len(progress.events)
@@ -126,8 +126,10 @@ def _live_through(
         if began is None:
             continue
         striker.look()
-        if waiting and now - began >= waiting[0].at:
+        # while a controller comes back nobody can be asked: what was due then is not done all at once
+        if waiting and now - began >= waiting[0].at and now - struck >= SHORTEST_GAP:
             striker.strike(waiting.pop(0))
+            struck = time.monotonic()
         elif now - began >= seconds and not stopping:
             stopping = True
             striker.end()

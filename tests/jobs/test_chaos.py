@@ -97,10 +97,10 @@ def recovered(*workers: int) -> Recovered:
 
 def test_each_strike_gets_what_came_of_it() -> None:
     done = [
-        Done(10.0, "slow", "worker 1 at half speed", (1,)),
-        Done(20.0, "kill", "SIGKILL to worker 1", (1,)),
-        Done(30.0, "both", "SIGKILL to the controller and to worker 2", (2,)),
-        Done(40.0, "drain", "worker 0 is drained", (0,)),
+        Done(10.0, "worker 1 at half speed", (1,)),
+        Done(20.0, "SIGKILL to worker 1", (1,)),
+        Done(30.0, "SIGKILL to the controller and to worker 2", (2,), controller=True),
+        Done(40.0, "worker 0 is drained", (0,)),
     ]
     events = [
         LoggedEvent(5.0, lost(2)),
