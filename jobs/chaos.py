@@ -3,11 +3,13 @@ and added for real, and compares the bits with an undisturbed run's at the end."
 
 from __future__ import annotations
 
+import _thread
 import math
 import secrets
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -76,6 +78,7 @@ def chaos(
         folder.note_controller(address=gcs_address(), name=settings.name)
         striker = Striker(run, cluster, processes, console)
         stack.callback(striker.end)
+        stack.enter_context(_at_most(minutes * 60.0 + FORMING_SECONDS + STALLED_SECONDS + ENDING_SECONDS))
         _live_through(run, striker, strikes, minutes * 60.0, console)
     console.print(_table(account(striker.done, folder.read_events().events, folder.read_steps().steps)))
     return verify(folder.path, console)
@@ -140,6 +143,29 @@ def _live_through(
         console.print(line, highlight=False, soft_wrap=True)
     if not stopping or last.outcome not in ("interrupted", "completed"):
         raise RunFailed(last.message or "it ended before its time")
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises RunFailed in the main thread where the time is over: a controller that never comes back leaves
+    every call to it waiting."""
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+        raise RunFailed(f"it has not ended after {seconds:.0f} s") from None
+    finally:
+        timer.cancel()
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
