@@ -150,6 +150,11 @@ class RayRun:
         process: int = _patiently(self._controller.process.remote)
         return process
 
+    def controller_node(self) -> str:
+        """The id of the controller's Ray node."""
+        node: str = _patiently(self._controller.node.remote)
+        return node
+
     def plan(self) -> Plan | None:
         """The newest plan; None before the first."""
         plan: Plan | None = _patiently(self._controller.plan.remote)

@@ -40,6 +40,9 @@ from strategies.job import Job
 START_SECONDS = 300.0
 """How long workers may take to be placed and warmed up before the run begins without them."""
 
+SETTLE_SECONDS = 30.0
+"""How long a person's wish may wait for a controller that takes over."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
@@ -132,6 +135,10 @@ class ControllerActor:
         """The controller's own process id."""
         return os.getpid()
 
+    def node(self) -> str:
+        """The id of the Ray node that the controller is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def processes(self) -> Mapping[WorkerId, int]:
         """The workers' process ids, once they are ready; lost ones among them."""
         return dict(self._crew.processes)
@@ -155,15 +162,25 @@ class ControllerActor:
         return dict(self._host.measured)
 
     def stop(self) -> None:
+        self._settle()
         self._host.stop()
 
     def drain(self, worker: WorkerId, reason: str, deadline: float | None = None) -> bool:
         """Has a worker leave at the next step boundary; False if it has no work in this run."""
+        self._settle()
         plan = self._host.plan
         if plan is None or worker not in plan.workers:
             return False
         self._host.post(Drain(worker, reason, deadline))
         return True
+
+    def _settle(self) -> None:
+        """Waits, where this controller takes over from one that died, until it knows where the run stands:
+        what is asked of it before would be asked of a run without workers."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self._is_anew and self._host.plan is None and time.monotonic() < deadline:
+            if self._done.wait(0.05):
+                return
 
     def run(self) -> None:
         """Returns when the run has ended.

@@ -3,11 +3,13 @@ and added for real, and compares the bits with an undisturbed run's at the end."
 
 from __future__ import annotations
 
+import _thread
 import math
 import secrets
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.table import Table
 from actors.cluster import RayRun, gcs_address
 from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, run_settings
-from jobs.chaos_plan import Outcome, Strike, account, schedule
+from jobs.chaos_plan import SHORTEST_GAP, Outcome, Strike, account, schedule
 from jobs.chaos_strikes import SLOTS, Striker, watched_processes
 from jobs.recipe import Recipe, load_recipe
 from jobs.train import RunFailed
@@ -76,6 +78,7 @@ def chaos(
         folder.note_controller(address=gcs_address(), name=settings.name)
         striker = Striker(run, cluster, processes, console)
         stack.callback(striker.end)
+        stack.enter_context(_at_most(minutes * 60.0 + FORMING_SECONDS + STALLED_SECONDS + ENDING_SECONDS))
         _live_through(run, striker, strikes, minutes * 60.0, console)
     console.print(_table(account(striker.done, folder.read_events().events, folder.read_steps().steps)))
     return verify(folder.path, console)
@@ -108,7 +111,7 @@ def _live_through(
     began: float | None = None
     moved, patience = time.monotonic(), FORMING_SECONDS
     waiting = list(strikes)
-    stopping = False
+    stopping, struck = False, 0.0
     while not run.wait(POLL_SECONDS):
         progress = run.progress(1 << 30, events_seen)
         events_seen += len(progress.events)
@@ -126,8 +129,10 @@ def _live_through(
         if began is None:
             continue
         striker.look()
-        if waiting and now - began >= waiting[0].at:
+        # while a controller comes back nobody can be asked: what was due then is not done all at once
+        if waiting and now - began >= waiting[0].at and now - struck >= SHORTEST_GAP:
             striker.strike(waiting.pop(0))
+            struck = time.monotonic()
         elif now - began >= seconds and not stopping:
             stopping = True
             striker.end()
@@ -138,6 +143,29 @@ def _live_through(
         console.print(line, highlight=False, soft_wrap=True)
     if not stopping or last.outcome not in ("interrupted", "completed"):
         raise RunFailed(last.message or "it ended before its time")
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises RunFailed in the main thread where the time is over: a controller that never comes back leaves
+    every call to it waiting."""
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not over.is_set():
+            raise
+        raise RunFailed(f"it has not ended after {seconds:.0f} s") from None
+    finally:
+        timer.cancel()
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:

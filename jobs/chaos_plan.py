@@ -91,12 +91,12 @@ def schedule(minutes: float, seed: int, nodes: int) -> tuple[Strike, ...]:
 @dataclass(frozen=True, slots=True)
 class Done:
     """A strike as it was carried out: ``time`` in seconds since 1970, ``what`` in words, ``workers`` those it
-    was meant for."""
+    was meant for; ``controller``: for it too."""
 
     time: float
-    kind: Kind
     what: str
-    workers: tuple[WorkerId, ...]
+    workers: tuple[WorkerId, ...] = ()
+    controller: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _made_of(
         said += _fate(worker, strike.time, mine)
         recovered += [e.event for e in mine if isinstance(e.event, Recovered) and worker in e.event.lost]
     said += list(dict.fromkeys(map(_recovery, recovered)))
-    if strike.kind in ("controller", "both"):
+    if strike.controller:
         back = next((e for e in later if isinstance(e.event, ControllerRestarted)), None)
         said.append("the controller never came back" if back is None else f"back {_after(strike, back)}")
     joined = [entry.event.worker for entry in meanwhile if isinstance(entry.event, WorkerJoined)]

@@ -40,6 +40,7 @@ class Striker:
     _pids: dict[WorkerId, int] = field(default_factory=dict)
     _domains: dict[WorkerId, str] = field(default_factory=dict)
     _controller: int = 0
+    _controller_node: str = ""
     _due: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=count)
     _slowing: list[tuple[threading.Event, threading.Thread]] = field(default_factory=list)
@@ -54,33 +55,40 @@ class Striker:
         if plan is not None:  # a controller that takes over has none yet
             self._workers = tuple(worker for worker in plan.workers if worker in self._pids)
         self._controller = self.run.controller_process()
+        self._controller_node = self.run.controller_node()
         self.processes.note(self._controller, *self._pids.values())
 
     def strike(self, strike: Strike) -> None:
         """Does it, and keeps account of it."""
-        at = time.time()
-        what, workers = self._carry_out(strike)
-        self.done.append(Done(at, strike.kind, what, workers))
-        self.console.print(f">> {what}", highlight=False, soft_wrap=True)
+        self.done.append(self._carry_out(strike, time.time()))
+        self.console.print(f">> {self.done[-1].what}", highlight=False, soft_wrap=True)
 
-    def _carry_out(self, strike: Strike) -> tuple[str, tuple[WorkerId, ...]]:
+    def _carry_out(self, strike: Strike, now: float) -> Done:
         if strike.kind == "join":
             self.cluster.add()
-            return f"a node is added, with room for {SLOTS} workers", ()
+            return Done(now, f"a node is added, with room for {SLOTS} workers")
         if strike.kind == "node":
-            nodes = self.cluster.nodes()
-            node = nodes[int(strike.pick * len(nodes))]
-            victims = tuple(worker for worker in self._workers if self._domains[worker] == node)
-            self.cluster.lose(node)
-            named = " and ".join(map(str, victims)) or "no worker"
-            return f"a node is killed, with {named} on it", victims
+            return self._lose_node(strike, now)
         if strike.kind == "controller":
             self.processes.signal(self._controller, signal.SIGKILL)
-            return "SIGKILL to the controller", ()
-        if not self._workers:
-            return f"{strike.kind}: there is nobody at work", ()
-        worker = self._workers[int(strike.pick * len(self._workers))]
-        return self._at_worker(strike, worker), (worker,)
+            return Done(now, "SIGKILL to the controller", controller=True)
+        workers = [worker for worker in self._workers if self.processes.live(self._pids[worker])]
+        if not workers:
+            return Done(now, f"{strike.kind}: there is nobody at work")
+        worker = workers[int(strike.pick * len(workers))]
+        return Done(now, self._at_worker(strike, worker), (worker,), strike.kind == "both")
+
+    def _lose_node(self, strike: Strike, now: float) -> Done:
+        nodes = self.cluster.nodes()
+        node = nodes[int(strike.pick * len(nodes))]
+        victims = tuple(worker for worker in self._workers if self._domains[worker] == node)
+        # a controller that was started anew may be anywhere
+        controller = self._controller_node == node
+        self.cluster.lose(node)
+        named = [f"worker {worker}" for worker in victims] + ["the controller"] * controller
+        return Done(
+            now, f"a node is killed, with {' and '.join(named) or 'nobody'} on it", victims, controller
+        )
 
     def _at_worker(self, strike: Strike, worker: WorkerId) -> str:
         process = self._pids[worker]
@@ -147,9 +155,13 @@ class Processes:
 
     def signal(self, process: int, number: signal.Signals) -> None:
         """Does nothing if the process is not there any more."""
-        if process in self._born and _born_at(process) == self._born[process]:
+        if self.live(process):
             with suppress(ProcessLookupError):
                 os.kill(process, number)
+
+    def live(self, process: int) -> bool:
+        """Whether it is still there."""
+        return process in self._born and _born_at(process) == self._born[process]
 
     def end(self) -> None:
         """SIGKILL to whoever is left; a process that is stopped does not notice the end of its node."""
@@ -167,9 +179,10 @@ def watched_processes() -> Iterator[Processes]:
 
 
 def _born_at(process: int) -> str | None:
-    """When a process was started, in clock ticks since boot (proc(5)); None if there is none."""
+    """When a process was started, in clock ticks since boot (proc(5)); None if it has ended."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

@@ -246,6 +246,8 @@ def test_training_goes_on_while_the_controller_is_started_anew(watched: Watched)
     restarts = len(watched.events(ControllerRestarted))
     old = watched.run.controller_process()
     os.kill(old, signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"worker 999 has no work in .*: its workers are \d"):
+        drain(watched.folder.path, 999)
     watched.until(lambda: len(watched.events(ControllerRestarted)) > restarts, "another controller")
     assert watched.run.controller_process() != old
     watched.goes_on()
@@ -279,8 +281,10 @@ def test_a_lost_node_takes_nothing_with_it(cluster: LocalCluster, watched: Watch
 
 
 def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
+    """Asked for while there is no controller: the next one sees to it."""
     watched.full()
     processes = watched.run.processes()
+    os.kill(watched.run.controller_process(), signal.SIGKILL)
     watched.run.stop()
     wait_until(lambda: watched.run.wait(0.05), "the end")
     watched.run.finish()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from actors.local_cluster import SLOT
-from jobs.chaos import WITHOUT_END, for_chaos
+from jobs.chaos import WITHOUT_END, _at_most, for_chaos
 from jobs.chaos_plan import KINDS, QUIET_END, Done, account, schedule
 from jobs.chaos_strikes import Processes, watched_processes
+from jobs.train import RunFailed
 from runtime.events import (
     ControllerRestarted,
     Recovered,
@@ -97,10 +99,10 @@ def recovered(*workers: int) -> Recovered:
 
 def test_each_strike_gets_what_came_of_it() -> None:
     done = [
-        Done(10.0, "slow", "worker 1 at half speed", (1,)),
-        Done(20.0, "kill", "SIGKILL to worker 1", (1,)),
-        Done(30.0, "both", "SIGKILL to the controller and to worker 2", (2,)),
-        Done(40.0, "drain", "worker 0 is drained", (0,)),
+        Done(10.0, "worker 1 at half speed", (1,)),
+        Done(20.0, "SIGKILL to worker 1", (1,)),
+        Done(30.0, "SIGKILL to the controller and to worker 2", (2,), controller=True),
+        Done(40.0, "worker 0 is drained", (0,)),
     ]
     events = [
         LoggedEvent(5.0, lost(2)),
@@ -124,6 +126,11 @@ def test_each_strike_gets_what_came_of_it() -> None:
         "0 left after 1.0 s",
     ]
     assert [each.standstill for each in made] == [8.5, 11.0, 11.0, 7.5]
+
+
+def test_a_run_that_never_answers_is_given_up() -> None:
+    with pytest.raises(RunFailed, match="it has not ended after 0 s"), _at_most(0.05):
+        threading.Event().wait(30)
 
 
 def sleeper() -> subprocess.Popen[bytes]:
