@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def log(killed_at: float) -> list[LoggedEvent]:
 
 
 def test_redo_is_what_remains_when_the_usual_step_and_the_recovery_are_taken_away() -> None:
-    ledger = [(11.5, 1.0), (12.5, 0.25), (12.875, 0.5)]
+    ledger = [(11.5, 12.5), (12.5, 12.75), (12.875, math.inf)]
     kill = redo.interrupted(STEPS, log(13.0), 13.0, ledger)
     # the step took from 12.0 to 15.0; half of the first sleep was in it, and a quarter of the last one's
     assert kill == Kill(redo=3.0 - 1.0 - 0.5, lost_share=0.875, recovery=0.5, step_seconds=1.0, kept=0.75)
@@ -149,6 +150,11 @@ def test_a_kill_that_met_no_step_under_way_does_not_count() -> None:
     assert redo.interrupted(STEPS, log(11.9), 11.9, []) is None
     with pytest.raises(ValueError, match="no recovery"):
         redo.interrupted(STEPS, log(13.0)[:2], 13.0, [])
+
+
+def test_a_worker_passes_forward_and_backward_through_each_of_its_layers() -> None:
+    three, _ = plans()
+    assert [redo.passes(three, worker) for worker in three.workers] == [2 * 4 * 2, 2 * 4 * 2, 2 * 2 * 4]
 
 
 def kill(ratio: float) -> Kill:
@@ -184,7 +190,7 @@ def test_the_report_judges_all_three_parts() -> None:
 def test_a_ledger_knows_of_a_sleep_that_never_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [layer], _ = traced.build(layers=1, forward_seconds=0.25, parameters=130, ledger=str(tmp_path))
     assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(64,), (2, 64)]
-    clock = iter([100.0, 101.0])
+    clock = iter([100.0, 100.5, 101.0])
     monkeypatch.setattr("time.time", lambda: next(clock))
 
     def killed(seconds: float) -> None:
@@ -196,8 +202,8 @@ def test_a_ledger_knows_of_a_sleep_that_never_ended(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         output.backward()
     found = traced.entries(tmp_path, os.getpid())
-    assert found == [(100.0, 0.25), (101.0, 0.5)]
-    assert traced.computed(found, 100.125, 101.25) == 0.125 + 0.25
+    assert found == [(100.0, 100.5), (101.0, math.inf)]
+    assert traced.computed(found, 100.125, 101.25) == 0.375 + 0.25
 
 
 def test_moving_everything_at_once_waits_but_tells_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
