@@ -10,7 +10,7 @@ from statistics import median
 
 from rich.console import Console
 
-from jobs.bench.watched import Watched, excess, intervals, recipe, row, watched
+from jobs.bench.watched import Watched, excess, intervals, kill, recipe, row, watched
 from runtime.events import StepRecord, WorkerJoined
 
 GOAL = 0.10
@@ -21,7 +21,7 @@ WORKERS, LAYERS, FORWARD_SECONDS = 4, 8, 0.010
 PARAMETERS = 1_000_000
 """In each layer: 4 MB of parameters and 8 MB of moments; a newcomer gets half of all layers' parameters."""
 
-STEPS = 3
+STEPS = 2
 """Made by all workers before the next of them goes: the first follows the change, the others are compared
 with it."""
 
@@ -68,7 +68,7 @@ def measure(folder: Path, console: Console) -> Joins:
             if number % 2:
                 run.drain(leaver)
             else:
-                run.kill(leaver)
+                kill(run.process(leaver))
         run.whole(STEPS, JOINS)
         found = _joins(run)
     console.print(

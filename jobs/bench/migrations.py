@@ -30,10 +30,10 @@ CYCLES = 3
 """Of a leave and a join each, for either way of moving."""
 
 WORKERS, LAYERS, FORWARD_SECONDS = 4, 6, 0.010
-PARAMETERS = 6_000_000
-"""In each layer: 24 MB of parameters, 48 MB of moments."""
+PARAMETERS = 5_000_000
+"""In each layer: 20 MB of parameters, 40 MB of moments."""
 
-STEPS = 3
+STEPS = 2
 LEAVE, JOIN = "leave", "join"
 
 
@@ -77,7 +77,7 @@ def _run(folder: Path, *, at_once: bool) -> list[Migration]:
     with watched(recipe(name, WORKERS, LAYERS, FORWARD_SECONDS, **model), folder / name) as run:
         for number in range(CYCLES):
             plans.append(run.whole(STEPS, number))
-            run.drain(max(plans[-1].workers))
+            run.drain(plans[-1].stages[0].workers[-1])
             plans.append(run.smaller(STEPS))
         plans.append(run.whole(STEPS, CYCLES))
         return _migrations(run, plans)

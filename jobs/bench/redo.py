@@ -9,25 +9,29 @@ worker to help it, that takes the lost worker's whole part of the step, even if 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 
+from jobs.bench.resident import wait_for
 from jobs.bench.traced import computed, entries
-from jobs.bench.watched import Watched, intervals, recipe, row, watched
+from jobs.bench.watched import Watched, intervals, kill, recipe, row, watched
 from runtime.events import Recovered, StepRecord, WorkerLost
+from runtime.plan import Plan, WorkerId
 from runtime.run_folder import LoggedEvent
 
 GOAL, FEWEST_KILLS = 1.10, 5
-KILLS = 6
-PART_OF_STEP = 0.85
-"""How much of the step has passed when the signal comes: nearly all is computed, nothing is exchanged."""
+KILLS = 5
+PART_OF_STEP = 0.95
+"""Of its passes through layers that the killed worker has begun: what it had still to compute, which is not
+redone but has to be done by others too, is little beside what is lost."""
 
 WORKERS, LAYERS, FORWARD_SECONDS = 4, 8, 0.015
-STEPS = 4
+STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +95,31 @@ def _run(folder: Path, *, salvage: bool) -> list[Kill]:
             plan = run.whole(STEPS, number)
             victim = plan.stages[number % 2].workers[-1]
             process = run.process(victim)
-            killed_at = run.kill(victim, PART_OF_STEP)
+            _await_part_of_step(run, plan, victim, partial(entries, ledgers, process))
+            killed_at = kill(process)
             kills.append((killed_at, entries(ledgers, process)))
         run.whole(1, KILLS)
         return _kills(run, kills, salvage)
+
+
+def passes(plan: Plan, worker: WorkerId) -> int:
+    """How often ``worker`` computes in a step: forward and backward, layer by layer."""
+    stage = plan.stages[plan.stage_of(worker)]
+    return 2 * (stage.stop - stage.first) * len(plan.micro_batches_of(worker))
+
+
+def _await_part_of_step(
+    run: Watched, plan: Plan, worker: WorkerId, ledger: Callable[[], list[tuple[float, float]]]
+) -> None:
+    """Until ``worker`` has begun ``PART_OF_STEP`` of its passes in some step of ``plan``."""
+    whole = passes(plan, worker)
+    committed_at = run.steps()[-1].committed_at
+
+    def late() -> bool:
+        begun = sum(began > committed_at for began, _ in ledger())
+        return begun % whole >= PART_OF_STEP * whole
+
+    wait_for(f"the end of a step of worker {worker}", late, poll_seconds=0.004)
 
 
 def _kills(
@@ -102,8 +127,8 @@ def _kills(
 ) -> list[Kill]:
     steps, events = run.steps(), run.events()
     found = [interrupted(steps, events, killed_at, ledger) for killed_at, ledger in kills]
-    result = [kill for kill in found if kill is not None]
-    assert salvage or not any(kill.kept for kill in result), "nothing is kept where that is switched off"
+    result = [each for each in found if each is not None]
+    assert salvage or not any(each.kept for each in result), "nothing is kept where that is switched off"
     return result
 
 
@@ -116,11 +141,11 @@ class Redone:
 
     @property
     def share(self) -> float:
-        return median(kill.ratio for kill in self.salvaged)
+        return median(each.ratio for each in self.salvaged)
 
     @property
     def share_anew(self) -> float:
-        return median(kill.ratio for kill in self.anew)
+        return median(each.ratio for each in self.anew)
 
     @property
     def enough(self) -> bool:
@@ -144,23 +169,23 @@ def rows(found: Redone) -> list[Mapping[str, str | float | int | None]]:
         row(
             name,
             len(kills),
-            pause_ms=1e3 * median(kill.redo for kill in kills),
-            worst_ms=1e3 * max(kill.redo for kill in kills),
-            of_ms=1e3 * median(kill.lost_share for kill in kills),
-            share=median(kill.ratio for kill in kills),
+            pause_ms=1e3 * median(each.redo for each in kills),
+            worst_ms=1e3 * max(each.redo for each in kills),
+            of_ms=1e3 * median(each.lost_share for each in kills),
+            share=median(each.ratio for each in kills),
         )
         for name, kills in (("redo, salvage", found.salvaged), ("redo, no salvage", found.anew))
     ]
 
 
 def note(found: Redone) -> str:
-    kept = [kill.kept for kill in found.salvaged]
-    recovery = median(kill.recovery for kill in found.salvaged)
+    kept = [each.kept for each in found.salvaged]
+    recovery = median(each.recovery for each in found.salvaged)
     return (
         f"redo: pause_ms is that of the interrupted step beyond an undisturbed one of "
-        f"{1e3 * median(kill.step_seconds for kill in found.salvaged):.0f} ms and beyond "
+        f"{1e3 * median(each.step_seconds for each in found.salvaged):.0f} ms and beyond "
         f"{1e3 * recovery:.0f} ms of detecting, agreeing, planning and moving; of_ms is what the lost worker "
         f"had computed in the step; {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); "
-        "one of the two workers of a stage was killed when "
-        f"{PART_OF_STEP:.0%} of the step had passed, and the other one does what it would have done too"
+        "one of the two workers of a stage was killed when it had begun "
+        f"{PART_OF_STEP:.0%} of its part of the step, and the other one does the rest too"
     )

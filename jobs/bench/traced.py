@@ -7,8 +7,10 @@ keep a ledger of the sleeps that it has begun, which tells what a killed worker 
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +24,32 @@ WIDTH = 64
 
 
 class Ledger:
-    """What this process computes: one line ``began seconds`` for each sleep in a file named after it."""
+    """When this process computes: a line for each beginning and each end, in a file named after it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._descriptor: int | None = None
 
     def sleep(self, seconds: float) -> None:
-        """Written before the sleep: of the last one of a killed process the beginning is known."""
+        """The beginning is written before the sleep: of the last one of a killed process it is known."""
         if self._descriptor is None:
             flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
             self._descriptor = os.open(self._folder / str(os.getpid()), flags, 0o600)
-        os.write(self._descriptor, f"{time.time()!r} {seconds!r}\n".encode())
+        os.write(self._descriptor, f"{time.time()!r}\n".encode())
         time.sleep(seconds)
+        os.write(self._descriptor, f"{time.time()!r}\n".encode())
 
 
 def entries(folder: Path, process: int) -> list[tuple[float, float]]:
-    """(``time.time()`` of its beginning, seconds) of every sleep of the process, ascending."""
-    lines = (folder / str(process)).read_text().splitlines()
-    return [(float(began), float(seconds)) for began, seconds in map(str.split, lines)]
+    """(beginning, end) of every sleep of the process, ascending, in ``time.time()``; the end is infinite
+    where none came."""
+    times = [float(line) for line in (folder / str(process)).read_text().splitlines()]
+    return list(zip_longest(times[::2], times[1::2], fillvalue=math.inf))
 
 
 def computed(entries: list[tuple[float, float]], begin: float, end: float) -> float:
     """Seconds of computing from ``begin`` to ``end``, both ``time.time()``."""
-    return sum(max(0.0, min(began + seconds, end) - max(began, begin)) for began, seconds in entries)
+    return sum(max(0.0, min(ended, end) - max(began, begin)) for began, ended in entries)
 
 
 class _Compute(torch.autograd.Function):

@@ -102,19 +102,6 @@ class Watched:
     def process(self, worker: WorkerId) -> int:
         return self._run.processes()[worker]
 
-    def kill(self, worker: WorkerId, part_of_step: float | None = None) -> float:
-        """Kills it (SIGKILL), where wanted when about that part of a step has passed; returns ``time.time()``
-        of the signal."""
-        process = self.process(worker)
-        if part_of_step is not None:
-            steps = self._progress().steps
-            usual = median(intervals(steps, steps[-1].generation))
-            last, now = steps[-1].committed_at, time.time()
-            time.sleep((last + part_of_step * usual - now - 0.05) % usual + 0.05)
-        at = time.time()
-        os.kill(process, signal.SIGKILL)
-        return at
-
     def events(self) -> Sequence[LoggedEvent]:
         """All that has been logged so far."""
         return self._folder.read_events().events
@@ -132,6 +119,13 @@ class Watched:
         if not ended or progress.outcome != "interrupted":
             raise RuntimeError(f"the run did not end at a step boundary as told: {progress.message}")
         check(self.steps(), self._recipe.parallel.micro_batches * self._recipe.parallel.micro_batch_size)
+
+
+def kill(process: int) -> float:
+    """SIGKILL; returns ``time.time()`` of it."""
+    at = time.time()
+    os.kill(process, signal.SIGKILL)
+    return at
 
 
 @contextmanager
