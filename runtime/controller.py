@@ -298,6 +298,8 @@ class Controller(Recovery):
         if found.generation == 0 and self._learn.recorded == 0:  # the run had not begun
             self.phase = Phase.FORMING
             self._fenced.update(set(range(self.terms.workers)) - set(self.members))
+            if self.stopping:
+                return self._end("interrupted", "stopped before the first step")
             return self._form_if_complete(now)
         at_work = found.plan.workers if found.plan else ()  # only newcomers may be left
         self._reached = version = found.version if found.plan else self._learn.recorded
@@ -319,15 +321,20 @@ class Controller(Recovery):
         for report in early:  # only now: what they ask for must not go out to workers that are gone
             if report.worker in self.members:
                 outputs += self._report(report, now)
-        over = self.phase is Phase.ENDED
-        return outputs if over else outputs + self._hire(now) + self._consider(now)
+        if self.phase is Phase.ENDED:
+            return outputs
+        if self.stopping:
+            outputs += [Send(worker, Stop()) for worker in sorted(self.members)]
+        return outputs + self._hire(now) + self._consider(now)
 
     def _stop(self, now: float) -> list[Output]:
         if self.stopping:
             return []
         self.stopping = True
-        if self.phase in (Phase.FORMING, Phase.LEARNING):
+        if self.phase is Phase.FORMING:
             return self._end("interrupted", "stopped before the first step")
+        if self.phase is Phase.LEARNING:
+            return []  # they are told once it is known who is there
         if self.phase is Phase.PAUSED:
             if self.members:
                 return self._decide(now)
