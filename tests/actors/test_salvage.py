@@ -48,7 +48,7 @@ def test_only_what_the_lost_worker_did_is_done_again(tmp_path: Path, monkeypatch
         backward(self, step, micro_batch, *rest, **named)
 
     monkeypatch.setattr(StageModel, "backward", counting)
-    made = run(tmp_path, 4, 2, (Fault(1, 3, "exchange"),))
+    made = run(tmp_path, 6, 2, (Fault(1, 3, "exchange"),))  # so many that it pays, however they are measured
     result = made.run()
     assert result.bits == toy_bits(STEPS)
     (recovered,) = recoveries(result)
