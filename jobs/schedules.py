@@ -40,6 +40,7 @@ def run_schedules(count: int, first: int = 0, console: Console | None = None) ->
             seen["recoveries"] += cluster.checks.resumes
             seen["planned changes"] += cluster.checks.changes
             seen["records taken back"] += cluster.checks.taken_back
+            seen["micro-batches salvaged"] += cluster.salvaged_micro_batches
         if done % SHOWN_EVERY == 0 or done == count:
             rate = 60.0 * done / (time.perf_counter() - began)
             console.print(f"{done} schedules, {len(failed)} failed, {rate:.0f} a minute")
