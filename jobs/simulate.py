@@ -12,12 +12,12 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from actors.planning import plan_chooser, plan_gain
+from actors.planning import plan_chooser, plan_gain, plan_mender
 from runtime.layout import Layout
-from runtime.signals import PlanChooser, PlanGain, Terms
-from runtime.simulation.cluster import Stages
+from runtime.signals import PlanChooser, PlanGain, PlanMender, Terms
 from runtime.simulation.fleet import Fleet
 from runtime.simulation.fleet_report import FleetReport, FleetSettings
+from runtime.simulation.settings import Stages
 from runtime.simulation.toy import toy_layout
 from runtime.simulation.trace import Entry, read_trace, spot_trace
 from strategies.profile import Profile
@@ -71,16 +71,19 @@ def simulate(
         max_workers=workers,
     )
     settings = FleetSettings(terms, batches, workers_per_node=workers_per_node, layer_seconds=LAYER_SECONDS)
-    chooser, _ = real_planner(layout, batches, stages)
+    chooser, *_ = real_planner(layout, batches, stages)
     report = Fleet(settings, chooser, entries).play(_seconds(entries))
     (console or Console()).print(_table(settings, report), soft_wrap=True)
     return report
 
 
-def real_planner(layout: Layout, micro_batches: int, stages: Stages) -> tuple[PlanChooser, PlanGain]:
+def real_planner(
+    layout: Layout, micro_batches: int, stages: Stages
+) -> tuple[PlanChooser, PlanGain, PlanMender]:
     """The planner as a run has it; what passes between layers takes no time."""
     profile = Profile(forward=(), backward=(), boundary_bytes=())
-    return plan_chooser(layout, profile, micro_batches, stages), plan_gain(layout, profile)
+    chooser = plan_chooser(layout, profile, micro_batches, stages)
+    return chooser, plan_gain(layout, profile), plan_mender(layout, profile)
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Literal
 
 from runtime.control.state import Phase
 from runtime.controller import Controller
-from runtime.detection import Patience
-from runtime.layout import Layout
 from runtime.plan import CONTROLLER, Plan, WorkerId
-from runtime.signals import Drain, Joined, Learn, Lost, PlanChooser, PlanGain, StopRequested, Terms
+from runtime.signals import (
+    Drain,
+    Joined,
+    Learn,
+    Lost,
+    StopRequested,
+    Terms,
+)
 from runtime.simulation.checks import Checks, Violation
 from runtime.simulation.clock import Clock
 from runtime.simulation.control import NEVER, SimJob
@@ -21,32 +24,13 @@ from runtime.simulation.host import SimHost
 from runtime.simulation.journal import Journal
 from runtime.simulation.network import Network
 from runtime.simulation.process import Process
+from runtime.simulation.settings import Planner, Settings
 from runtime.simulation.storage import Record, Storage
-from runtime.simulation.toy import ToyModel, ToyStore, reference
+from runtime.simulation.toy import ToyStore, reference
 from runtime.simulation.worker import SimWorker
-
-Stages = int | Literal["auto"]
-Planner = Callable[[Layout, int, Stages], tuple[PlanChooser, PlanGain | None]]
-"""(layout, micro-batches, stages) -> how the controller divides work. The real planner lives in another
-room, so whoever starts a simulation brings it along."""
 
 ATTACH_SECONDS = 2.0
 """How long a new controller waits for a worker's answer."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """``domains[w]`` is the failure domain of the w-th first worker."""
-
-    model: ToyModel
-    steps: int
-    domains: tuple[str, ...]
-    stages: Stages
-    min_workers: int = 1
-    max_workers: int | None = None
-    spares: int = 0
-    checkpoint_every: int = 0
-    patience: Patience = field(default_factory=Patience)
 
 
 class SimCluster:
@@ -62,14 +46,15 @@ class SimCluster:
         self.storage, self.record = Storage(), Record()
         self.workers: dict[WorkerId, SimWorker] = {}
         self.domains: dict[WorkerId, str] = {}
-        self.interrupts = 0
+        self.interrupts = self.salvaged_micro_batches = 0
         self.on_point: Callable[[WorkerId, str], bool] = lambda worker, point: False
         """Told of every place that a worker reaches; injects a fault there and says so, or does not."""
         self._reference = reference(settings.model)
         self._stores: dict[WorkerId, ToyStore] = {}
         self.checks = Checks(self._reference, self.domains, self._stores, settings.min_workers)
-        self._job = SimJob(settings.model, settings.steps, settings.checkpoint_every)
-        self._chooser, self._gain = planner(
+        every, salvage = settings.checkpoint_every, settings.salvage
+        self._job = SimJob(settings.model, settings.steps, every, salvage=salvage)
+        self._chooser, self._gain, self._mender = planner(
             settings.model.layout, settings.model.micro_batches, settings.stages
         )
         self._hosts = 0
@@ -95,7 +80,8 @@ class SimCluster:
             next_worker=next_worker,
             patience=settings.patience,
         )
-        controller = Controller(terms, self._chooser, self._gain)
+        mender = self._mender if settings.salvage else None
+        controller = Controller(terms, self._chooser, self._gain, mender)
         identity = CONTROLLER - self._hosts
         self._hosts += 1
         process = Process(self.clock, self.random)
@@ -164,6 +150,9 @@ class SimCluster:
 
     def committed(self, worker: WorkerId, plan: Plan, step: int) -> None:
         self.checks.committed(worker, plan, step)
+
+    def salvaged(self, worker: WorkerId, micro_batches: int) -> None:
+        self.salvaged_micro_batches += micro_batches
 
     def reached(self, worker: WorkerId, point: str) -> bool:
         return self.on_point(worker, point)

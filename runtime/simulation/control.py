@@ -47,6 +47,7 @@ class SimJob:
     layer_seconds: float = 0.004
     beat_seconds: float = 0.1
     orphan_seconds: float = 30.0
+    salvage: bool = True
 
 
 class ControlEnd:

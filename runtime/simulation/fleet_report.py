@@ -26,7 +26,8 @@ class FleetSettings:
 @dataclass
 class FleetReport:
     """Seconds are simulated ones, but for ``planning`` and ``deciding``: the processor time of
-    each call of the planner, and of each decision of the controller that led to a new plan, planner included."""
+    each call of the planner, and of each decision of the controller that led to a new plan (the planner's
+    part included)."""
 
     seconds: float = 0.0
     steps: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Literal
@@ -11,8 +11,9 @@ from typing import Literal
 from runtime.events import DrainNotice, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
 from runtime.simulation.checks import Violation, check
-from runtime.simulation.cluster import Planner, Settings, SimCluster, Stages
+from runtime.simulation.cluster import SimCluster
 from runtime.simulation.journal import Journal
+from runtime.simulation.settings import Planner, Settings, Stages
 from runtime.simulation.toy import ToyModel, toy_layout
 
 Kind = Literal[
@@ -91,7 +92,8 @@ class Schedule:
         return (
             f"seed {self.seed}: {s.steps} steps on {len(s.domains)} workers ({', '.join(s.domains)}), "
             f"{s.stages} stages, {s.model.micro_batches} micro-batches, {s.min_workers} to {s.max_workers} "
-            f"workers + {s.spares}, checkpoint every {s.checkpoint_every}; "
+            f"workers + {s.spares}, checkpoint every {s.checkpoint_every}, "
+            f"{'salvage' if s.salvage else 'no salvage'}; "
             + ("; ".join(map(str, self.faults)) or "no faults")
         )
 
@@ -120,6 +122,7 @@ def draw(seed: int) -> Schedule:
     faults: list[Fault] = []
     for _ in range(random.choice((1, 1, 2, 2, 3, 4))):
         faults.append(_fault(random, flavour, faults[-1].moment if faults else None))
+    settings = replace(settings, salvage=random.random() < 0.7)
     return Schedule(seed, settings, tuple(faults))
 
 

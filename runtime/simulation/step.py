@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.events import StepRecord
 from runtime.fabric.collectives import DIRECT_MEMBERS
-from runtime.fabric.interface import Message, Tag
+from runtime.fabric.interface import Tag
 from runtime.layout import ALIGNMENT
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
+from runtime.salvage import Salvage
 from runtime.simulation.move import SimMover, piece_of
+from runtime.simulation.pipeline import SimPipeline
 from runtime.simulation.process import Waits
-from runtime.simulation.toy import FINGERPRINT_MODULUS, sample
+from runtime.simulation.toy import FINGERPRINT_MODULUS
 
 if TYPE_CHECKING:
     from runtime.simulation.worker import SimWorker
@@ -44,7 +45,9 @@ class Outcome:
 class SimStep:
     """Runs steps under one plan."""
 
-    def __init__(self, worker: SimWorker, plan: Plan, mover: SimMover) -> None:
+    def __init__(
+        self, worker: SimWorker, plan: Plan, mover: SimMover, salvage: Salvage | None = None
+    ) -> None:
         self.me = worker.worker
         self.worker, self.plan, self.mover = worker, plan, mover
         self.endpoint, self.stage, self.store = worker.endpoint, worker.stage, worker.store
@@ -67,6 +70,7 @@ class SimStep:
         for shard in plan.backed_up_by(self.me):
             self._backed_up.setdefault(shard.owner, []).append(shard)
         self._coming: set[WorkerId] = set()
+        self._pipeline, self._salvage = SimPipeline(self, plan), salvage
 
     def run(self, version: int, *, is_last: bool) -> Waits[Outcome]:
         """Computes step ``version`` + 1 and commits it; the outcome speaks of the step's beginning."""
@@ -120,66 +124,24 @@ class SimStep:
     def _attempt(
         self, step: int, attempt: int, exponents: Exponents
     ) -> Waits[tuple[Outcome, dict[Shard, int]]]:
-        self.stage.clear_gradients()
-        losses = yield from self._train(step, attempt)
+        salvage, progress = self._salvage, self.worker.progress
+        if attempt > 1 or salvage is None or salvage.step != step:
+            salvage = None
+        if salvage is None or self.me not in salvage.contributors:
+            self.stage.clear_gradients()
+            progress.begin(step, attempt, (self.stage.first, self.stage.stop))
+        else:
+            self.worker.watch.salvaged(self.me, len(progress.done))
+        losses = yield from self._pipeline.train(progress, salvage)
         sums: dict[Shard, int] = {}
         if exponents is not None:
             sums = yield from self._reduce(step, attempt)
         return (yield from self._exchange(step, attempt, losses)), sums
 
-    # --- pipeline ---------------------------------------------------------------------------
-
-    def _train(self, step: int, attempt: int) -> Waits[dict[int, int]]:
-        """Forward and backward of this worker's micro-batches, backward first."""
-        place, last = self.plan.stage_of(self.me), len(self.plan.stages) - 1
-        mine = self.plan.micro_batches_of(self.me)
-        to_start = deque(mine if place == 0 else ())
-        inputs: dict[int, list[int]] = {}
-        losses: dict[int, int] = {}
-        forward, backward = self._tag(step, attempt, "forward"), self._tag(step, attempt, "backward")
-        finished = 0
-        while finished < len(mine):
-            yield from self.mover.settle(wait=False)
-            yield from self._take_backups(step - 1, wait=False)
-            message = self.endpoint.poll_any([backward, forward])
-            if message is None and not to_start:
-                message = yield from self.endpoint.receive_any([backward, forward])
-            if message is None or message.tag.what == "forward":
-                micro_batch = to_start.popleft() if message is None else _micro_batch(message)
-                value = sample(step, micro_batch) if message is None else message.note
-                yield from self.worker.fault("forward")
-                value = yield from self._forward(micro_batch, value, inputs)
-                if place < last:
-                    to = self.plan.assignment[place + 1][micro_batch]
-                    self.endpoint.send(to, forward._replace(index=micro_batch), value)
-                    continue
-                losses[micro_batch] = self.worker.model.loss(value)
-                gradient = value
-            else:
-                micro_batch, gradient = _micro_batch(message), message.note
-            yield from self.worker.fault("backward")
-            gradient = yield from self._backward(gradient, inputs.pop(micro_batch))
-            finished += 1
-            if place > 0:
-                to = self.plan.assignment[place - 1][micro_batch]
-                self.endpoint.send(to, backward._replace(index=micro_batch), gradient)
-        return losses
-
-    def _forward(self, micro_batch: int, value: int, inputs: dict[int, list[int]]) -> Waits[int]:
-        yield from self.worker.compute(self.stage.first, self.stage.stop, "forward")
-        inputs[micro_batch] = []
-        for layer in range(self.stage.first, self.stage.stop):
-            inputs[micro_batch].append(value)
-            value = self.worker.model.forward(layer, value, self.stage.working)
-        return value
-
-    def _backward(self, gradient: int, inputs: list[int]) -> Waits[int]:
-        yield from self.worker.compute(self.stage.first, self.stage.stop, "backward")
-        for layer in reversed(range(self.stage.first, self.stage.stop)):
-            gradient, parts = self.worker.model.backward(layer, inputs.pop(), gradient, self.stage.working)
-            for block, part in parts.items():
-                self.stage.accumulators[block] += part
-        return gradient
+    def take_what_came(self, version: int) -> Waits[None]:
+        """Between micro-batches: what should not wait for the end of the pass."""
+        yield from self.mover.settle(wait=False)
+        yield from self._take_backups(version, wait=False)
 
     # --- ZeRO -------------------------------------------------------------------------------
 
@@ -292,8 +254,3 @@ class SimStep:
         for member in others:
             self.endpoint.send(member, tag, shares)
         return shares
-
-
-def _micro_batch(message: Message) -> int:
-    assert isinstance(message.tag.index, int)
-    return message.tag.index

@@ -33,6 +33,7 @@ from runtime.protocol import (
 from runtime.simulation.control import ControlEnd, SimJob
 from runtime.simulation.move import SimMover
 from runtime.simulation.network import Network
+from runtime.simulation.pipeline import SimProgress
 from runtime.simulation.process import Process, ProcessEnded, Waits
 from runtime.simulation.step import Outcome, SimStep
 from runtime.simulation.storage import Storage
@@ -50,6 +51,8 @@ class Observer(Protocol):
     def batch(self, step: int, micro_batches: tuple[int, ...]) -> None: ...
 
     def committed(self, worker: WorkerId, plan: Plan, step: int) -> None: ...
+
+    def salvaged(self, worker: WorkerId, micro_batches: int) -> None: ...
 
     def reached(self, worker: WorkerId, point: str) -> bool:
         """Whether a fault was injected at ``point``."""
@@ -78,6 +81,7 @@ class SimWorker(ControlEnd):
         self.store = ToyStore(reference)
         self.exponents: dict[int, Exponents] = {}
         self.records: dict[int, StepRecord] = {}
+        self.progress = SimProgress(keeps=job.salvage)
         self.left: str | None = None
         self._began: dict[int, float] = {}
         self._times: dict[str, list[float]] = {"forward": [], "backward": []}
@@ -116,6 +120,7 @@ class SimWorker(ControlEnd):
                 {version: now - began for version, began in self._began.items()},
                 tuple(self._whole.values()),
                 tuple(self.records.values()),
+                self.progress.report(),
             )
         )
 
@@ -171,6 +176,9 @@ class SimWorker(ControlEnd):
         self._plan, self._pending = plan, None
         kept = self.exponents if resume.source == "peers" else {}
         self.exponents = {v: known for v, known in kept.items() if v < version} | {version: resume.exponents}
+        salvaged = resume.salvage
+        if salvaged is None or self.worker not in salvaged.contributors:
+            self.progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
         yield from mover.move()
         self._version = version
         self._whole = {step: record for step, record in self._whole.items() if step <= version}
@@ -181,7 +189,7 @@ class SimWorker(ControlEnd):
     def _train(self, resume: Resume, mover: SimMover) -> Waits[None]:
         while True:
             plan, version = resume.plan, resume.version
-            step = SimStep(self, plan, mover)
+            step = SimStep(self, plan, mover, resume.salvage)
             is_reporter = self.worker in plan.reporters
             stopping = written = False
             change = 0
@@ -235,9 +243,7 @@ class SimWorker(ControlEnd):
         times, self._times = self._times, {"forward": [], "backward": []}
         whole = times["forward"] and times["backward"]
         layers = range(self.stage.first, self.stage.stop) if whole else ()
-        seconds = {
-            what: sum(taken) / len(taken) / max(1, len(layers)) for what, taken in times.items() if taken
-        }
+        seconds = {what: sum(taken) / len(taken) for what, taken in times.items() if taken}
         self.tell(
             Measured(
                 self.worker,
@@ -259,7 +265,7 @@ class SimWorker(ControlEnd):
         if self.stuck_for:
             seconds, self.stuck_for = self.stuck_for, 0.0
             yield seconds
-        self._times[what].append(self.process.clock.now - began)
+        self._times[what].append((self.process.clock.now - began) / (stop - first))
         self._computing_since = None
         self.endpoint.check()
 

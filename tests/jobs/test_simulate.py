@@ -38,7 +38,7 @@ def play(
     settings = FleetSettings(
         terms, 2 * workers, workers_per_node=per_node, checkpoint_seconds=checkpoint_seconds
     )
-    chooser, _ = real_planner(LAYOUT, 2 * workers, stages)
+    chooser, *_ = real_planner(LAYOUT, 2 * workers, stages)
     return Fleet(settings, chooser, trace).play(seconds)
 
 
@@ -112,7 +112,7 @@ def test_simulate_prints_what_came_of_it(tmp_path: Path) -> None:
 
 
 def test_a_planner_that_forgets_a_shard_is_caught() -> None:
-    chooser, _ = real_planner(LAYOUT, 8, 1)
+    chooser, *_ = real_planner(LAYOUT, 8, 1)
 
     def forgetful(*arguments: object) -> Plan:
         plan = chooser(*arguments)  # type: ignore[arg-type]

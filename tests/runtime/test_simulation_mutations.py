@@ -40,7 +40,7 @@ import runtime.control.boundary
 import runtime.control.recovery
 import runtime.controller
 import runtime.learning
-from jobs.simulate import real_planner
+from jobs.schedules import eager_planner
 from runtime.control.state import Phase
 from runtime.controller import Controller
 from runtime.detection import Disputes, Watch
@@ -342,7 +342,7 @@ def test_bug_is_found(mutate: Mutation, monkeypatch: Patch) -> None:
     mutate(monkeypatch)
     for schedule in schedules(MUTATIONS[mutate]):
         try:
-            run(schedule, real_planner)
+            run(schedule, eager_planner)
         except Violation as violation:
             assert f"seed {schedule.seed}" in str(violation)
             return
