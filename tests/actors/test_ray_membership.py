@@ -211,6 +211,22 @@ def test_a_worker_drained_by_hand_leaves_and_is_replaced(watched: Watched) -> No
     watched.assert_same_bits()
 
 
+def test_a_node_that_ray_drains_is_left_in_time(cluster: LocalCluster, watched: Watched) -> None:
+    """As a spot machine's notice comes: Ray takes the node away when the deadline has passed."""
+    members = watched.full()
+    placed = watched.run.domains()
+    node = placed[members[0]]
+    going = [worker for worker in members if placed[worker] == node]
+    cluster.drain(node, 30.0)
+    watched.replaced(*going)
+    for worker in going:
+        assert watched.heard(WorkerLeft, worker).reason == "its node is being drained"
+    assert not set(going) & {event.worker for event in watched.events(WorkerLost)}, "no work was lost"
+    cluster.lose(node)
+    cluster.add()
+    watched.assert_same_bits()
+
+
 def test_sigterm_is_a_notice(watched: Watched) -> None:
     victim = watched.full()[2]
     process = watched.kill(victim, signal.SIGTERM)
