@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from types import TracebackType
 from typing import Any
 
@@ -69,3 +70,13 @@ class LocalCluster:
         """SIGKILL to the raylets of these nodes and to what they started beside workers."""
         for node in [node for node in self._cluster.worker_nodes if node.node_id in nodes]:
             self._cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: str, seconds: float) -> None:
+        """Has Ray say that ``node`` is to be preempted in ``seconds``, and place nothing there any more."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # the autoscalers use it
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = round((time.time() + seconds) * 1e3)
+        accepted, why = GcsClient(address=self.address).drain_node(node, reason, "preempted", deadline_ms)
+        assert accepted, why

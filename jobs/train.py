@@ -101,9 +101,10 @@ def train(
         stack.enter_context(
             connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker)
         )
+        # before the controller begins to add to it
+        folder.note_controller(address=gcs_address(), name=settings.name)
         run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32), detached=detach))
         port = run.metrics_port()
-        folder.note_controller(address=gcs_address(), name=settings.name)
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:
             console.print(f"metrics at port {port}, /metrics", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from actors.cluster import RayRun, gcs_address
+from actors.crew import worker_names
 from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, optimizer_settings, run_settings
 from jobs.recipe import Recipe
@@ -42,6 +44,7 @@ from tests.support.ray_jobs import began_at, toy_recipe, wait_until
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent.parent
+COMMAND = [sys.executable, "-m", "jobs.cli"]
 WORKERS = 3
 NODES = 3
 FOR_EVER = 1_000_000
@@ -64,8 +67,7 @@ def recipe_of(name: str, steps: int = FOR_EVER, *, most: int | None = WORKERS, *
             "cpus_per_worker": 0.1,
             "resources": {SLOT: 1.0},
         },
-        detection={"silence_seconds": 2.0, "stuck_seconds": 20.0},
-        **sections,
+        **{"detection": {"silence_seconds": 2.0, "stuck_seconds": 20.0}, **sections},
     )
 
 
@@ -167,9 +169,8 @@ class Watched:
 def start(folder: Path, recipe: Recipe) -> RayRun:
     created = RunFolder.create(folder, recipe.to_toml(), {})
     settings = run_settings(recipe, folder)
-    run = RayRun(assemble(recipe, str(folder / "checkpoints")), settings, secrets.token_bytes(32))
     created.note_controller(address=gcs_address(), name=settings.name)
-    return run
+    return RayRun(assemble(recipe, str(folder / "checkpoints")), settings, secrets.token_bytes(32))
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,22 @@ def test_a_worker_drained_by_hand_leaves_and_is_replaced(watched: Watched) -> No
     assert left.reason == "drained by hand"
     wait_until(lambda: began_at(process) is None, "its process has ended")
     assert victim not in {event.worker for event in watched.events(WorkerLost)}, "no work was lost"
+    watched.assert_same_bits()
+
+
+def test_a_node_that_ray_drains_is_left_in_time(cluster: LocalCluster, watched: Watched) -> None:
+    """As a spot machine's notice comes: Ray takes the node away when the deadline has passed."""
+    members = watched.full()
+    placed = watched.run.domains()
+    node = placed[members[0]]
+    going = [worker for worker in members if placed[worker] == node]
+    cluster.drain(node, 30.0)
+    watched.replaced(*going)
+    for worker in going:
+        assert watched.heard(WorkerLeft, worker).reason == "its node is being drained"
+    assert not set(going) & {event.worker for event in watched.events(WorkerLost)}, "no work was lost"
+    cluster.lose(node)
+    cluster.add()
     watched.assert_same_bits()
 
 
@@ -295,36 +312,57 @@ def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
     wait_until(lambda: not any(map(began_at, processes.values())), "the workers' processes have ended")
 
 
-def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
-    recipe = recipe_of("detached", 50)
-    file, folder = tmp_path / "recipe.toml", tmp_path / "run"
+@contextmanager
+def driven(cluster: LocalCluster, folder: Path, recipe: Recipe, *options: str) -> Iterator[RunFolder]:
+    """A run that another process drives, which gets SIGKILL after three steps."""
+    file = folder.with_suffix(".toml")
     file.write_text(recipe.to_toml())
-    command = [sys.executable, "-m", "jobs.cli"]
     train = [
-        *command,
+        *COMMAND,
         "train",
         str(file),
         "--run-folder",
         str(folder),
         "--address",
         cluster.address,
-        "--detach",
+        *options,
     ]
     driver = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: len(RunFolder(folder).read_steps().steps) >= 3, "three steps", interval=0.2)
+
+        def has_three_steps() -> bool:
+            assert driver.poll() is None, "it ended before"
+            return len(RunFolder(folder).read_steps().steps) >= 3
+
+        wait_until(has_three_steps, "three steps", interval=0.2)
     finally:
         driver.kill()
         driver.wait()
-    shown = subprocess.run(
-        [*command, "attach", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    yield RunFolder(folder)
+
+
+def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
+    recipe = recipe_of("detached", 50)
+    with driven(cluster, tmp_path / "run", recipe, "--detach") as folder:
+        shown = subprocess.run(
+            [*COMMAND, "attach", str(folder.path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "started from the initial state" in shown.stdout and "completed with 3 workers" in shown.stdout
-    steps = RunFolder(folder).read_steps().steps
+    steps = folder.read_steps().steps
     assert [(s.loss, s.grad_norm, s.fingerprint) for s in steps] == Expected(recipe).first(50)
     with pytest.raises(ValueError, match="it has ended"):
-        attach(folder)
+        attach(folder.path)
+
+
+def test_a_run_that_is_not_detached_ends_with_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
+    """The controller ends with its driver's job, and the workers when none has come back for long enough."""
+    detection = {"silence_seconds": 2.0, "orphan_seconds": 2.0}
+    with driven(cluster, tmp_path / "run", recipe_of("orphan", detection=detection)) as folder:
+        name = folder.controller_facts()["name"]
+        wait_until(lambda: not worker_names(name), "the workers have ended")
+        with pytest.raises(ValueError, match="it has ended"):
+            attach(folder.path)
 
 
 def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
