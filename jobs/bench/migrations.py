@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 
 from jobs.bench.traced import build
-from jobs.bench.watched import Watched, excess, recipe, row, watched
+from jobs.bench.watched import excess, recipe, row, watched
 from runtime.change import boundary_transfers
-from runtime.events import WorkerJoined, WorkerLeft
+from runtime.events import Event, StepRecord, WorkerJoined, WorkerLeft
 from runtime.layout import Layout
 from runtime.plan import Plan
 from strategies.model import build_model
@@ -80,16 +81,17 @@ def _run(folder: Path, *, at_once: bool) -> list[Migration]:
             run.drain(plans[-1].stages[0].workers[-1])
             plans.append(run.smaller(STEPS))
         plans.append(run.whole(STEPS, CYCLES))
-        return _migrations(run, plans)
+        return migrations_of(run.steps(), [each.event for each in run.events()], plans)
 
 
-def _migrations(run: Watched, plans: Sequence[Plan]) -> list[Migration]:
+def migrations_of(
+    steps: Sequence[StepRecord], events: Sequence[Event], plans: Sequence[Plan]
+) -> list[Migration]:
+    """From a run's records, and its log of one leave or join between every two plans."""
     # the layout is that of what the workers build, and does not depend on how they move it
     layers, loss = build(layers=LAYERS, forward_seconds=FORWARD_SECONDS, parameters=PARAMETERS)
     layout = build_model(lambda: (layers, loss), 0).layout
-    steps = run.steps()
-    logged = [each.event for each in run.events() if isinstance(each.event, WorkerLeft | WorkerJoined)]
-    assert len(logged) == len(plans) - 1, "one leave or join between every two plans"
+    logged = [event for event in events if isinstance(event, WorkerLeft | WorkerJoined)]
     return [
         migration(
             LEAVE if isinstance(event, WorkerLeft) else JOIN,
@@ -99,7 +101,7 @@ def _migrations(run: Watched, plans: Sequence[Plan]) -> list[Migration]:
             event.seconds,
             excess(steps, new.generation),
         )
-        for event, old, new in zip(logged, plans, plans[1:], strict=True)
+        for event, (old, new) in zip(logged, pairwise(plans), strict=True)
     ]
 
 
