@@ -2,8 +2,9 @@
 
 Four workers in two stages; one is drained and replaced, again and again. With three workers the cut is 2 : 1
 and with four it is even, so at every change, leave or join, a layer goes over to the other stage and the
-state of all layers is divided among other workers. The baseline is the same run with the same changes, but
-nobody goes on before optimizer state and copies for backups have come too.
+state of all layers is divided among other workers. The baseline is a run with the same leaves and joins, but
+nobody goes on before optimizer state and copies for backups have come too: the model's builder, which runs in
+every worker's process, wraps ``Mover.move`` (``traced.build``, ``at_once``).
 """
 
 from __future__ import annotations
@@ -162,10 +163,18 @@ def rows(found: Migrations) -> list[Mapping[str, str | float | int | None]]:
 
 
 def note(found: Migrations) -> str:
-    moved = sorted({each.moved_layers for each in [*found.ahead, *found.at_once]})
+    """What the table does not show: which layers moved, and how much state in all."""
+    every = []
+    for name, all_migrations in (("parameters first", found.ahead), ("all at once", found.at_once)):
+        for kind in (LEAVE, JOIN):
+            these = [each for each in all_migrations if each.kind == kind]
+            layers = "/".join(str(each.moved_layers) for each in these)
+            megabytes = "/".join(f"{each.total_bytes / 1e6:.0f}" for each in these)
+            every.append(f"{name}, {kind}: {layers} layers, {megabytes} MB")
     return (
-        f"migration: layers of {12 * PARAMETERS / 1e6:.0f} MB of state each; those who stay take over "
-        f"{' or '.join(map(str, moved))} at every change; moved_mb is what had to come, to all workers "
-        "together, before the next forward. All at once is a run of its own in which Mover.move is "
-        "wrapped so that it returns when all state has come"
+        f"migration: layers of {12 * PARAMETERS / 1e6:.0f} MB of state each; moved_mb is what had to come, to "
+        "all workers together, before the next forward. All at once is a run of its own in which Mover.move "
+        "is wrapped so that it returns when all state has come; the planner goes by measured seconds, so "
+        "its cuts may differ. Most layers that one who stays took over, and state moved in all: "
+        + "; ".join(every)
     )
