@@ -172,9 +172,9 @@ def note(found: Migrations) -> str:
             megabytes = "/".join(f"{each.total_bytes / 1e6:.0f}" for each in these)
             every.append(f"{name}, {kind}: {layers} layers, {megabytes} MB")
     return (
-        f"migration: layers of {12 * PARAMETERS / 1e6:.0f} MB of state each; moved_mb is what had to come, to "
-        "all workers together, before the next forward. All at once is a run of its own in which Mover.move "
-        "is wrapped so that it returns when all state has come; the planner goes by measured seconds, so "
-        "its cuts may differ. Most layers that one who stays took over, and state moved in all: "
+        f"migration: layers of {12 * PARAMETERS / 1e6:.0f} MB of state each; moved_mb is what had to come, "
+        "to all workers together, before the next forward. All at once is a run of its own in which "
+        "Mover.move is wrapped so that it returns when all state has come; the planner goes by measured "
+        "seconds, so its cuts may differ. Most layers that one who stays took over, and state moved in all: "
         + "; ".join(every)
     )
