@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,16 @@ from jobs.bench import changes, joins, migrations, redo, traced, watched
 from jobs.bench.joins import Joins
 from jobs.bench.migrations import JOIN, LEAVE, Migration, Migrations
 from jobs.bench.redo import Kill, Redone
-from runtime.events import Recovered, RecoverySeconds, StepRecord, WorkerLost
+from runtime.events import (
+    DrainNotice,
+    Event,
+    Recovered,
+    RecoverySeconds,
+    StepRecord,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
 from runtime.plan import Member, Plan, Stage
 from runtime.run_folder import LoggedEvent
 from strategies.model import build_model
@@ -110,6 +120,22 @@ def test_what_a_change_moves_follows_from_its_plans() -> None:
     assert found.parameter_bytes == 4 * layer_bytes
     assert found.total_bytes > 4 * layer_bytes
     assert (found.kind, found.pause, found.excess, found.moved_layers) == (JOIN, 0.5, 0.25, 1)
+
+
+def test_every_leave_and_join_is_paired_with_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "PARAMETERS", 640)
+    three, four = plans()
+    run = [replace(three, generation=1), replace(four, generation=2), replace(three, generation=3)]
+    steps = [record(i + 1, 10.0 + i + (i >= 3), 1 + i // 3) for i in range(9)]
+    events: list[Event] = [
+        DrainNotice(1, 0, "told"),
+        WorkerJoined(4, 3, 3, 4, 0.25),
+        WorkerLeft(7, 3, "told", 4, 3, 0.5, 1.0),
+    ]
+    found = migrations.migrations_of(steps, events, run)
+    assert [(each.kind, each.pause, each.excess) for each in found] == [(JOIN, 0.25, 1.0), (LEAVE, 0.5, 0.0)]
+    with pytest.raises(ValueError, match="zip"):
+        migrations.migrations_of(steps, events[:2], run)
 
 
 def of(kind: str, pause: float) -> Migration:
