@@ -8,7 +8,7 @@ from runtime.plan import WorkerId
 from runtime.signals import Hire
 
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 10.0
 """Seconds until another worker is asked for after one could not start; doubles each time."""
 
 

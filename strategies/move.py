@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Mover:
     bytes_received: int = 0
     on_settled: Callable[[], None] = lambda: None
     """Called once, when everything that was owed has come."""
+    _unsent: list[Transfer] = field(default_factory=list)
     _missing: list[Shard] = field(default_factory=list)
     _fresh: dict[Shard, Tensor] = field(default_factory=dict)
     _owed: dict[tuple[WorkerId, object], Transfer] = field(default_factory=dict)
@@ -52,7 +53,10 @@ class Mover:
         stage = plan.stages[plan.stage_of(self.worker)]
         if self.resume.source == "peers":
             self.store.drop(after=version)
-            self._send()
+            mine = [transfer for transfer in self.resume.transfers if transfer.source == self.worker]
+            # from the held layers, which may be let go of now; what others wait for less, goes behind
+            self._send([transfer for transfer in mine if transfer.what == "parameters"])
+            self._unsent = [transfer for transfer in reversed(mine) if transfer.what != "parameters"]
             self.stage.hold(stage.first, stage.stop)
             self._receive()
         else:
@@ -68,13 +72,20 @@ class Mover:
 
     def serve(self) -> None:
         """The part of a worker that has no work under the new plan: it sends what others need of it."""
-        self._send()
+        self._send([transfer for transfer in self.resume.transfers if transfer.source == self.worker])
 
     def settle(self, *, wait: bool = True) -> None:
-        """Takes in the optimizer state that is still owed; ``wait``: all of it, else a part of the work. Does
-        nothing afterwards."""
+        """Sends the optimizer state that others are owed and takes in what this worker is;
+        ``wait``: all of it, else a part of the work. Does nothing afterwards.
+
+        Everybody sends before it waits, and state of this version stays in the store until the update.
+        """
         if self._settled:
             return
+        while self._unsent:
+            self._send([self._unsent.pop()])
+            if not wait:
+                return
         while self._missing:
             shard = self._missing.pop()
             self._fresh[shard] = self._local_parts(piece_of(shard), self.resume.version)
@@ -104,11 +115,9 @@ class Mover:
         what = "move parameters" if transfer.what == "parameters" else "move state"
         return Tag(plan.generation, self.resume.version, 0, what, index)
 
-    def _send(self) -> None:
+    def _send(self, transfers: Iterable[Transfer]) -> None:
         version = self.resume.version
-        for transfer in self.resume.transfers:
-            if transfer.source != self.worker:
-                continue
+        for transfer in transfers:
             piece = (transfer.block, transfer.start, transfer.stop)
             if transfer.what == "parameters" and self.stage.version.get(transfer.block) == version:
                 tensor = self.stage.working[transfer.block][transfer.start : transfer.stop]

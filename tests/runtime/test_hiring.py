@@ -24,7 +24,7 @@ def test_nobody_is_asked_for_where_none_is_wanted() -> None:
 
 def test_failures_to_start_are_retried_ever_more_slowly() -> None:
     hiring, now = Hiring(wanted=1, next_worker=0), 0.0
-    for worker, pause in enumerate([FIRST_PAUSE, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE, LONGEST_PAUSE]):
+    for worker, pause in enumerate([FIRST_PAUSE, 2.0, 4.0, 8.0, *[LONGEST_PAUSE] * 4]):
         assert hiring.orders(0, now) == [Hire(worker)]
         hiring.lost(worker, now)
         assert hiring.orders(0, now + pause - 0.01) == []
