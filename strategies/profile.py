@@ -19,6 +19,10 @@ RUNS = 4
 """Each layer is timed so often and its fastest run counts: the first pays for lazy initialisation, and
 workers that warm up together on one machine delay each other, which must not tilt the first cut."""
 
+LONG = 0.02
+"""Seconds; for a layer that takes longer such delays are small, and its second run is the last: a newcomer's
+warm-up is time that the others train without it."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -47,7 +51,7 @@ def profile(
         tensors, spec = flatten(value)
         tensors = [tensor.to(device).detach() for tensor in tensors]
         seconds_forward = seconds_backward = math.inf
-        for _ in range(RUNS):
+        for number in range(RUNS):
             leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
             buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
             began = time.perf_counter()
@@ -61,6 +65,8 @@ def profile(
             _backward(outputs, leaves, layer)
             _synchronise(device)
             seconds_backward = min(seconds_backward, time.perf_counter() - began)
+            if number and seconds_forward + seconds_backward > LONG:
+                break
         forward.append(seconds_forward)
         backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
         boundary_bytes.append(sum(tensor.nbytes for tensor in outputs))
