@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,7 +113,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
-            lambda worker: self._folder.note_controller(next_worker=worker + 1),
+            self._asked_for,
         )
         self._host.crew = self._crew
         self._done = threading.Event()
@@ -127,6 +128,10 @@ class ControllerActor:
             on_control=on_control,
             on_lost=on_lost,
         )
+
+    def _asked_for(self, worker: WorkerId) -> None:
+        with suppress(OSError):  # a full disk costs the record, not the run
+            self._folder.note_controller(next_worker=worker + 1)
 
     def metrics_port(self) -> int | None:
         return self._metrics_port
