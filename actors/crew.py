@@ -74,6 +74,9 @@ class RayCrew:
     def create(self, worker: WorkerId) -> Any:
         """Asks Ray for an actor; it is placed when there is room."""
         self._asked_for(worker)
+        return self._create(worker)
+
+    def _create(self, worker: WorkerId) -> Any:
         place = self._place
         actor: Any = ray.remote(WorkerActor)
         handle: Any = actor.options(
@@ -99,15 +102,15 @@ class RayCrew:
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
-        starting = self.create(worker)
-        threading.Thread(target=self._bring, args=(worker, starting), daemon=True).start()
+        self._asked_for(worker)
+        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
 
     def dismiss(self, worker: WorkerId) -> None:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
-    def _bring(self, worker: WorkerId, starting: Any) -> None:
+    def _bring(self, worker: WorkerId) -> None:
         try:
-            ready: Ready = ray.get(starting)
+            ready: Ready = ray.get(self._create(worker))
         except Exception as error:
             died = isinstance(error, ActorDiedError)
             self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))

@@ -360,9 +360,10 @@ def sentence(event: Event) -> str:
             within = "" if event.deadline is None else f" within {event.deadline:.0f} s"
             return f"step {event.step}  worker {event.worker} is to leave{within} ({event.reason})"
         case Rebalanced():
+            gain = f"{event.gain:.0%} faster by prediction, " if event.gain else ""
             return (
-                f"step {event.step}  work divided anew ({event.reason}): {event.gain:.0%} faster by "
-                f"prediction, in {event.seconds:.2f} s, {event.moved_bytes / 1e6:.1f} MB moved"
+                f"step {event.step}  work divided anew ({event.reason}): {gain}"
+                f"in {event.seconds:.2f} s, {event.moved_bytes / 1e6:.1f} MB moved"
             )
         case ControllerRestarted():
             workers = _count(event.workers, "worker")

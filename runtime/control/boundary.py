@@ -43,7 +43,7 @@ class Boundary(Progress):
             return []
         self._considered = frozenset(chosen)
         plan = self.choose_plan(self.generation + 1, self._planning_members(), self.speeds, self.plan)
-        return self._begin_change(plan, "", 0.0, now)
+        return self._begin_change(plan, "the members changed", 0.0, now)
 
     def _reconsider(self, now: float) -> list[Output]:
         """Divides the work anew where measured speeds promise a gain."""
