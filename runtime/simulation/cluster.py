@@ -210,7 +210,9 @@ class SimCluster:
 
     def _restart_controller(self, away: float) -> None:
         living, next_worker = self.living, self._highest + 1
-        if not living:
+        if all(self.workers[worker].process.stopped for worker in living):
+            for worker in living:  # nobody answers: they are ended, and the run is formed of others
+                self.kill(worker)
             self._form_anew(next_worker)
             return
         known = [self.workers[worker].endpoint.generation for worker in living]

@@ -23,6 +23,7 @@ copies_not_awaited         an exchange before the copies have come     a version
 change_outlives_a_loss     an overtaken change is still waited for     no end
 hasty                      late heartbeats count as silence            a planned change interrupts
 silently_taken_back        records that are void stay                  a step recorded twice
+everybody_contributes      sums of those who do not go on are kept     wrong or missing sums
 silent_state_given_up      silent workers' state is not waited for     they live, and hold it
 =========================  ==========================================  ===============================
 """
@@ -49,6 +50,7 @@ from runtime.layout import Layout
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Change, Here, Interrupt, Resume
 from runtime.resharding import Holding, Transfer, newest_complete_version, plan_transfers
+from runtime.salvage import Salvage
 from runtime.signals import Committed, Output, Send, TakenBack
 from runtime.simulation.checks import Violation
 from runtime.simulation.schedule import Kind, Schedule, draw, run
@@ -305,6 +307,19 @@ def silent_state_given_up(patch: Patch) -> None:
     patch.setattr(Controller, "_decide", mutated)
 
 
+def everybody_contributes(patch: Patch) -> None:
+    """Sums go on from whatever is in them, whosever micro-batches these are."""
+
+    def change(controller: Controller, output: Output) -> Output | None:
+        match output:
+            case Send(worker, Resume(plan, salvage=Salvage() as found) as resume):
+                every = replace(found, contributors=frozenset(plan.workers))
+                return Send(worker, replace(resume, salvage=every))
+        return output
+
+    on_handle(patch, change)
+
+
 MUTATIONS: Mapping[Mutation, Collection[Kind]] = {
     newest_at_all: (),
     one_too_old: (),
@@ -326,6 +341,7 @@ MUTATIONS: Mapping[Mutation, Collection[Kind]] = {
     change_outlives_a_loss: ("kill", "lose domain", "lose machines"),
     hasty: ("slow", "drain"),
     silently_taken_back: ("lose domain", "lose machines", "kill"),
+    everybody_contributes: (),
     silent_state_given_up: ("cut in two", "stop", "cut off"),
 }
 """And kinds of faults of which a schedule must have one to be tried: () for any."""
