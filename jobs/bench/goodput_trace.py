@@ -129,8 +129,8 @@ def account(
 
     ``steps`` may hold a step more than once (see ``final``); ``changes`` are those that happened, in the
     harness's own time. ``undisturbed``: the steps as they were known at the first change, where ``steps`` no
-    longer holds what was rolled back since. Raises ValueError if fewer than three steps of the whole ``batch`` were committed
-    before the first change: the rate would be guesswork.
+    longer holds what was rolled back since. Raises ValueError if fewer than three steps of the whole
+    ``batch`` were committed before the first change: the rate would be guesswork.
     """
     kept = final(steps)
     first = min((change.at for change in changes), default=window)
