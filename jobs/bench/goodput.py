@@ -78,9 +78,11 @@ def endure(system: System, changes: Sequence[Change], window: float) -> Account:
             raise RuntimeError(f"its workers did not train together within {START_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
     begin = max(step.at for step in system.steps())
-    happened = []
+    happened: list[Change] = []
+    undisturbed = None
     for moment, change in calls(changes, system.boot_seconds):
         time.sleep(max(0.0, begin + moment - time.time()))
+        undisturbed = undisturbed or system.steps()  # a run that has to begin anew forgets them
         if change.given_back:
             system.give_back(change.place)
             at = time.time()
@@ -88,7 +90,15 @@ def endure(system: System, changes: Sequence[Change], window: float) -> Account:
             at = system.take_away(change.place)
         happened.append(Change(at - begin, change.place, change.given_back))
     time.sleep(max(0.0, begin + window - time.time()))
-    return account(system.steps(), happened, begin=begin, window=window, places=PLACES, batch=BATCH)
+    return account(
+        system.steps(),
+        happened,
+        begin=begin,
+        window=window,
+        places=PLACES,
+        batch=BATCH,
+        undisturbed=undisturbed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,16 +123,21 @@ def account(
     window: float,
     places: int,
     batch: int,
+    undisturbed: Sequence[Step] | None = None,
 ) -> Account:
     """What the ``window`` seconds from ``begin`` on (a commit at full strength) brought.
 
     ``steps`` may hold a step more than once (see ``final``); ``changes`` are those that happened, in the
-    harness's own time. Raises ValueError if fewer than three steps of the whole ``batch`` were committed
-    before the first change: the rate would be guesswork.
+    harness's own time. ``undisturbed``: the steps as they were known at the first change, where ``steps`` no
+    longer holds what was rolled back since. Raises ValueError if fewer than three steps of the whole
+    ``batch`` were committed before the first change: the rate would be guesswork.
     """
     kept = final(steps)
     first = min((change.at for change in changes), default=window)
-    calm = [step.at for step in kept if begin <= step.at <= begin + first and step.samples == batch]
+    # also of what was rolled back later: the rate was what it was
+    known = steps if undisturbed is None else undisturbed
+    before = final([step for step in known if begin <= step.at <= begin + first])
+    calm = [step.at for step in before if step.samples == batch]
     if len(calm) < 3:
         raise ValueError(
             f"only {len(calm)} whole batches were committed in the {first:.1f} s before the first kill: "

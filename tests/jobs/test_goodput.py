@@ -135,6 +135,15 @@ def test_what_is_rolled_back_at_the_end_of_the_window_is_not_counted() -> None:
     assert found.at_batch == 15 * 8
 
 
+def test_a_run_that_begins_anew_keeps_its_undisturbed_rate() -> None:
+    changes = [Change(10.0, 0, given_back=False)]
+    anew = [replace(step, at=step.at + 15.0) for step in calm(6)]
+    found = account(calm(11) + anew, changes, begin=100.0, window=20.0, places=4, batch=8)
+    assert (found.rate, found.at_batch) == (8.0, (5 + 6) * 8)
+    forgotten = account(anew, changes, begin=100.0, window=20.0, places=4, batch=8, undisturbed=calm(11))
+    assert (forgotten.rate, forgotten.at_batch) == (8.0, 6 * 8)
+
+
 def test_a_worker_is_at_work_when_a_step_has_its_share() -> None:
     # lent again after 12 s, but only the steps after 16 s have four workers
     steps = [*calm(11), *(Step(k, 100.0 + k, 8, 3 if k <= 16 else 4) for k in range(11, 21))]
