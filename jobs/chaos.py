@@ -3,14 +3,15 @@ and added for real, and compares the bits with an undisturbed run's at the end."
 
 from __future__ import annotations
 
-import _thread
 import math
 import secrets
-import threading
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -149,23 +150,18 @@ def _live_through(
 def _at_most(seconds: float) -> Iterator[None]:
     """Raises RunFailed in the main thread where the time is over: a controller that never comes back leaves
     every call to it waiting."""
-    over = threading.Event()
 
-    def end() -> None:
-        over.set()
-        _thread.interrupt_main()
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise RunFailed(f"it has not ended after {seconds:.0f} s")
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    # an alarm, since Ctrl-C may be ignored (a shell's background job), and reaches no call that waits
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except KeyboardInterrupt:
-        if not over.is_set():
-            raise
-        raise RunFailed(f"it has not ended after {seconds:.0f} s") from None
     finally:
-        timer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
