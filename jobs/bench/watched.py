@@ -87,10 +87,11 @@ class Watched:
 
         def ready() -> bool:
             progress, plan = self._progress(), self._run.plan()
-            if plan is None or len(plan.workers) >= self._recipe.parallel.workers:
-                return False
-            found[:] = [plan]
-            return sum(record.generation == plan.generation for record in progress.steps) >= steps
+            if plan is not None and len(plan.workers) < self._recipe.parallel.workers:
+                found[:] = [plan]
+            # a replacement may come in before they are seen to have made so many
+            made = [record for record in progress.steps if found and record.generation == found[0].generation]
+            return len(made) >= steps
 
         wait_for(f"{steps} steps of those who are left", ready)
         return found[0]
