@@ -13,6 +13,7 @@ from typing import Any
 from actors.line import Line
 from actors.shard_writer import ShardWriter
 from actors.step_records import StepRecords
+from runtime.change import at_boundary
 from runtime.fabric.interface import (
     Endpoint,
     Interrupted,
@@ -105,7 +106,7 @@ class Follower:
         """Comes in where those at work say that the change takes place."""
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
         entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
-        resume = _at_boundary(change, entry)
+        resume = at_boundary(change, entry)
         self._train(resume, self._move(resume))
 
     def _cross(self, change: Change, version: int) -> Resume | None:
@@ -119,7 +120,7 @@ class Follower:
         if self.endpoint.acknowledge() != generation:
             raise Interrupted(self.endpoint.generation)
         entry = Entry(version, self._exponents[version], self.records.unfinished_of(version))
-        resume = _at_boundary(change, entry)
+        resume = at_boundary(change, entry)
         if self.worker == change.usher:
             assert self.plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self.plan.workers)):
@@ -263,17 +264,3 @@ class Follower:
             self.records.unfinished,
             self._progress.report(),
         )
-
-
-def _at_boundary(change: Change, entry: Entry) -> Resume:
-    """A planned change, once it is known where it takes place."""
-    return Resume(
-        plan=change.plan,
-        version=entry.version,
-        source="peers",
-        addresses=change.addresses,
-        transfers=change.transfers,
-        exponents=entry.exponents,
-        stop_at=change.stop_at,
-        record=entry.record,
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from runtime.layout import Layout
 from runtime.plan import Plan, WorkerId
+from runtime.protocol import Change, Entry, Resume
 from runtime.resharding import Holding, Transfer, plan_transfers
 
 BOUNDARY = 0
@@ -30,6 +31,20 @@ def boundary_transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, 
         for worker in old.holders(block.layers):
             working[worker][block.index] = BOUNDARY
     return plan_transfers(layout, new, BOUNDARY, holdings, working)
+
+
+def at_boundary(change: Change, entry: Entry) -> Resume:
+    """A planned change, once it is known where it takes place."""
+    return Resume(
+        plan=change.plan,
+        version=entry.version,
+        source="peers",
+        addresses=change.addresses,
+        transfers=change.transfers,
+        exponents=entry.exponents,
+        stop_at=change.stop_at,
+        record=entry.record,
+    )
 
 
 def same_work(one: Plan, other: Plan) -> bool:

@@ -9,8 +9,9 @@ in floating point.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Generic, TypeVar
 
 from runtime.plan import Plan, WorkerId
 
@@ -35,6 +36,61 @@ class Progress:
     first: int
     stop: int
     statuses: Mapping[int, Status]
+
+
+ActivationsT = TypeVar("ActivationsT")
+GradientsT = TypeVar("GradientsT")
+ValueT = TypeVar("ValueT")
+LossT = TypeVar("LossT")
+
+
+@dataclass
+class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
+    """One worker's micro-batches of one attempt at one step. Outlives plans as long as the step goes on.
+
+    ``keeps`` says whether boundary tensors are kept for others (the worker's own activations are anyway,
+    until their backward).
+    """
+
+    keeps: bool = True
+    step: int = 0
+    attempt: int = 0
+    layers: tuple[int, int] = (0, 0)
+    done: set[int] = field(default_factory=set)
+    losses: dict[int, LossT] = field(default_factory=dict)
+    in_flight: dict[int, ActivationsT] = field(default_factory=dict)
+    paused: dict[int, GradientsT] = field(default_factory=dict)
+    """Backwards that were interrupted between layers, with the gradient that goes on."""
+    values: dict[int, ValueT] = field(default_factory=dict)
+    """Outputs that went to the next stage."""
+    gradients: dict[int, GradientsT] = field(default_factory=dict)
+    """Gradients that went to the stage before."""
+
+    def begin(self, step: int, attempt: int, layers: tuple[int, int]) -> None:
+        """Forgets everything."""
+        self.step, self.attempt, self.layers = step, attempt, layers
+        # new ones: what was handed out of the old step may be on its way to others
+        self.done, self.losses, self.in_flight = set(), {}, {}
+        self.paused, self.values, self.gradients = {}, {}, {}
+
+    def status(self, micro_batch: int) -> Status | None:
+        if micro_batch in self.done:
+            return Status.DONE
+        if micro_batch in self.paused:
+            return Status.BACKWARD
+        return Status.FORWARD if micro_batch in self.in_flight else None
+
+    def report(self) -> Progress | None:
+        """What another plan with the same cut can use; None where that is nothing.
+
+        A further attempt has scales that not everybody may know, so only the first one can go on.
+        """
+        if not self.keeps or self.attempt != 1:
+            return None
+        known = sorted({*self.done, *self.paused, *self.in_flight})
+        statuses = {micro_batch: self.status(micro_batch) for micro_batch in known}
+        first, stop = self.layers
+        return Progress(self.step, first, stop, {m: s for m, s in statuses.items() if s is not None})
 
 
 @dataclass(frozen=True, slots=True)

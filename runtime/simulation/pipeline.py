@@ -1,15 +1,13 @@
-"""A simulated worker's pass of micro-batches, and what it keeps of it; the twin of ``strategies.pipeline``
-and ``strategies.salvage``."""
+"""A simulated worker's pass of micro-batches; the twin of ``strategies.pipeline``."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runtime.fabric.interface import Message, Tag
 from runtime.plan import Plan
-from runtime.salvage import Progress, Salvage, Status
+from runtime.salvage import Salvage, Status, StepProgress
 from runtime.simulation.process import Waits
 from runtime.simulation.toy import sample
 
@@ -17,40 +15,7 @@ if TYPE_CHECKING:
     from runtime.simulation.step import SimStep
 
 
-@dataclass
-class SimProgress:
-    """See ``strategies.salvage.StepProgress``."""
-
-    keeps: bool
-    step: int = 0
-    attempt: int = 0
-    layers: tuple[int, int] = (0, 0)
-    done: set[int] = field(default_factory=set)
-    losses: dict[int, int] = field(default_factory=dict)
-    in_flight: dict[int, list[int]] = field(default_factory=dict)
-    paused: dict[int, int] = field(default_factory=dict)
-    values: dict[int, int] = field(default_factory=dict)
-    gradients: dict[int, int] = field(default_factory=dict)
-
-    def begin(self, step: int, attempt: int, layers: tuple[int, int]) -> None:
-        """Forgets everything."""
-        self.step, self.attempt, self.layers = step, attempt, layers
-        self.done, self.losses, self.in_flight = set(), {}, {}
-        self.paused, self.values, self.gradients = {}, {}, {}
-
-    def status(self, micro_batch: int) -> Status | None:
-        if micro_batch in self.done:
-            return Status.DONE
-        if micro_batch in self.paused:
-            return Status.BACKWARD
-        return Status.FORWARD if micro_batch in self.in_flight else None
-
-    def report(self) -> Progress | None:
-        if not self.keeps or self.attempt != 1:
-            return None
-        known = sorted({*self.done, *self.paused, *self.in_flight})
-        statuses = {micro_batch: self.status(micro_batch) for micro_batch in known}
-        return Progress(self.step, *self.layers, {m: s for m, s in statuses.items() if s is not None})
+SimProgress = StepProgress[list[int], int, int, int]
 
 
 class SimPipeline:

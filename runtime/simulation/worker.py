@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol
 
+from runtime.change import at_boundary
 from runtime.events import StepRecord
 from runtime.fabric.interface import Interrupted, Tag
 from runtime.plan import Plan, WorkerId
@@ -146,7 +147,7 @@ class SimWorker(ControlEnd):
         tag = Tag(change.plan.generation, 0, 0, "entry")
         entry: Entry = (yield from self.endpoint.receive(change.usher, tag)).note
         yield from self.fault("entry")
-        resume = _at_boundary(change, entry)
+        resume = at_boundary(change, entry)
         yield from self._train(resume, (yield from self._move(resume)))
 
     def _cross(self, change: Change, version: int) -> Waits[Resume | None]:
@@ -156,7 +157,7 @@ class SimWorker(ControlEnd):
             raise Interrupted(self.endpoint.generation)
         yield from self.fault("cross")
         entry = Entry(version, self.exponents[version], self.records.get(version))
-        resume = _at_boundary(change, entry)
+        resume = at_boundary(change, entry)
         if self.worker == change.usher:
             assert self._plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self._plan.workers)):
@@ -275,17 +276,3 @@ class SimWorker(ControlEnd):
             if not self.process.alive:
                 raise ProcessEnded
             yield 0.0  # stands still here where it was stopped
-
-
-def _at_boundary(change: Change, entry: Entry) -> Resume:
-    """A planned change, once it is known where it takes place."""
-    return Resume(
-        plan=change.plan,
-        version=entry.version,
-        source="peers",
-        addresses=change.addresses,
-        transfers=change.transfers,
-        exponents=entry.exponents,
-        stop_at=change.stop_at,
-        record=entry.record,
-    )
