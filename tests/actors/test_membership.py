@@ -81,11 +81,20 @@ def test_newcomers_enter_at_a_step_boundary(tmp_path: Path, workers: int, stages
     assert result.steps[-1].workers == most
 
 
+def until_three_is_planned_for(run: ChaosRun) -> None:
+    """Worker 3 may have been quick enough for the recovery's own plan; if not, it joins in generation 3."""
+    controller = run.controller
+    wait_until(
+        lambda: controller.generation >= 3 or (controller.plan is not None and 3 in controller.plan.workers),
+        "a plan with the newcomer",
+    )
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_lost_worker_is_replaced(tmp_path: Path, victim: int) -> None:
     run, result = run_with(
         tmp_path,
-        partial(until_a_change_is_ordered, generation=3),
+        until_three_is_planned_for,
         workers=3,
         at=(5, 0),
         faults=(Fault(victim, 3, "backward"),),
@@ -93,9 +102,10 @@ def test_a_lost_worker_is_replaced(tmp_path: Path, victim: int) -> None:
     )
     assert_same_bits(result)
     (recovered,) = recoveries(result)
-    assert recovered.lost == (victim,) and recovered.workers_after == 2
-    (joined,) = events_of(result, WorkerJoined)
-    assert joined.worker == 3 and result.steps[-1].workers == 3
+    assert recovered.lost == (victim,)
+    joined = [event.worker for event in events_of(result, WorkerJoined)]
+    assert (recovered.workers_after, joined) in [(2, [3]), (3, [])]
+    assert result.steps[-1].workers == 3
     run.assert_survivors_untouched({victim})
 
 
