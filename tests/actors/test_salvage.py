@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from actors.worker import Worker
 from strategies.job import Fault
 from strategies.stage import StageModel
 from tests.support.chaos import ChaosRun, recoveries
 from tests.support.cluster import toy_job
 from tests.support.expected import toy_bits
+from tests.support.ray_jobs import wait_until
 
 STEPS = 5
 LOSSES = [
@@ -48,6 +50,18 @@ def test_only_what_the_lost_worker_did_is_done_again(tmp_path: Path, monkeypatch
         backward(self, step, micro_batch, *rest, **named)
 
     monkeypatch.setattr(StageModel, "backward", counting)
+    arrived: set[int] = set()
+    reach = Worker._fault
+
+    def reaching(self: Worker, where: str, step: int, micro_batch: int) -> None:
+        """Who is to die waits until all copies of version 2 are in place: else there is nothing to keep."""
+        if (where, step) == ("exchange", 3):
+            arrived.add(self.worker)
+            if self.worker == 1:
+                wait_until(lambda: len(arrived) == 6, "the others in the exchange")
+        reach(self, where, step, micro_batch)
+
+    monkeypatch.setattr(Worker, "_fault", reaching)
     made = run(tmp_path, 6, 2, (Fault(1, 3, "exchange"),))  # so many that it pays, however they are measured
     result = made.run()
     assert result.bits == toy_bits(STEPS)
