@@ -14,6 +14,7 @@ IMAGE_BITS = 64
 CLIP_BITS = 256
 _COLOUR_GRID = 4
 _BANDS, _SLICES = 16, 16
+_FLOOR, _CHANGE = 1e-3, 0.1
 _LEAST_HERTZ, _MOST_HERTZ = 200.0, 3_400.0  # what a telephone passes of speech
 
 
@@ -63,9 +64,10 @@ def clip_fingerprint(samples: npt.NDArray[np.int16], rate: int) -> bytes:
             sums = np.concatenate([[0.0], np.cumsum(power)])
             places = np.searchsorted(hertz, borders)
             energy[number] = sums[places[1:]] - sums[places[:-1]]
-    level = np.log1p(energy)
+    # relative to the clip's own loudness, and deaf to what is hardly there
+    level = np.log(energy + _FLOOR * energy.mean() + np.finfo(np.float64).tiny)
     between = np.diff(level, axis=1)
-    bits = (between[1:] - between[:-1]) > 0
+    bits = (between[1:] - between[:-1]) > _CHANGE
     return np.packbits(bits.ravel()).tobytes()
 
 
