@@ -22,7 +22,12 @@ _KINDS = {
 
 def list_units(recipe: CurationRecipe) -> list[Unit]:
     """The recipe's source, cut up: ordered by key. Their ``detail`` changes when what is there changes."""
-    return sorted(_KINDS[recipe.source.kind].units(recipe), key=lambda unit: unit.key)
+    found = (
+        # names of files need not be UTF-8
+        Unit(unit.key.encode("utf-8", "backslashreplace").decode(), unit.detail)
+        for unit in _KINDS[recipe.source.kind].units(recipe)
+    )
+    return sorted(found, key=lambda unit: unit.key)
 
 
 def units_per_task(recipe: CurationRecipe) -> int:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import lzma
 import tarfile
@@ -13,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from jobs.curation.items import Caption, Clip, Item, Unit
 from jobs.curation.recipe import CurationRecipe
@@ -66,7 +68,10 @@ def _root(recipe: CurationRecipe) -> Path:
 def _members(path: Path) -> Iterator[tuple[str, str, bytes, str | None]]:
     """(stem, ending, content, problem) of every file in the tar, read once from front to back."""
     try:
-        with tarfile.open(path, "r|*") as tar:
+        with (
+            _open(path) as file,
+            tarfile.open(fileobj=cast(BinaryIO, tail := _Tail(file)), mode="r|") as tar,
+        ):
             for member in tar:
                 name = PurePosixPath(member.name)
                 base, dot, ending = name.name.partition(".")
@@ -76,11 +81,42 @@ def _members(path: Path) -> Iterator[tuple[str, str, bytes, str | None]]:
                 if member.size > MOST_FILE_BYTES:
                     yield stem, ending, b"", f"a member has more than {MOST_FILE_BYTES:,} bytes"
                     continue
-                file = tar.extractfile(member)
-                assert file is not None
-                yield stem, ending.lower(), file.read(), None
+                content = tar.extractfile(member)
+                assert content is not None
+                yield stem, ending.lower(), content.read(), None
+            if not tail.ended():
+                yield "(broken)", "", b"", "the tar is cut off: its end is missing"
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         yield "(broken)", "", b"", f"the tar is broken from here on: {str(error) or type(error).__name__}"
+
+
+def _open(path: Path) -> BinaryIO:
+    """Decompressed. Unlike tarfile's own readers, these notice where a compressed file is cut off."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    for mark, reader in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if magic.startswith(mark):
+            return cast(BinaryIO, reader(path, "rb"))
+    return path.open("rb")
+
+
+class _Tail:
+    """A file that remembers the last block read: a whole tar's is one of zeros."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        read = self._file.read(size)
+        self._last = (self._last + read)[-tarfile.BLOCKSIZE :]
+        return read
+
+    def ended(self) -> bool:
+        """Reads what is left to see it."""
+        while self.read(1 << 20):
+            pass
+        return self._last == bytes(tarfile.BLOCKSIZE)
 
 
 def _item(name: str, stem: str, files: list[tuple[str, bytes]], recipe: CurationRecipe) -> Item:
