@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,11 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.curate import curate
-from jobs.curation.recipe import load_curation
-from jobs.curation.sources import list_units
+from jobs.curation.examine import examine_table
+from jobs.curation.items import Unit, item_table
+from jobs.curation.pipeline import OnProgress
+from jobs.curation.recipe import CurationRecipe, load_curation
+from jobs.curation.sources import list_units, read_unit
 from jobs.curation.work import Work, work_key
 from jobs.data.curated import open_set
 from jobs.data.media import decode_image, decode_pixels, decode_samples, fit_image
@@ -162,7 +165,9 @@ def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert before.items() <= seen.items() and len(seen) > len(before)
 
     whole = raw_recipe(tmp_path / "whole.toml", source, tmp_path / "whole")
-    curate(whole, workers=2, console=Console(file=io.StringIO()))
+    curate(
+        whole, [f"set.folder={(tmp_path / 'whole').as_uri()}"], workers=2, console=Console(file=io.StringIO())
+    )
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
@@ -192,8 +197,17 @@ def test_another_recipe_or_source_is_other_work(raw: Path, tmp_path: Path) -> No
     assert key != work_key(checked, units[1:])
 
 
-@pytest.mark.ray
-def test_nothing_left_is_told(tmp_path: Path) -> None:
+def examine_here(units: list[Unit], recipe: CurationRecipe, work: Work, progress: OnProgress) -> None:
+    """What the first pipeline does, without Ray."""
+    for unit in units:
+        for number, item in enumerate(read_unit(unit, recipe)):
+            work.keep(examine_table(item_table(unit.key, number, True, item), recipe))
+        progress(1)
+
+
+def test_nothing_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.curate.connect", lambda *arguments: nullcontext())
+    monkeypatch.setattr("jobs.curate.examine_units", examine_here)
     put(tmp_path / "raw", "a.png", b"broken")
     put(tmp_path / "raw", "a.txt", "a caption")
     recipe = raw_recipe(tmp_path / "none.toml", tmp_path / "raw", tmp_path / "set")
