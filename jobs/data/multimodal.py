@@ -51,7 +51,8 @@ class Captions:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Text positions of every sample: its language and its caption (the end is only ever a target)."""
-        return np.diff(self._offsets) + 1
+        lengths: npt.NDArray[np.int64] = np.diff(self._offsets) + 1
+        return lengths
 
     def text(self, sample: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(language, caption...) and (caption..., end)."""
@@ -70,8 +71,8 @@ class Captions:
 
 
 class MultimodalData:
-    """``inputs`` and ``targets`` of a micro-batch each by itself, so that who needs only the targets decodes no
-    image. Equal on every worker that reads the same set.
+    """``inputs`` and ``targets`` of a micro-batch each by itself, so that who needs only the latter decodes
+    no image. Equal on every worker that reads the same set.
 
     An epoch uses each of the ``samples`` exactly once (``epoch_samples`` of them); see ``jobs.data.packing``
     for what happens between two.
