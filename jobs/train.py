@@ -99,7 +99,13 @@ def train(
             log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
             stack.enter_context(redirect_stdout(log))
         stack.enter_context(
-            connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker)
+            connect(
+                address,
+                parallel.workers,
+                parallel.cpus_per_worker,
+                parallel.gpus_per_worker,
+                more_cpus=recipe.data.feed_workers * recipe.data.feed_cpus,
+            )
         )
         # before the controller begins to add to it
         folder.note_controller(address=gcs_address(), name=settings.name)
