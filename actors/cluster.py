@@ -12,7 +12,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.crew import NAMESPACE, controller_name, end_all
+from actors.crew import end_all
+from actors.names import NAMESPACE, controller_name
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.recorder import Progress
 from runtime.plan import Plan, WorkerId

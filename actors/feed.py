@@ -13,13 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from actors.crew import NAMESPACE, UNAVAILABLE_SECONDS, first_line
+from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, feed_name, first_line
 from actors.prefetch import Prefetcher, Prepared, Rota, prepare
 from runtime.events import Event, FeedWorkerLost, FeedWorkerReplaced
 from strategies.job import Job
@@ -118,7 +119,8 @@ class FeedCrew:
                 lost_at = self._lost(number, _why(error))
 
     def _create(self, number: int) -> Any:
-        actor: Any = ray.remote(concurrency_groups={"watch": 1})(FeedActor)
+        remote: Any = ray.remote
+        actor: Any = remote(concurrency_groups={"watch": 1})(FeedActor)
         while not self._ended.is_set():
             try:
                 handle = self._handles[number] = actor.options(
@@ -145,10 +147,6 @@ def _why(error: RayError) -> str:
     return "process died" if isinstance(error, RayActorError) else first_line(error)
 
 
-def feed_name(run: str, number: int) -> str:
-    return f"{run}/feed-{number}"
-
-
 class Asker:
     """Asks a run's feed workers in turn. For one thread."""
 
@@ -168,7 +166,7 @@ class Asker:
             except (ValueError, RayError):  # not there yet, or no more
                 self._failed(number)
                 continue
-            future.add_done_callback(lambda done, number=number: self._note_failure(number, done))
+            future.add_done_callback(partial(self._note_failure, number))
             return future
         return None
 

@@ -19,9 +19,10 @@ from typing import Literal
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.crew import Place, RayCrew, end_all, first_line, worker_names
+from actors.crew import Place, RayCrew, end_all, worker_names
 from actors.feed import FeedCrew
 from actors.host import Host, steady_time
+from actors.names import first_line
 from actors.planning import plan_chooser, plan_gain, plan_mender
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder

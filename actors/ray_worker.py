@@ -14,6 +14,7 @@ import ray
 import torch
 
 from actors.feed import fed
+from actors.names import run_of
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
@@ -52,7 +53,7 @@ class WorkerActor:
 
     def __init__(self, worker: WorkerId, job: Job, secret: bytes) -> None:
         if job.feed_workers:
-            run = ray.get_runtime_context().get_actor_name().rpartition("/")[0]
+            run = run_of(ray.get_runtime_context().get_actor_name() or "")
             job = replace(job, build_data=partial(fed, job.build_data, run, job.feed_workers))
         self._id, self._job, self._secret = worker, job, secret
         self._worker: Worker | None = None
