@@ -154,7 +154,12 @@ def _draw_svg(data: bytes, longest: int) -> Image.Image:
     try:
         # fonts differ from machine to machine, so none is used
         drawn = resvg_py.svg_to_bytes(
-            svg_string=text, width=longest, height=longest, background="#ffffff", skip_system_fonts=True
+            svg_string=text,
+            width=longest,
+            height=longest,
+            background="#ffffff",
+            skip_system_fonts=True,
+            dpi=96,
         )
         return Image.open(io.BytesIO(drawn), formats=("PNG",)).convert("RGB")
     except Exception as error:
