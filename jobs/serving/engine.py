@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -46,6 +46,10 @@ class Generation:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}: it must be at least 1")
+
+    def continued(self, given: tuple[int, ...], version: int) -> Generation:
+        """The same request, of whose answer ``given`` has come from a replica that is gone."""
+        return replace(self, given=given, version=version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class Engine:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        return tuple(sorted(self._versions))
+        return tuple(sorted([*self._versions]))  # copied at once: other threads may ask
 
     @property
     def is_idle(self) -> bool:
@@ -150,14 +154,13 @@ class Engine:
         wanted = generation.version
         version = wanted if wanted is not None and wanted in self._versions else self._newest
         decoder = self._versions[version].decoder
+        decoder.check(generation.prompt)
         positions = decoder.positions(generation.prompt)
         if positions + generation.max_tokens > decoder.context:
             raise ValueError(
                 f"the prompt has {positions} tokens and max_tokens is {generation.max_tokens}, but the "
                 f"model's context is {decoder.context}: shorten the prompt or lower max_tokens"
             )
-        if not all(0 <= token < decoder.vocabulary for token in generation.prompt.tokens):
-            raise ValueError(f"the model knows tokens from 0 to {decoder.vocabulary - 1} only")
         self._waiting.append(_Sequence(request, generation, version, positions))
 
     def cancel(self, request: int) -> None:

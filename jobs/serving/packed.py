@@ -47,6 +47,7 @@ class _PromptRows:
     entry: Entry
     first: int
     stop: int
+    mask_TT: Tensor | None
 
 
 def forward(
@@ -81,7 +82,7 @@ def forward(
         pools.append(_PoolRows(extent, first, len(next_tokens), lengths_n, mask_n1E[:, None]))
     starts = list(accumulate((len(x_TD) for _, x_TD in prompts), initial=len(next_tokens)))
     prompt_rows = [
-        _PromptRows(entry, first, stop)
+        _PromptRows(entry, first, stop, _prefix_mask(stop - first, decoder.prefix, decoder.device))
         for (entry, _), first, stop in zip(prompts, starts, starts[1:], strict=False)
     ]
     for _, x_TD in prompts:
@@ -104,6 +105,15 @@ def order(cache: KeyValueCache, prompts: Sequence[Entry]) -> list[Entry]:
     """The sequences in the order of the logits that ``forward`` returns."""
     new = {id(entry) for entry in prompts}
     return [e for _, pool in cache.pools for e in pool.entries if id(e) not in new] + list(prompts)
+
+
+def _prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor | None:
+    """Which (query, key) may meet where everybody sees the first ``prefix``; None: all look back only."""
+    if not prefix:
+        return None
+    mask_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    mask_TT[:, :prefix] = True
+    return mask_TT
 
 
 def _filled_up(x_ND: Tensor) -> Tensor:
@@ -154,7 +164,9 @@ def _attend(
             part_NHK[prompt.first : prompt.stop].transpose(0, 1) for part_NHK in (q_NHK, k_NHK, v_NHK)
         )
         cache.fill(prompt.entry, layer, k_HTK, v_HTK)
-        y_1HTK = F.scaled_dot_product_attention(q_HTK[None], k_HTK[None], v_HTK[None], is_causal=True)
+        y_1HTK = F.scaled_dot_product_attention(
+            q_HTK[None], k_HTK[None], v_HTK[None], attn_mask=prompt.mask_TT, is_causal=prompt.mask_TT is None
+        )
         y_NHK[prompt.first : prompt.stop] = y_1HTK[0].transpose(0, 1)
     y_ND: Tensor = attention.out(y_NHK.flatten(1))
     return y_ND

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jobs.models.gpt import build
-from jobs.serving.decoder import Decoder, Prompt
+from jobs.serving.decoder import Decoder, Prompt, decoder_of
 from jobs.serving.engine import Engine, Generation, Token
 from jobs.serving.packed import forward
 from jobs.serving.sampling import Sampling, choose
@@ -33,8 +33,8 @@ def layers_of(seed: int) -> list[nn.Module]:
     return layers
 
 
-def decoder_of(seed: int = 0) -> Decoder:
-    return Decoder(layers_of(seed), torch.device("cpu"))
+def toy(seed: int = 0) -> Decoder:
+    return decoder_of(layers_of(seed), torch.device("cpu"))
 
 
 def expected(layers: Sequence[nn.Module], generation: Generation) -> tuple[list[int], str]:
@@ -82,7 +82,7 @@ def test_answers_are_those_of_the_plain_model_without_a_cache(sequences: int) ->
     asked = [generation(n, length, most) for n, (length, most) in enumerate(
         [(1, 5), (7, 40), (63, 3), (64, 2), (65, 30), (3, 1), (20, 130), (120, 40), (8, 8)]
     )]  # fmt: skip
-    engine = Engine(7, decoder_of(), Limits(sequences=sequences, prompt_positions=70))
+    engine = Engine(7, toy(), Limits(sequences=sequences, prompt_positions=70))
     for number, each in enumerate(asked):
         engine.submit(number, each)
     told = drained(engine)
@@ -98,7 +98,7 @@ def test_answers_are_those_of_the_plain_model_without_a_cache(sequences: int) ->
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 30), st.integers(0, 12)), max_size=9))
 def test_an_answer_does_not_depend_on_its_neighbours(others: list[tuple[int, int, int]]) -> None:
     """Exactly: the logits' bits decide it, and sampling would show one that differs."""
-    decoder = decoder_of()
+    decoder = toy()
     mine = [generation(101, 70, 60), generation(102, 5, 65)]
     alone = []
     for each in mine:
@@ -118,7 +118,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(others: list[tuple[int, int
 
 
 def test_logits_have_the_same_bits_in_any_company() -> None:
-    decoder = decoder_of()
+    decoder = toy()
 
     def logits(prompts: list[list[int]], steps: int) -> list[torch.Tensor]:
         cache, seen = decoder.new_cache(), []
@@ -145,7 +145,7 @@ def test_end_tokens_end_an_answer_and_are_not_told() -> None:
     free, _ = expected(layers, generation(2, 10, 30))
     end = frozenset({free[7]})
     asked = generation(2, 10, 30, end=end)
-    engine = Engine(0, decoder_of())
+    engine = Engine(0, toy())
     engine.submit(5, asked)
     told = drained(engine)
     assert answers(told)[5] == free[: free.index(free[7])]
@@ -156,10 +156,10 @@ def test_end_tokens_end_an_answer_and_are_not_told() -> None:
 @pytest.mark.parametrize("had", [0, 1, 17, 39, 40])
 def test_a_continued_answer_is_the_one_that_was_begun(number: int, had: int) -> None:
     whole = generation(number, 30, 40)
-    first = Engine(0, decoder_of())
+    first = Engine(0, toy())
     first.submit(0, whole)
     tokens = answers(drained(first))[0]
-    second = Engine(0, decoder_of())
+    second = Engine(0, toy())
     for other in range(3):  # it joins others that are under way
         second.submit(100 + other, generation(200 + other, 9 + other, 60))
         second.step()
@@ -171,13 +171,13 @@ def test_a_continued_answer_is_the_one_that_was_begun(number: int, had: int) -> 
 
 def test_a_new_version_serves_new_requests_and_the_old_one_finishes_its_own() -> None:
     old, new = layers_of(0), layers_of(1)
-    engine = Engine(10, Decoder(old, torch.device("cpu")), Limits(sequences=2))
+    engine = Engine(10, decoder_of(old, torch.device("cpu")), Limits(sequences=2))
     running, waiting, later = generation(2, 5, 30), generation(4, 6, 30), generation(6, 7, 30)
     engine.submit(0, running)
     engine.submit(1, running)
     engine.submit(2, waiting)
     told = [token for _ in range(3) for token in engine.step()]
-    engine.take_over(20, Decoder(new, torch.device("cpu")))
+    engine.take_over(20, decoder_of(new, torch.device("cpu")))
     engine.submit(3, later)
     assert engine.versions == (10, 20)
     told += drained(engine)
@@ -191,10 +191,10 @@ def test_a_new_version_serves_new_requests_and_the_old_one_finishes_its_own() ->
 
 def test_a_request_may_name_a_version_that_is_still_there() -> None:
     old = layers_of(0)
-    engine = Engine(10, Decoder(old, torch.device("cpu")))
+    engine = Engine(10, decoder_of(old, torch.device("cpu")))
     engine.submit(0, generation(2, 5, 30))
     engine.step()
-    engine.take_over(20, decoder_of(1))
+    engine.take_over(20, toy(1))
     engine.submit(1, generation(4, 5, 30, version=10))
     engine.submit(2, generation(4, 5, 30, version=3))
     told = drained(engine)
@@ -205,7 +205,7 @@ def test_a_request_may_name_a_version_that_is_still_there() -> None:
 
 
 def test_cancelled_requests_leave_no_trace() -> None:
-    engine = Engine(0, decoder_of(), Limits(sequences=3))
+    engine = Engine(0, toy(), Limits(sequences=3))
     for number in range(5):
         engine.submit(number, generation(number, 60 + number, 50))
     told = [token for _ in range(10) for token in engine.step()]
@@ -219,7 +219,7 @@ def test_cancelled_requests_leave_no_trace() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_remedy() -> None:
-    engine = Engine(0, decoder_of())
+    engine = Engine(0, toy())
     with pytest.raises(ValueError, match="context is 160: shorten the prompt or lower max_tokens"):
         engine.submit(0, generation(0, 150, 11))
     with pytest.raises(ValueError, match="from 0 to 60 only"):
@@ -233,14 +233,14 @@ def test_what_does_not_fit_is_refused_with_the_remedy() -> None:
 
 def test_layers_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be served"):
-        Decoder([nn.Linear(2, 2), nn.Linear(2, 2)], torch.device("cpu"))
+        decoder_of([nn.Linear(2, 2), nn.Linear(2, 2)], torch.device("cpu"))
 
 
 def test_every_order_of_arrival_gives_the_same_answers() -> None:
     asked = {number: generation(number, 5 + 30 * number, 20) for number in range(4)}
     seen = set()
     for arrivals in itertools.permutations(asked):
-        engine = Engine(0, decoder_of(), Limits(sequences=3))
+        engine = Engine(0, toy(), Limits(sequences=3))
         for number in arrivals:
             engine.submit(number, asked[number])
         seen.add(tuple(tuple(answers(drained_once)[n]) for drained_once in [drained(engine)] for n in asked))

@@ -1,0 +1,97 @@
+"""What a run's model can be asked for, and what turns text, images and sound into its prompts and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.data.curated import open_set
+from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
+from jobs.data.tokenizer import CaptionTokenizer
+from jobs.serving.decoder import CaptionDecoder, Decoder, Prompt
+from jobs.serving.source import RunSource
+
+Kind = Literal["completions", "caption"]
+
+_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Service:
+    """``tokenizer`` None: tokens are bytes. ``image_size`` is in pixels; ``audio_rate`` in Hz, None where the
+    model takes no sound. ``prefix`` is the number of positions that media take. Picklable.
+    """
+
+    name: str
+    kind: Kind
+    context: int
+    prefix: int = 0
+    tokenizer: CaptionTokenizer | None = None
+    image_size: int = 0
+    audio_rate: int | None = None
+
+    @property
+    def end(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset() if self.tokenizer is None else frozenset({self.tokenizer.end})
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return () if self.tokenizer is None else self.tokenizer.languages
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens an answer can have; 0 or less where the prompt is too long by itself."""
+        return self.context - self.prefix - len(prompt.tokens)
+
+    def text_prompt(self, text: str) -> Prompt:
+        return Prompt(tuple(text.encode()))
+
+    def caption_prompt(self, image: bytes, language: str | None, audio: bytes | None) -> Prompt:
+        """From files' contents, by the same code that made the training set. Raises ValueError."""
+        assert self.tokenizer is not None
+        if language is None:
+            language = "en" if "en" in self.languages else self.languages[0]
+        first = self.tokenizer.language(language)
+        clip = None
+        if audio is not None:
+            if self.audio_rate is None:
+                raise ValueError("the model takes no audio: it was trained without")
+            clip = encode_samples(decode_audio(audio, rate=self.audio_rate))
+        pixels = fit_image(decode_image(image), self.image_size)
+        return Prompt((first,), pixels.tobytes(), clip)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for; of a special one none."""
+        return bytes([token]) if self.tokenizer is None else self.tokenizer.bytes_of(token)
+
+
+def describe(source: RunSource, decoder: Decoder) -> Service:
+    """The service of a run whose model is ``decoder``. Raises ValueError if its tokens have no text."""
+    if not isinstance(decoder, CaptionDecoder):
+        if decoder.vocabulary != _BYTES:
+            raise ValueError(
+                f"the model of {source.name} has {decoder.vocabulary} tokens, and only bytes (256) can be "
+                "turned into text without a tokenizer"
+            )
+        return Service(source.name, "completions", decoder.context)
+    folder = source.recipe.data.arguments.get("source")
+    if not isinstance(folder, str):
+        raise ValueError(
+            f"the recipe of {source.name} names no curated set (data.arguments.source), whose tokenizer is "
+            "needed to write captions"
+        )
+    curated = open_set(folder)
+    if curated.tokenizer.vocabulary > decoder.vocabulary or not curated.tokenizer.languages:
+        raise ValueError(
+            f"the curated set in {folder} has {curated.tokenizer.vocabulary} tokens but the model "
+            f"{decoder.vocabulary}: it is not the set that the run was trained on"
+        )
+    return Service(
+        source.name,
+        "caption",
+        decoder.context,
+        decoder.prefix,
+        curated.tokenizer,
+        decoder.image_size,
+        curated.manifest.audio_rate if decoder.audio_samples else None,
+    )
