@@ -115,7 +115,7 @@ class Replicas:
         given: list[int] = []
         rest, begun, failures = asked, False, 0
         while True:
-            stream = self._streams.remote(rest, every)
+            stream: Any = self._streams.remote(rest, every)
             try:
                 async for piece in stream:
                     begun, failures = True, 0
@@ -195,7 +195,7 @@ def application(
 ) -> serve.Application:
     """Replicas and ingress, bound together; both builders are called where they run."""
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-    replicas = serve.deployment(
+    replicas: Any = serve.deployment(
         Replica,
         name=REPLICAS,
         ray_actor_options={"num_cpus": scale.cpus},
@@ -214,7 +214,7 @@ def application(
         graceful_shutdown_timeout_s=30.0,
         logging_config=quiet,
     )
-    ingress = serve.deployment(
+    ingress: Any = serve.deployment(
         Ingress,
         name=INGRESS,
         ray_actor_options={"num_cpus": 0},
@@ -222,7 +222,8 @@ def application(
         health_check_period_s=5.0,
         logging_config=quiet,
     )
-    return ingress.bind(replicas.bind(build_generator), build_app, scale.retry_after)
+    bound: serve.Application = ingress.bind(replicas.bind(build_generator), build_app, scale.retry_after)
+    return bound
 
 
 class ServedApplication:
@@ -251,12 +252,12 @@ class ServedApplication:
         try:
             serve.run(self._app, name=APPLICATION, route_prefix="/", logging_config=None)
         except BaseException:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
     def stats(self) -> list[dict[str, Any]]:
         """What each replica tells of itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,9 +62,12 @@ class Service:
         pixels = fit_image(decode_image(image), self.image_size)
         return Prompt((first,), pixels.tobytes(), clip)
 
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for; of a special one none."""
-        return bytes([token]) if self.tokenizer is None else self.tokenizer.bytes_of(token)
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """A piece of text for every token, as they come; "" while a character is not complete."""
+        if self.tokenizer is not None:
+            return self.tokenizer.decode_stream(tokens)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return (decoder.decode(bytes([token])) for token in tokens)
 
 
 def describe(source: RunSource, decoder: Decoder) -> Service:

@@ -75,8 +75,7 @@ class RunSource:
         return manifest.version, self._filled(layers, manifest)
 
     def load(self, version: int) -> Decoder:
-        """The model of one checkpoint. Raises CheckpointDamaged if it is not there (any more) or not whole.
-        """
+        """The model of one checkpoint. Raises CheckpointDamaged if it is not there, or not whole."""
         manifest = load_manifest(self._root(self.recipe), version)
         return self._filled(self._layers(), manifest)
 

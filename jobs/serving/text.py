@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class TextStream:
     """For one answer. ``stop`` strings end it and are not part of it; what is no UTF-8 becomes U+FFFD."""
 
-    def __init__(self, bytes_of: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
-        self._bytes_of, self._stop = bytes_of, tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(
+        self, decode_stream: Callable[[Iterable[int]], Iterator[str]], stop: Sequence[str] = ()
+    ) -> None:
+        """``decode_stream`` gives a piece of text for every token, as it takes them."""
+        self._stop = tuple(stop)
+        self._coming: deque[int] = deque()
+        self._pieces = decode_stream(iter(self._coming.popleft, None))
         self._held = ""
         self.tokens = 0
         self.stopped = False
@@ -23,17 +27,14 @@ class TextStream:
             if self.stopped:
                 break
             self.tokens += 1
-            shown += self._show(self._decoder.decode(self._bytes_of(token)))
+            self._coming.append(token)
+            shown += self._show(next(self._pieces))
         return shown
 
     def finish(self) -> str:
-        """The rest, once the answer is complete."""
-        if self.stopped:
-            return ""
-        shown = self._show(self._decoder.decode(b"", final=True))
-        if not self.stopped:
-            shown, self._held = shown + self._held, ""
-        return shown
+        """The rest, once the answer is complete: what might have become a stop string."""
+        rest, self._held = self._held, ""
+        return rest
 
     def _show(self, text: str) -> str:
         self._held += text

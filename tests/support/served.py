@@ -1,0 +1,61 @@
+"""Run folders with checkpoints of models that were never trained, for tests of serving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jobs.assembly import build_layers
+from jobs.recipe import Recipe
+from runtime.checkpoint import ROWS, write_manifest, write_shards
+from runtime.run_folder import RunFolder
+from strategies.model import Model, describe, flat_parameters
+
+CONTEXT = 192
+GPT = {"width": 32, "depth": 2, "heads": 2, "context": CONTEXT, "vocabulary": 256, "tied": True}
+
+
+def make_run(
+    folder: Path, *, model: str = "jobs.models.gpt:build", arguments: Any = None, **data: Any
+) -> Recipe:
+    """A run folder without a checkpoint."""
+    recipe = Recipe.model_validate(
+        {
+            "run": {"name": "served", "steps": 100, "seed": 1},
+            "model": {"build": model, "arguments": GPT if arguments is None else arguments},
+            "data": data or {},
+            "optimizer": {"learning_rate": 1e-3},
+            "parallel": {"workers": 1, "micro_batches": 1, "micro_batch_size": 1},
+        }
+    )
+    RunFolder.create(folder, recipe.to_toml(), {"seed": 1})
+    return recipe
+
+
+def layers_of(recipe: Recipe, seed: int, scale: float = 4.0) -> list[nn.Module]:
+    """A model whose answers vary: its matrices are ``scale`` times as large as at the start of training."""
+    torch.manual_seed(seed)
+    layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
+    with torch.no_grad():
+        for parameter in {id(p): p for layer in layers for p in layer.parameters() if p.ndim == 2}.values():
+            parameter.mul_(scale)
+    return layers
+
+
+def write_checkpoint(folder: Path, recipe: Recipe, version: int, seed: int) -> list[nn.Module]:
+    """Checkpoint ``version`` of the model that ``seed`` makes, which is returned."""
+    layers = layers_of(recipe, seed)
+    layout = describe(layers)
+    model = Model(layers, lambda output, targets: (output, 1), layout)
+    pieces = {}
+    for block in layout.blocks:
+        state = torch.zeros(ROWS, block.size)
+        state[0] = flat_parameters(model, block)
+        pieces[(block.index, 0, block.size)] = state
+    root = RunFolder(folder).checkpoints
+    file = write_shards(root, version, 0, 0, pieces)
+    write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
+    return layers
