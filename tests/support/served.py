@@ -9,13 +9,18 @@ import torch
 from torch import nn
 
 from jobs.assembly import build_layers
+from jobs.models.captioner import CaptionHead
+from jobs.models.gpt import Head
 from jobs.recipe import Recipe
+from jobs.serving.decoder import Prompt, decoder_of
+from jobs.serving.engine import Engine, Generation
+from jobs.serving.sampling import Sampling
 from runtime.checkpoint import ROWS, write_manifest, write_shards
 from runtime.run_folder import RunFolder
 from strategies.model import Model, describe, flat_parameters
 
-CONTEXT = 192
-GPT = {"width": 32, "depth": 2, "heads": 2, "context": CONTEXT, "vocabulary": 256, "tied": True}
+CONTEXT = 512
+GPT = {"width": 32, "depth": 2, "heads": 2, "context": CONTEXT, "vocabulary": 256, "tied": False}
 
 
 def make_run(
@@ -36,12 +41,18 @@ def make_run(
 
 
 def layers_of(recipe: Recipe, seed: int, scale: float = 4.0) -> list[nn.Module]:
-    """A model whose answers vary: its matrices are ``scale`` times as large as at the start of training."""
+    """A model whose answers vary: its matrices are ``scale`` times as large as at the start of training.
+
+    A GPT's likeliest bytes are printable, so that texts are as different as tokens.
+    """
     torch.manual_seed(seed)
     layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
     with torch.no_grad():
         for parameter in {id(p): p for layer in layers for p in layer.parameters() if p.ndim == 2}.values():
             parameter.mul_(scale)
+        if isinstance(layers[-1], Head) and not isinstance(layers[-1], CaptionHead):
+            layers[-1].weight[:32] = 0.0
+            layers[-1].weight[127:] = 0.0
     return layers
 
 
@@ -59,3 +70,13 @@ def write_checkpoint(folder: Path, recipe: Recipe, version: int, seed: int) -> l
     file = write_shards(root, version, 0, 0, pieces)
     write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
     return layers
+
+
+def expected_text(layers: list[nn.Module], prompt: str, most: int, sampling: Sampling | None = None) -> str:
+    """What an engine of its own answers."""
+    engine = Engine(0, decoder_of(layers, torch.device("cpu")))
+    engine.submit(0, Generation(Prompt(tuple(prompt.encode())), most, sampling or Sampling()))
+    tokens: list[int] = []
+    while not engine.is_idle:
+        tokens += [told.token for told in engine.step() if told.token is not None]
+    return bytes(tokens).decode(errors="replace")
