@@ -7,7 +7,7 @@ What is asked for and how it is answered is the caller's: this file knows of tok
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,20 +19,15 @@ import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
-
-from actors.ray_worker import SWITCH_INTERVAL
 
 APPLICATION = "reknit"
 REPLICAS, INGRESS = "Replica", "Ingress"
 
 ATTEMPTS = 8
 """How often one answer is begun or continued before the client is told that it cannot be had."""
-
-RETRY_SECONDS = 0.25
-"""Between attempts to continue where every replica's queue is full."""
 
 STATS_SECONDS = 2.0
 
@@ -78,6 +73,8 @@ class Replica:
     """One process that generates. ``build`` makes its ``Generator`` there."""
 
     def __init__(self, build: Callable[[], Generator]) -> None:
+        from actors.ray_worker import SWITCH_INTERVAL  # imports torch, of which the ingress has no need
+
         sys.setswitchinterval(SWITCH_INTERVAL)  # the engine's thread must not keep the loop waiting
         self._generator = build()
 
@@ -100,9 +97,11 @@ class Replica:
 class Replicas:
     """All replicas, as the ingress sees them."""
 
-    def __init__(self, handle: DeploymentHandle[Any], retry_after: int) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], most: int, retry_after: int) -> None:
+        """``most`` answers are under way at once, those that wait among them."""
         self._streams = handle.options(method_name="generate", stream=True)
-        self._handle, self._retry_after = handle, retry_after
+        self._handle, self._most, self._retry_after = handle, most, retry_after
+        self._under_way = 0
         self.continued = 0
         """How many answers were continued on another replica."""
 
@@ -112,24 +111,29 @@ class Replicas:
         Raises ValueError for a request that the model cannot take, Overloaded before the first piece,
         Unavailable when several replicas in a row have died of it.
         """
+        if self._under_way >= self._most:
+            raise Overloaded(self._retry_after)
+        self._under_way += 1
+        try:
+            async for piece in self._generate(asked, every):
+                yield piece
+        finally:
+            self._under_way -= 1
+
+    async def _generate(self, asked: Asked, every: int) -> AsyncIterator[Piece]:
         given: list[int] = []
-        rest, begun, failures = asked, False, 0
+        rest, failures = asked, 0
         while True:
             stream: Any = self._streams.remote(rest, every)
             try:
                 async for piece in stream:
-                    begun, failures = True, 0
+                    failures = 0
                     given += piece.tokens
                     rest = asked.continued(tuple(given), piece.version)
                     yield piece
                     if piece.finish is not None:
                         return
                 error: Exception = Unavailable("a replica ended an answer before its end")
-            except BackPressureError:
-                if not begun:
-                    raise Overloaded(self._retry_after) from None
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
             except RayTaskError as raised:
                 if isinstance(raised.cause, ValueError):
                     raise ValueError(str(raised.cause)) from None
@@ -139,7 +143,7 @@ class Replicas:
             finally:
                 with suppress(Exception):  # it has ended, or its replica has
                     stream.cancel()
-            begun, failures = True, failures + 1
+            failures += 1
             if failures >= ATTEMPTS:
                 raise Unavailable(f"{failures} replicas in a row failed to answer") from error
             self.continued += 1
@@ -159,10 +163,8 @@ class Replicas:
 class Ingress:
     """``build`` makes the ASGI application around the replicas, in the ingress' own process."""
 
-    def __init__(
-        self, handle: DeploymentHandle[Any], build: Callable[[Replicas], Any], retry_after: int
-    ) -> None:
-        self._app = build(Replicas(handle, retry_after))
+    def __init__(self, handle: DeploymentHandle[Any], build: Callable[[Replicas], Any], scale: Scale) -> None:
+        self._app = build(Replicas(handle, scale.most_under_way, scale.retry_after))
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -171,7 +173,8 @@ class Ingress:
 @dataclass(frozen=True, slots=True)
 class Scale:
     """From ``least`` to ``most`` replicas of ``cpus`` each, so that each has about ``target`` requests under
-    way; a replica takes ``concurrent`` at once, and ``queued`` wait beyond that before clients are refused.
+    way. A replica takes ``concurrent`` at once; ``queued`` may wait beyond what ``most`` replicas take; who
+    comes then is refused and told to try again after ``retry_after`` seconds.
     """
 
     least: int = 1
@@ -189,6 +192,10 @@ class Scale:
                 "second at least the first"
             )
 
+    @property
+    def most_under_way(self) -> int:
+        return self.most * self.concurrent + self.queued
+
 
 def application(
     build_generator: Callable[[], Generator], build_app: Callable[[Replicas], Any], scale: Scale
@@ -200,7 +207,7 @@ def application(
         name=REPLICAS,
         ray_actor_options={"num_cpus": scale.cpus},
         max_ongoing_requests=scale.concurrent,
-        max_queued_requests=scale.queued,
+        max_queued_requests=-1,  # the ingress counts them
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.least,
             initial_replicas=scale.least,
@@ -222,7 +229,7 @@ def application(
         health_check_period_s=5.0,
         logging_config=quiet,
     )
-    bound: serve.Application = ingress.bind(replicas.bind(build_generator), build_app, scale.retry_after)
+    bound: serve.Application = ingress.bind(replicas.bind(build_generator), build_app, scale)
     return bound
 
 
@@ -244,6 +251,7 @@ class ServedApplication:
                 "Ray Serve is at work on this cluster already: stop it (`serve shutdown`), or serve from "
                 "another cluster"
             )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process' own
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host=self._host, port=self._port),

@@ -18,8 +18,7 @@ from actors.serving import Scale, ServedApplication, application
 from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
-from jobs.serving.service import describe
-from jobs.serving.source import RunSource
+from jobs.serving.source import RunSource, service_of
 from runtime.settings import serve_token
 
 WATCH_SECONDS = 1.0
@@ -51,7 +50,7 @@ def serving(
     """
     source = RunSource(Path(run).expanduser().absolute(), checkpoint)
     _, decoder = source.first()
-    service = describe(source, decoder)
+    service = service_of(source, decoder)
     scale = scale or Scale()
     port = _free_port(host, port)
     app = application(

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from actors.serving import Overloaded, Piece, Unavailable
 from jobs.serving.answers import Answer, caption_format, completion_format
-from jobs.serving.engine import Generation
+from jobs.serving.generation import Generation
 from jobs.serving.meter import Meter
 from jobs.serving.requests import (
     DEFAULT_TOKENS,

@@ -6,7 +6,6 @@ Shape suffixes: N rows, T positions of a prompt, D width, K half the width of a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,22 +14,7 @@ from torch.nn import functional as F
 
 from jobs.models import captioner, gpt
 from jobs.serving.cache import KeyValueCache
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What an answer is to follow: ``tokens``, at least one, and before them what a captioner sees.
-
-    ``image`` is uint8 y, x, 3 of the model's image size as bytes, ``audio`` int16 samples at its rate.
-    """
-
-    tokens: tuple[int, ...]
-    image: bytes | None = None
-    audio: bytes | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tokens:
-            raise ValueError("the prompt is empty: give at least one token")
+from jobs.serving.generation import Prompt
 
 
 class Decoder:

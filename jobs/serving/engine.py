@@ -14,42 +14,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 
 from jobs.serving.cache import Entry, KeyValueCache
-from jobs.serving.decoder import Decoder, Prompt
+from jobs.serving.decoder import Decoder
+from jobs.serving.generation import Finish, Generation
 from jobs.serving.packed import forward, order
-from jobs.serving.sampling import GREEDY, Sampling, choose
+from jobs.serving.sampling import choose
 from jobs.serving.scheduler import Demand, Limits, admitted
-
-Finish = Literal["stop", "length"]
-"""An end token was chosen; ``max_tokens`` or the context were reached."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What is asked for. ``end`` are the tokens that end an answer (they are not part of it); ``given``
-    the first tokens of the answer that somebody has already, which are not told again; ``version`` asks for
-    that of the model, if it is at hand.
-    """
-
-    prompt: Prompt
-    max_tokens: int
-    sampling: Sampling = GREEDY
-    end: frozenset[int] = frozenset()
-    given: tuple[int, ...] = ()
-    version: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-
-    def continued(self, given: tuple[int, ...], version: int) -> Generation:
-        """The same request, of whose answer ``given`` has come from a replica that is gone."""
-        return replace(self, given=given, version=version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import torch
 
 from actors.serving import Piece
 from jobs.serving.decoder import Decoder
-from jobs.serving.engine import Engine, Generation, Token
+from jobs.serving.engine import Engine, Token
+from jobs.serving.generation import Generation
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource
 from runtime.checkpoint import CheckpointDamaged

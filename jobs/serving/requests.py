@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.serving import multipart
-from jobs.serving.sampling import Sampling
+from jobs.serving.generation import Sampling
 
 DEFAULT_TOKENS = 64
 """``max_tokens`` of those who give none, if the context has room for so many."""

@@ -6,37 +6,14 @@ draws what the first one would have drawn.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.serving.generation import Sampling
 from runtime.streams import stream_key
 
 _KEY_BITS = 63
 """Of ``stream_key``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """``temperature`` 0 takes the likeliest token; ``top_p`` keeps the fewest likeliest tokens whose
-    probabilities add up to it (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text
-    Degeneration", 2020, section 3.1). Raises ValueError for values that mean nothing.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
-            raise ValueError(f"temperature is {self.temperature}: it must be from 0 to 100")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
-
-
-GREEDY = Sampling()
 
 
 def uniform(seed: int, position: int) -> float:

@@ -7,15 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.data.curated import open_set
 from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
 from jobs.data.tokenizer import CaptionTokenizer
-from jobs.serving.decoder import CaptionDecoder, Decoder, Prompt
-from jobs.serving.source import RunSource
+from jobs.serving.generation import Prompt
 
 Kind = Literal["completions", "caption"]
-
-_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -68,35 +64,3 @@ class Service:
             return self.tokenizer.decode_stream(tokens)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return (decoder.decode(bytes([token])) for token in tokens)
-
-
-def describe(source: RunSource, decoder: Decoder) -> Service:
-    """The service of a run whose model is ``decoder``. Raises ValueError if its tokens have no text."""
-    if not isinstance(decoder, CaptionDecoder):
-        if decoder.vocabulary != _BYTES:
-            raise ValueError(
-                f"the model of {source.name} has {decoder.vocabulary} tokens, and only bytes (256) can be "
-                "turned into text without a tokenizer"
-            )
-        return Service(source.name, "completions", decoder.context)
-    folder = source.recipe.data.arguments.get("source")
-    if not isinstance(folder, str):
-        raise ValueError(
-            f"the recipe of {source.name} names no curated set (data.arguments.source), whose tokenizer is "
-            "needed to write captions"
-        )
-    curated = open_set(folder)
-    if curated.tokenizer.vocabulary > decoder.vocabulary or not curated.tokenizer.languages:
-        raise ValueError(
-            f"the curated set in {folder} has {curated.tokenizer.vocabulary} tokens but the model "
-            f"{decoder.vocabulary}: it is not the set that the run was trained on"
-        )
-    return Service(
-        source.name,
-        "caption",
-        decoder.context,
-        decoder.prefix,
-        curated.tokenizer,
-        decoder.image_size,
-        curated.manifest.audio_rate if decoder.audio_samples else None,
-    )

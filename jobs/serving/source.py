@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from jobs.assembly import build_layers
+from jobs.data.curated import open_set
 from jobs.recipe import Recipe, load_recipe
-from jobs.serving.decoder import Decoder, decoder_of
+from jobs.serving.decoder import CaptionDecoder, Decoder, decoder_of
+from jobs.serving.service import Service
 from runtime.checkpoint import (
     CheckpointDamaged,
     CheckpointReader,
@@ -22,6 +24,8 @@ from runtime.checkpoint import (
 from runtime.layout import Layout
 from runtime.run_folder import RunFolder
 from strategies.model import describe
+
+_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,35 @@ def fill(layers: list[nn.Module], layout: Layout, root: str, manifest: Manifest)
                     tensor = use.tensor
                     values = flat_N[tensor.offset : tensor.stop].view(tensor.shape)
                     layers[use.layer].get_parameter(use.name).copy_(values)
+
+
+def service_of(source: RunSource, decoder: Decoder) -> Service:
+    """The service of a run whose model is ``decoder``. Raises ValueError if its tokens have no text."""
+    if not isinstance(decoder, CaptionDecoder):
+        if decoder.vocabulary != _BYTES:
+            raise ValueError(
+                f"the model of {source.name} has {decoder.vocabulary} tokens, and only bytes (256) can be "
+                "turned into text without a tokenizer"
+            )
+        return Service(source.name, "completions", decoder.context)
+    folder = source.recipe.data.arguments.get("source")
+    if not isinstance(folder, str):
+        raise ValueError(
+            f"the recipe of {source.name} names no curated set (data.arguments.source), whose tokenizer is "
+            "needed to write captions"
+        )
+    curated = open_set(folder)
+    if curated.tokenizer.vocabulary > decoder.vocabulary or not curated.tokenizer.languages:
+        raise ValueError(
+            f"the curated set in {folder} has {curated.tokenizer.vocabulary} tokens but the model "
+            f"{decoder.vocabulary}: it is not the set that the run was trained on"
+        )
+    return Service(
+        source.name,
+        "caption",
+        decoder.context,
+        decoder.prefix,
+        curated.tokenizer,
+        decoder.image_size,
+        curated.manifest.audio_rate if decoder.audio_samples else None,
+    )

@@ -12,9 +12,10 @@ from jobs.assembly import build_layers
 from jobs.models.captioner import CaptionHead
 from jobs.models.gpt import Head
 from jobs.recipe import Recipe
-from jobs.serving.decoder import Prompt, decoder_of
-from jobs.serving.engine import Engine, Generation
-from jobs.serving.sampling import Sampling
+from jobs.serving.decoder import decoder_of
+from jobs.serving.engine import Engine
+from jobs.serving.generation import Generation, Prompt, Sampling
+from jobs.serving.service import Service
 from runtime.checkpoint import ROWS, write_manifest, write_shards
 from runtime.run_folder import RunFolder
 from strategies.model import Model, describe, flat_parameters
@@ -79,4 +80,4 @@ def expected_text(layers: list[nn.Module], prompt: str, most: int, sampling: Sam
     tokens: list[int] = []
     while not engine.is_idle:
         tokens += [told.token for told in engine.step() if told.token is not None]
-    return bytes(tokens).decode(errors="replace")
+    return "".join(Service("", "completions", 0).decode_stream(tokens))

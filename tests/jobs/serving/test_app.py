@@ -20,10 +20,8 @@ from actors.serving import Overloaded, Piece, Unavailable
 from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.app import AppSettings, build
-from jobs.serving.decoder import Prompt
-from jobs.serving.engine import Generation
+from jobs.serving.generation import Generation, Prompt, Sampling
 from jobs.serving.host import EngineHost
-from jobs.serving.sampling import Sampling
 from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from jobs.models.captioner import build
-from jobs.serving.decoder import CaptionDecoder, Prompt, decoder_of
-from jobs.serving.engine import Engine, Generation
+from jobs.serving.decoder import CaptionDecoder, decoder_of
+from jobs.serving.engine import Engine
+from jobs.serving.generation import Generation, Prompt
 from jobs.serving.scheduler import Limits
 
 SIZE, RATE = 16, 1600

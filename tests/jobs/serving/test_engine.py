@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jobs.models.gpt import build
-from jobs.serving.decoder import Decoder, Prompt, decoder_of
-from jobs.serving.engine import Engine, Generation, Token
+from jobs.serving.decoder import Decoder, decoder_of
+from jobs.serving.engine import Engine, Token
+from jobs.serving.generation import Generation, Prompt, Sampling
 from jobs.serving.packed import forward
-from jobs.serving.sampling import Sampling, choose
+from jobs.serving.sampling import choose
 from jobs.serving.scheduler import Limits
 
 CONTEXT = 160

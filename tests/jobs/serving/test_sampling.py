@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from jobs.serving.sampling import Sampling, choose, uniform
+from jobs.serving.generation import Sampling
+from jobs.serving.sampling import choose, uniform
 from jobs.serving.scheduler import Demand, Limits, admitted
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], dtype=np.float32))

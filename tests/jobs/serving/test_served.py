@@ -1,0 +1,235 @@
+"""Serving on a real Ray Serve: load, a replica killed in mid-answer, new checkpoints, overload."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from torch import nn
+
+from actors.serving import Scale, ServedApplication
+from jobs.recipe import Recipe
+from jobs.serve import serving
+from jobs.serving.generation import Sampling
+from tests.support.ray_jobs import wait_until
+from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
+
+pytestmark = pytest.mark.ray
+
+TOKEN = "not-a-secret"
+CONCURRENT, QUEUED = 6, 4
+
+
+@dataclass
+class Served:
+    folder: Path
+    recipe: Recipe
+    application: ServedApplication
+    url: str
+    layers: dict[int, list[nn.Module]]
+
+    def checkpoint(self, version: int) -> None:
+        self.layers[version] = write_checkpoint(self.folder, self.recipe, version, version)
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=200)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        return httpx.AsyncClient(base_url=self.url, timeout=90, limits=limits, headers=headers)
+
+    def processes(self) -> list[int]:
+        return [each["process"] for each in self.application.stats()]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served") / "run"
+    recipe = make_run(folder)
+    layers = {10: write_checkpoint(folder, recipe, 10, 10)}
+    scale = Scale(2, 2, cpus=0.5, concurrent=CONCURRENT, queued=QUEUED, retry_after=3)
+    with serving(folder, port=0, scale=scale, token=TOKEN, watch_seconds=0.1) as (application, url):
+        yield Served(folder, recipe, application, url, layers)
+
+
+@dataclass
+class Told:
+    text: str
+    versions: set[int]
+    finish: str
+
+
+def body(number: int, most: int, **other: Any) -> dict[str, Any]:
+    sampled = {"temperature": 0.7, "top_p": 0.8, "seed": number} if number % 2 else {}
+    return {"prompt": f"{number} " * (1 + number % 9), "max_tokens": most, **sampled, **other}
+
+
+def wanted(served: Served, version: int, number: int, most: int) -> str:
+    sampling = Sampling(0.7, 0.8, number) if number % 2 else Sampling()
+    return expected_text(served.layers[version], body(number, most)["prompt"], most, sampling)
+
+
+async def streamed(
+    client: httpx.AsyncClient, number: int, most: int, begun: asyncio.Event | None = None
+) -> Told:
+    text, versions, finish = "", set(), ""
+    async with client.stream("POST", "/v1/completions", json=body(number, most, stream=True)) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if not line or line == "data: [DONE]":
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            text += event["choices"][0]["text"]
+            versions.add(event["checkpoint"])
+            finish = event["choices"][0]["finish_reason"] or finish
+            if begun is not None:
+                begun.set()
+    return Told(text, versions, finish)
+
+
+async def whole(client: httpx.AsyncClient, number: int, most: int) -> Told:
+    response = await client.post("/v1/completions", json=body(number, most))
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return Told(answer["choices"][0]["text"], {answer["checkpoint"]}, answer["choices"][0]["finish_reason"])
+
+
+def test_answers_under_load_are_those_of_an_engine_alone(served: Served) -> None:
+    async def load() -> list[Told]:
+        places = asyncio.Semaphore(2 * CONCURRENT)
+        async with served.client() as client:
+
+            async def one(number: int) -> Told:
+                async with places:
+                    ask = streamed if number % 3 else whole
+                    return await ask(client, number, 5 + number)
+
+            return await asyncio.gather(*(one(number) for number in range(40)))
+
+    told = asyncio.run(load())
+    assert [each.text for each in told] == [wanted(served, 10, number, 5 + number) for number in range(40)]
+    assert {each.finish for each in told} == {"length"}
+
+
+def test_a_replica_killed_in_mid_answer_costs_no_request(served: Served) -> None:
+    """Every stream has begun, and whole answers are under way, when one of two processes is killed."""
+    numbers, most = range(10), CONTEXT - 40
+
+    async def load() -> list[Told]:
+        async with served.client() as client:
+            begun = [asyncio.Event() for _ in numbers]
+            streams = [
+                asyncio.create_task(streamed(client, number, most, event))
+                for number, event in zip(numbers, begun, strict=True)
+            ]
+            others: list[Awaitable[Told]] = [
+                asyncio.create_task(whole(client, 100 + number, most)) for number in range(2)
+            ]
+            await asyncio.gather(*(event.wait() for event in begun))
+            stats = await asyncio.to_thread(served.application.stats)
+            busiest = max(stats, key=lambda each: each["running"])
+            assert busiest["running"] >= 2
+            os.kill(busiest["process"], signal.SIGKILL)
+            return await asyncio.gather(*streams, *others)
+
+    told = asyncio.run(load())
+    numbers_asked = [*numbers, 100, 101]
+    assert [each.text for each in told] == [wanted(served, 10, number, most) for number in numbers_asked]
+    assert {each.finish for each in told} == {"length"}
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    metrics = httpx.get(f"{served.url}/metrics", headers=headers).text
+    continued = next(line for line in metrics.splitlines() if line.startswith("reknit_serve_continued "))
+    assert float(continued.split()[1]) >= 2
+    wait_until(lambda: len(served.processes()) == 2, "a new replica in the place of the killed one")
+
+
+def test_a_new_checkpoint_is_taken_over_while_answers_go_on(served: Served) -> None:
+    numbers, most = range(6), CONTEXT - 40
+
+    async def load() -> tuple[list[Told], list[Told]]:
+        async with served.client() as client:
+            begun = [asyncio.Event() for _ in numbers]
+            streams = [
+                asyncio.create_task(streamed(client, number, most, event))
+                for number, event in zip(numbers, begun, strict=True)
+            ]
+            await asyncio.gather(*(event.wait() for event in begun))
+            await asyncio.to_thread(served.checkpoint, 20)
+            later = []
+            while {20} not in [each.versions for each in later[-4:]] or len(later) < 4:
+                later += await asyncio.gather(*(whole(client, 50 + n, 20) for n in range(4)))
+            return await asyncio.gather(*streams), later
+
+    before, after = asyncio.run(load())
+    assert [each.versions for each in before] == [{10}] * len(numbers)
+    assert [each.text for each in before] == [wanted(served, 10, number, most) for number in numbers]
+    for place, each in enumerate(after):
+        (version,) = each.versions
+        assert each.text == wanted(served, version, 50 + place % 4, 20)
+    wait_until(
+        lambda: all(each["version"] == 20 and each["versions"] == 1 for each in served.application.stats()),
+        "all replicas to let go of the old checkpoint",
+    )
+
+
+def test_overload_is_refused_at_once_and_the_others_are_answered(served: Served) -> None:
+    count, most = 60, 120
+
+    async def load() -> list[httpx.Response]:
+        async with served.client() as client:
+            asked = [client.post("/v1/completions", json=body(number, most)) for number in range(count)]
+            return await asyncio.gather(*asked)
+
+    responses = asyncio.run(load())
+    version = max(served.layers)
+    answered = 0
+    for number, response in enumerate(responses):
+        if response.status_code == 200:
+            answered += 1
+            text = response.json()["choices"][0]["text"]
+            assert text == wanted(served, version, number, most)
+        else:
+            assert response.status_code == 503, response.text
+            assert response.headers["retry-after"] == "3"
+            assert "try again later" in response.json()["error"]["message"]
+    assert 2 * CONCURRENT + QUEUED <= answered < count
+
+
+def test_clients_that_go_away_leave_nothing_behind(served: Served) -> None:
+    async def leave() -> None:
+        async with served.client() as client:
+            asked = body(1, CONTEXT - 40, stream=True)
+            async with client.stream("POST", "/v1/completions", json=asked) as response:
+                await anext(response.aiter_lines())
+
+    before = sum(each["tokens"] for each in served.application.stats())
+    asyncio.run(leave())
+    wait_until(
+        lambda: all(each["running"] == 0 for each in served.application.stats()), "the sequence to be dropped"
+    )
+    assert sum(each["tokens"] for each in served.application.stats()) < before + CONTEXT - 40
+
+
+def test_mistakes_and_strangers_are_refused_there_too(served: Served) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    refused = httpx.post(f"{served.url}/v1/completions", json={"prompt": "a"})
+    assert refused.status_code == 401
+    wrong = httpx.post(
+        f"{served.url}/v1/completions", json={"prompt": "a", "max_tokens": -1}, headers=headers
+    )
+    assert wrong.status_code == 400 and "max_tokens" in wrong.json()["error"]["message"]
+    large = httpx.post(
+        f"{served.url}/v1/completions",
+        content=b"x" * (17 << 20),
+        headers={**headers, "content-type": "application/json"},
+    )
+    assert large.status_code == 413
+    health = httpx.get(f"{served.url}/healthz").json()
+    assert (health["status"], health["replicas"]) == ("ok", 2)
