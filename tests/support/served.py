@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jobs.assembly import build_layers
+from jobs.bench import untrained
 from jobs.models.captioner import CaptionHead
 from jobs.models.gpt import Head
 from jobs.recipe import Recipe
@@ -16,9 +17,7 @@ from jobs.serving.decoder import decoder_of
 from jobs.serving.engine import Engine
 from jobs.serving.generation import Generation, Prompt, Sampling
 from jobs.serving.service import Service
-from runtime.checkpoint import ROWS, write_manifest, write_shards
 from runtime.run_folder import RunFolder
-from strategies.model import Model, describe, flat_parameters
 
 CONTEXT = 512
 GPT = {"width": 32, "depth": 2, "heads": 2, "context": CONTEXT, "vocabulary": 256, "tied": False}
@@ -60,16 +59,7 @@ def layers_of(recipe: Recipe, seed: int, scale: float = 4.0) -> list[nn.Module]:
 def write_checkpoint(folder: Path, recipe: Recipe, version: int, seed: int) -> list[nn.Module]:
     """Checkpoint ``version`` of the model that ``seed`` makes, which is returned."""
     layers = layers_of(recipe, seed)
-    layout = describe(layers)
-    model = Model(layers, lambda output, targets: (output, 1), layout)
-    pieces = {}
-    for block in layout.blocks:
-        state = torch.zeros(ROWS, block.size)
-        state[0] = flat_parameters(model, block)
-        pieces[(block.index, 0, block.size)] = state
-    root = RunFolder(folder).checkpoints
-    file = write_shards(root, version, 0, 0, pieces)
-    write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
+    untrained.write_checkpoint(folder, recipe, version, layers)
     return layers
 
 
