@@ -9,6 +9,7 @@ cache too. Then two replicas are loaded, and one is killed in mid-answer.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -93,8 +94,8 @@ def workload(count: int, seed: int) -> list[Request]:
     draw = random.Random(seed)
 
     def length(bounds: tuple[int, int]) -> int:
-        low, high = bounds
-        return round(low * float(high / low) ** draw.random())
+        low, high = map(math.log, bounds)
+        return round(math.exp(draw.uniform(low, high)))
 
     letters = "abcdefghijklmnopqrstuvwxyz      "
     return [Request("".join(draw.choices(letters, k=length(PROMPT))), length(ANSWER)) for _ in range(count)]
@@ -245,7 +246,7 @@ def report(ours: Sequence[Turn], plain: Sequence[Turn], killed: Turn, undisturbe
             f"of {len(ours[0].replies)} requests; prompts of {PROMPT[0]} to {PROMPT[1]} tokens, answers of "
             f"{ANSWER[0]} to {ANSWER[1]} (log-uniform); greedy; clients run on the same cores",
             "one replica of one thread each; the ratio is the median over the rounds. The peer answers "
-            f"batches of up to {plain_serve.BATCH}, padded, with a key/value cache, until the longest answer is done",
+            f"batches of up to {plain_serve.BATCH}, padded, with a key/value cache, until the longest is done",
             "failed_requests: of all of ours, answers that did not come or, after the kill, were others",
         ),
     )
