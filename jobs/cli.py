@@ -198,6 +198,7 @@ def serve(
     replicas: Annotated[
         tuple[int, int], typer.Option(metavar="LEAST MOST", help="Scales between so many by the load.")
     ] = (1, 1),
+    queue: Annotated[int, typer.Option(help="How many may wait before others are told to come later.")] = 128,
     threads: Annotated[int, typer.Option(help="Compute threads of a replica.")] = 1,
     max_request_mb: Annotated[int, typer.Option(help="The largest request.")] = 16,
     address: Annotated[
@@ -214,6 +215,7 @@ def serve(
             host=host,
             port=port,
             replicas=replicas,
+            queue=queue,
             threads=threads,
             most_bytes=max_request_mb << 20,
             address=address,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
+from runtime.run_folder import RunFolder
 from runtime.settings import serve_token
 
 WATCH_SECONDS = 1.0
@@ -70,6 +72,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: tuple[int, int] = (1, 1),
+    queue: int = 128,
     threads: int = 1,
     most_bytes: int = 16 << 20,
     address: str | None = None,
@@ -77,7 +80,7 @@ def serve(
 ) -> None:
     """Serves a run until Ctrl-C or SIGTERM. Arguments are those of ``serving``; the bearer token is
     ``runtime.settings.serve_token``. Raises ValueError."""
-    console = console or Console()
+    console = console or Console(file=sys.stdout)
     token = serve_token()
     least, most = replicas
     with _interruption() as interrupted:
@@ -86,13 +89,13 @@ def serve(
             checkpoint=checkpoint,
             host=host,
             port=port,
-            scale=Scale(least, most, cpus=float(threads)),
+            scale=Scale(least, most, cpus=float(threads), queued=queue),
             threads=threads,
             most_bytes=most_bytes,
             token=token,
             address=address,
         )
-        with served as (_, url):
+        with _aside(RunFolder(run).ray_log), served as (_, url):
             console.print(f"serving {run} at {url}", highlight=False, soft_wrap=True)
             if token is None and host not in _LOCAL:
                 console.print(
@@ -102,6 +105,13 @@ def serve(
                 )
             interrupted.wait()
             console.print("stopping", highlight=False)
+
+
+@contextmanager
+def _aside(log: Path) -> Iterator[None]:
+    """What Ray prints goes to ``log``."""
+    with log.open("a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
+        yield
 
 
 @contextmanager

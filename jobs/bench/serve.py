@@ -246,7 +246,7 @@ def report(ours: Sequence[Turn], plain: Sequence[Turn], killed: Turn, undisturbe
             f"of {len(ours[0].replies)} requests; prompts of {PROMPT[0]} to {PROMPT[1]} tokens, answers of "
             f"{ANSWER[0]} to {ANSWER[1]} (log-uniform); greedy; clients run on the same cores",
             "one replica of one thread each; the ratio is the median over the rounds. The peer answers "
-            f"batches of up to {plain_serve.BATCH}, padded, with a key/value cache, until the longest is done",
+            f"batches of up to {plain_serve.BATCH}, padded, with a cache, until the longest is done",
             "failed_requests: of all of ours, answers that did not come or, after the kill, were others",
         ),
     )
