@@ -30,6 +30,9 @@ ATTEMPTS = 8
 """How often one answer is begun or continued before the client is told that it cannot be had."""
 
 STATS_SECONDS = 2.0
+"""How long somebody who looks at the metrics waits for a replica's."""
+
+ANSWER_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,5 +273,5 @@ class ServedApplication:
     def stats(self) -> list[dict[str, Any]]:
         """What each replica tells of itself."""
         handle = serve.get_deployment_handle(REPLICAS, APPLICATION)
-        found = handle.broadcast("stats").results(timeout_s=STATS_SECONDS, return_exceptions=True)
+        found = handle.broadcast("stats").results(timeout_s=ANSWER_SECONDS, return_exceptions=True)
         return [each for each in found if isinstance(each, dict)]
