@@ -83,6 +83,13 @@ def serve(
     console = console or Console(file=sys.stdout)
     token = serve_token()
     least, most = replicas
+    for name, value, lowest in (
+        ("threads", threads, 1),
+        ("max-request-mb", most_bytes >> 20, 1),
+        ("queue", queue, 0),
+    ):
+        if value < lowest:
+            raise ValueError(f"{name} is {value}: it must be at least {lowest}")
     with _interruption() as interrupted:
         served = serving(
             run,
