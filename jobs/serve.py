@@ -90,6 +90,8 @@ def serve(
     ):
         if value < lowest:
             raise ValueError(f"{name} is {value}: it must be at least {lowest}")
+    folder = RunFolder(run)
+    folder.facts()  # before anything is written there
     with _interruption() as interrupted:
         served = serving(
             run,
@@ -102,7 +104,7 @@ def serve(
             token=token,
             address=address,
         )
-        with _aside(RunFolder(run).ray_log), served as (_, url):
+        with _aside(folder.ray_log), served as (_, url):
             console.print(f"serving {run} at {url}", highlight=False, soft_wrap=True)
             if token is None and host not in _LOCAL:
                 console.print(
