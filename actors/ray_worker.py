@@ -12,6 +12,7 @@ from types import FrameType
 import ray
 import torch
 
+from actors.naps import Naps
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
@@ -55,6 +56,7 @@ class WorkerActor:
         self._reason = ""
         self._error: BaseException | None = None
         # Ray runs __init__ in the main thread, the only one that may do this
+        self._naps = Naps()
         signal.signal(signal.SIGTERM, self._terminated)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
@@ -77,6 +79,7 @@ class WorkerActor:
             assigned_device(),
             domain=ray.get_runtime_context().get_node_id(),
             controller=controller,
+            on_beat=self._naps.again,
         )
         worker.endpoint.connect({controller: address})
         self._worker = worker
