@@ -135,6 +135,24 @@ def chaos(
 
 
 @app.command()
+def curate(
+    recipe: RecipePath,
+    settings: Settings = None,
+    address: Annotated[
+        str | None, typer.Option(help="Joins the Ray cluster there; without it a local one is started.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="CPUs of the local Ray (default: all); the set's bits stay the same.")
+    ] = None,
+) -> None:
+    """Makes a data set of images, captions and speech, goes on where it was interrupted."""
+    with _errors():
+        from jobs.curate import curate as run
+
+        run(recipe, settings or (), address=address, workers=workers, console=Console())
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them all.")],
     json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,

@@ -23,12 +23,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from jobs.recipe_errors import RecipeError, first_problem
-from jobs.recipe_table import override, read_table
+from jobs.recipe_errors import RecipeError
+from jobs.recipe_table import read_model
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_builder", "load_recipe"]
 
@@ -318,17 +317,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     An override's value is TOML; a bare word is taken as text (``reduction=fast``), a number picks
     an element of a list (``faults.0.step=5``). Raises RecipeError: one sentence.
     """
-    path = Path(path)
-    table = read_table(path)
-    overridden = {override(table, each) for each in overrides}
-    try:
-        return Recipe.model_validate(table)
-    except ValidationError as error:
-        key, sentence = first_problem(error, Recipe)
-        by_override = key and any(
-            f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in overridden
-        )
-        raise RecipeError(f"{'--set' if by_override else path.name}: {sentence}") from None
+    return read_model(Path(path), overrides, Recipe)
 
 
 def load_builder(name: str) -> Callable[..., Any]:

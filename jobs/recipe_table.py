@@ -1,12 +1,31 @@
-"""A recipe before it is checked: the TOML file's table and what ``--set`` changes in it."""
+"""A recipe being read: the TOML file's table, what ``--set`` changes in it, and the check of the whole."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jobs.recipe_errors import RecipeError
+from pydantic import BaseModel, ValidationError
+
+from jobs.recipe_errors import RecipeError, first_problem
+
+RecipeModel = TypeVar("RecipeModel", bound=BaseModel)
+
+
+def read_model(path: Path, overrides: Sequence[str], model: type[RecipeModel]) -> RecipeModel:
+    """The file at ``path`` with ``overrides`` (``key=value``), checked. Raises RecipeError: one sentence."""
+    table = read_table(path)
+    overridden = {override(table, each) for each in overrides}
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        key, sentence = first_problem(error, model)
+        by_override = key and any(
+            f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in overridden
+        )
+        raise RecipeError(f"{'--set' if by_override else path.name}: {sentence}") from None
 
 
 def read_table(path: Path) -> dict[str, Any]:

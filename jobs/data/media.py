@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 import warnings
 from functools import lru_cache
@@ -154,7 +155,12 @@ def _draw_svg(data: bytes, longest: int) -> Image.Image:
     try:
         # fonts differ from machine to machine, so none is used
         drawn = resvg_py.svg_to_bytes(
-            svg_string=text, width=longest, height=longest, background="#ffffff", skip_system_fonts=True
+            svg_string=text,
+            width=longest,
+            height=longest,
+            background="#ffffff",
+            skip_system_fonts=True,
+            dpi=96,
         )
         return Image.open(io.BytesIO(drawn), formats=("PNG",)).convert("RGB")
     except Exception as error:
@@ -244,13 +250,18 @@ _DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x2
 def normalise_caption(text: str) -> str:
     """NFC; white space as single blanks; no control characters, byte order marks, direction overrides or
     halves of surrogate pairs. Joiners stay: several scripts are misspelt without them."""
-    spaced = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(
-        character
-        for character in spaced
-        if unicodedata.category(character) not in ("Cc", "Cs") and character not in _DIRECTIONS
-    ).strip()
+    kept = (" " if character.isspace() else character for character in text if not _unwanted(character))
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+
+
+def _unwanted(character: str) -> bool:
+    if character.isspace():
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTIONS
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Its first line, the same in every process: libraries put in addresses of objects."""
+    text = getattr(error, "error_string", None) or str(error)
+    line = (str(text).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", line).rstrip(".")
