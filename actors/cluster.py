@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -13,7 +14,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.crew import end_all
-from actors.names import NAMESPACE, controller_name
+from actors.names import NAMESPACE, controller_name, controller_pattern, run_of
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.recorder import Progress
 from runtime.plan import Plan, WorkerId
@@ -185,6 +186,18 @@ class RayRun:
         found: bool = _patiently(lambda: self._controller.drain.remote(worker, reason, deadline))
         return found
 
+    def drain_node(self, node: str, deadline: float | None = None) -> tuple[WorkerId, ...]:
+        """Has all workers on the Ray node whose id begins with ``node`` leave; returns those who have work.
+
+        No further one is placed there. Raises ValueError if nobody who has work is there.
+        """
+        told: tuple[WorkerId, ...] = _heeding(lambda: self._controller.drain_node.remote(node, deadline))
+        return told
+
+    def resize(self, workers: int) -> None:
+        """Aims for so many workers from now on. Raises ValueError if the recipe does not allow that."""
+        _heeding(lambda: self._controller.resize.remote(workers))
+
     def wait(self, seconds: float) -> bool:
         """Whether the run has ended, after waiting for it at most that long."""
         return bool(ray.wait([self._ended], timeout=seconds)[0])
@@ -208,6 +221,32 @@ def _patiently(call: Callable[[], Any]) -> Any:
             return ray.get(call())
         except ActorUnavailableError:
             continue
+
+
+def _heeding(call: Callable[[], Any]) -> Any:
+    """As ``_patiently``, where the actor may find that what is asked of it is a mistake."""
+    try:
+        return _patiently(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise ValueError(str(error.cause)) from None
+        raise
+
+
+def run_called(name: str) -> str:
+    """The full name of the run under way on this cluster whose folder is called ``name``.
+
+    Raises ValueError if there is none, or more than one.
+    """
+    found = [
+        run_of(entry["name"])
+        for entry in ray.util.list_named_actors(all_namespaces=True)
+        if entry["namespace"] == NAMESPACE and re.fullmatch(controller_pattern(name), entry["name"])
+    ]
+    if len(found) != 1:
+        what = "several runs are called so" if found else "no run under way on this Ray cluster is called so"
+        raise ValueError(f"{name}: {what}: name the folder of a run that has not ended")
+    return found[0]
 
 
 def _cause(error: BaseException) -> str:

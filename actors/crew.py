@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,12 @@ from runtime.signals import Drain, Input, Joined, Lost
 from strategies.job import Job
 
 DRAIN_POLL_SECONDS = 0.5
+
+NODE_LABEL = "ray.io/node-id"
+"""The label that Ray gives every node."""
+
+LEFT_NODE = "its node is to be left"
+"""Why workers of an avoided node go."""
 
 ANSWER_SECONDS = 5.0
 """How long workers may take to answer a controller that was started anew."""
@@ -63,6 +69,8 @@ class RayCrew:
         self.domains: dict[WorkerId, str] = {}
         self.processes: dict[WorkerId, int] = {}
         self._gone: set[WorkerId] = set()
+        self.avoided: set[str] = set()
+        """Ray nodes, by id, on which no further worker of this run is to be placed."""
 
     # The first ones, whom the run is formed of.
 
@@ -83,6 +91,7 @@ class RayCrew:
             num_gpus=place.gpus,
             resources=dict(place.resources) or None,
             scheduling_strategy="SPREAD",
+            label_selector={NODE_LABEL: f"!in({','.join(sorted(self.avoided))})"} if self.avoided else None,
         ).remote(worker, self._job, self._secret)
         self._handles[worker] = handle
         return handle.start.remote(self._controller, self._address)
@@ -92,6 +101,8 @@ class RayCrew:
         self.domains[worker], self.processes[worker] = ready.domain, ready.process
         profile = ready.profile
         self._post(Joined(worker, ready.domain, ready.address, profile.forward, profile.backward))
+        if ready.domain in self.avoided:  # it was on its way there when the node was to be left
+            self._post(Drain(worker, LEFT_NODE))
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
     # ``Crew``.
@@ -186,6 +197,26 @@ class RayCrew:
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
     # Notices.
+
+    def leave_node(
+        self, node: str, at_work: Iterable[WorkerId], deadline: float | None
+    ) -> tuple[WorkerId, ...]:
+        """Tells all workers on a Ray node to leave, and places no further one there. Returns those of
+        ``at_work`` who were told.
+
+        ``node`` is an id or how one begins. Raises ValueError if none of ``at_work`` is there.
+        """
+        domains = {worker: self.domains[worker] for worker in at_work}
+        found = {domain for domain in domains.values() if domain.startswith(node)}
+        if len(found) != 1:
+            placed = ", ".join(f"{worker} on {domain[:12]}" for worker, domain in sorted(domains.items()))
+            what = "several nodes have an id" if found else "no worker of the run is on a node with an id"
+            raise ValueError(f"{what} that begins with {node}: its workers are {placed or 'none yet'}")
+        self.avoided |= found
+        told = [worker for worker, domain in list(self.domains.items()) if domain in found]
+        for worker in told:  # those in reserve too; who has gone already is not heard of again
+            self._post(Drain(worker, LEFT_NODE, deadline))
+        return tuple(worker for worker in told if worker in domains)
 
     def watch_drains(self) -> None:
         """Tells of workers on nodes that Ray is draining, until the process ends. Runs in its own thread."""

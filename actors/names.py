@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from runtime.plan import WorkerId
 
 NAMESPACE = "reknit"
@@ -17,6 +19,12 @@ def worker_name(run: str, worker: WorkerId) -> str:
 
 def controller_name(run: str) -> str:
     return f"{run}/controller"
+
+
+def controller_pattern(folder: str) -> str:
+    """What the controllers of runs are called whose folder is called so; a run's name is its folder's and six
+    hexadecimal digits."""
+    return controller_name(re.escape(folder) + "-[0-9a-f]{6}")
 
 
 def feed_name(run: str, number: int) -> str:

@@ -37,7 +37,8 @@ from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
-from runtime.signals import Drain, Durable, Learn, Lost, Terms
+from runtime.signals import Drain, Durable, Learn, Lost, Resize, Terms
+from runtime.sizing import problem_of_size
 from strategies.job import Job
 
 START_SECONDS = 300.0
@@ -81,6 +82,8 @@ class ControllerActor:
         self._is_anew = ray.get_runtime_context().was_current_actor_reconstructed
         # of an id that no controller of this run had: what the dead one said last must not be mistaken
         self._me: WorkerId = CONTROLLER - 1 - secrets.randbelow(1 << 31) if self._is_anew else CONTROLLER
+        # what a person asked for holds until the run ends, not when it is resumed
+        self._aim: int | None = facts.get("aim") if self._is_anew else None
         metrics = Metrics(self._folder.name)
         port = settings.metrics_port
         if port == 0 and self._is_anew:
@@ -96,7 +99,10 @@ class ControllerActor:
             metrics_port=self._metrics_port,
             starts=facts.get("starts", 0) + 1,
             began=facts.get("began", now) if self._is_anew else now,
+            aim=self._aim,
+            avoided=facts.get("avoided", []) if self._is_anew else [],
         )
+        self._noting = threading.Lock()
         self._first: Ready | None = None
         self._crew: RayCrew
         self._host = Host(
@@ -118,6 +124,7 @@ class ControllerActor:
             self._problem_of,
             self._asked_for,
         )
+        self._crew.avoided.update(facts.get("avoided", ()) if self._is_anew else ())
         self._host.crew = self._crew
         self._feed = FeedCrew(
             settings.name,
@@ -140,8 +147,11 @@ class ControllerActor:
         )
 
     def _asked_for(self, worker: WorkerId) -> None:
-        with suppress(OSError):  # a full disk costs the record, not the run
-            self._folder.note_controller(next_worker=worker + 1)
+        self._note(next_worker=worker + 1)
+
+    def _note(self, **facts: object) -> None:
+        with suppress(OSError), self._noting:  # a full disk costs the record, not the run
+            self._folder.note_controller(**facts)
 
     def metrics_port(self) -> int | None:
         return self._metrics_port
@@ -193,6 +203,25 @@ class ControllerActor:
             return False
         self._host.post(Drain(worker, reason, deadline))
         return True
+
+    def drain_node(self, node: str, deadline: float | None = None) -> tuple[WorkerId, ...]:
+        """As ``RayCrew.leave_node``, of those who have work in this run."""
+        self._settle()
+        plan = self._host.plan
+        told = self._crew.leave_node(node, plan.workers if plan else (), deadline)
+        self._note(avoided=sorted(self._crew.avoided))
+        return told
+
+    def resize(self, workers: int) -> None:
+        """Aims for so many workers from now on. Raises ValueError if the recipe does not allow that."""
+        settings = self._settings
+        problem = problem_of_size(workers, settings.min_workers, settings.workers, settings.max_workers)
+        if problem is not None:
+            raise ValueError(problem)
+        self._settle()
+        self._aim = workers
+        self._note(aim=workers)
+        self._host.post(Resize(workers))
 
     def _settle(self) -> None:
         """Waits, where this controller takes over from one that died, until it knows where the run stands:
@@ -304,6 +333,7 @@ class ControllerActor:
             max_workers=settings.max_workers,
             spares=settings.spares,
             next_worker=next_worker,
+            aim=self._aim,
             patience=settings.patience,
         )
         chooser = plan_chooser(ready.layout, ready.profile, self._job.micro_batches, settings.stages)

@@ -58,6 +58,7 @@ from runtime.signals import (
     ManifestWritten,
     Note,
     Output,
+    Resize,
     Send,
     StopRequested,
     Tick,
@@ -84,6 +85,8 @@ class Controller(Recovery):
                 return self._lost(worker, reason, now, confirmed)
             case Drain(worker, reason, deadline):
                 return self._drain(worker, reason, deadline, now)
+            case Resize(workers):
+                return self._resize(workers, now)
             case Tick():
                 return self._tick(now)
             case Learn():
@@ -160,6 +163,8 @@ class Controller(Recovery):
                 raise AssertionError("told to handle(), not here")
 
     def _joined(self, event: Joined, now: float) -> list[Output]:
+        if event.worker in self._fenced:
+            return [Dismiss(event.worker)]  # it was no longer wanted while it was on its way
         self._hiring.arrived(event.worker)
         self._admit(event)
         self._watch.begin(event.worker, now)
@@ -225,7 +230,7 @@ class Controller(Recovery):
             self._held.pop(worker, None)
             all_told = self.phase is Phase.AGREEING and not self._asked - set(self._held)
             return outputs + self._hire(now) + (self._decide(now) if all_told else [])
-        if not self.members and self.terms.max_workers is None:
+        if not self.members and self._most is None:
             return outputs + self._end("failed", "every worker was lost: start again with --resume")
         incident = self._incident
         if incident is None or incident.over:

@@ -87,6 +87,14 @@ class DrainNotice(_Logged):
 
 
 @dataclass(frozen=True)
+class Resized(_Logged):
+    """A person wants the run to have ``workers`` from now on."""
+
+    step: int
+    workers: int
+
+
+@dataclass(frozen=True)
 class Rebalanced(_Logged):
     """The work was divided anew at a step boundary. ``gain`` is the predicted relative gain in speed."""
 
@@ -233,6 +241,7 @@ Event = (
     | WorkerJoined
     | WorkerLeft
     | DrainNotice
+    | Resized
     | Rebalanced
     | ControllerRestarted
     | WorkerLost

@@ -33,6 +33,14 @@ class Hiring:
             self._not_before = now + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
+    def unwanted(self, ready: int) -> list[WorkerId]:
+        """Who is on the way and no longer needed where ``ready`` workers are there to stay, newest first.
+        They are not waited for any more."""
+        excess = max(ready + len(self.starting) - self.wanted, 0)
+        found = sorted(self.starting, reverse=True)[:excess]
+        self.starting.difference_update(found)
+        return found
+
     def orders(self, ready: int, now: float) -> list[Hire]:
         """What to ask for where ``ready`` workers are there to stay."""
         if now < self._not_before:

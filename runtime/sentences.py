@@ -17,6 +17,7 @@ from runtime.events import (
     Rebalanced,
     RecordLost,
     Recovered,
+    Resized,
     Resumed,
     RunFinished,
     RunStarted,
@@ -89,6 +90,8 @@ def sentence(event: Event) -> str:
         case DrainNotice():
             within = "" if event.deadline is None else f" within {event.deadline:.0f} s"
             return f"step {event.step}  worker {event.worker} is to leave{within} ({event.reason})"
+        case Resized():
+            return f"step {event.step}  resized: to have {_count(event.workers, 'worker')} from now on"
         case Rebalanced():
             gain = f"{event.gain:.0%} faster by prediction, " if event.gain else ""
             return (

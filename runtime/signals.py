@@ -31,7 +31,8 @@ class Terms:
 
     The run is formed of ``workers``. From then on the controller asks for as many as are missing to
     ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up; they are numbered
-    from ``next_worker`` on (default: from ``workers``).
+    from ``next_worker`` on (default: from ``workers``). ``aim``: how many a person has asked for since, which
+    takes the place of ``max_workers``.
     """
 
     run: str
@@ -43,6 +44,7 @@ class Terms:
     max_workers: int | None = None
     spares: int = 0
     next_worker: int | None = None
+    aim: int | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -95,6 +97,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """A person wants the run to have ``workers``, a number that ``problem_of_size`` has nothing against."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; comes several times a second."""
 
@@ -141,6 +150,7 @@ Input = (
     Joined
     | Lost
     | Drain
+    | Resize
     | Tick
     | Learn
     | StopRequested

@@ -6,7 +6,9 @@ from runtime.change import PlannedChange, boundary_transfers, same_work
 from runtime.control.progress import Progress
 from runtime.control.state import Notice, Phase, speeds_of
 from runtime.events import (
+    DrainNotice,
     Rebalanced,
+    Resized,
     WorkerJoined,
     WorkerLeft,
 )
@@ -22,6 +24,7 @@ from runtime.signals import (
     Output,
     Send,
 )
+from runtime.sizing import problem_of_size, surplus
 
 RECONSIDERED_EVERY = 8
 """Steps between two looks at whether measured speeds ask for another division of work."""
@@ -38,12 +41,45 @@ class Boundary(Progress):
         if not self._is_quiet():
             return []
         assert self.plan is not None
+        told = self._trim(now)
+        if told:
+            told += self._release(now)
         chosen = self._chosen()
         if frozenset(chosen) == self._considered:
-            return []
+            return told
         self._considered = frozenset(chosen)
         plan = self.choose_plan(self.generation + 1, self._planning_members(), self.speeds, self.plan)
-        return self._begin_change(plan, "the members changed", 0.0, now)
+        return told + self._begin_change(plan, "the members changed", 0.0, now)
+
+    def _resize(self, workers: int, now: float) -> list[Output]:
+        """Aims for ``workers`` from now on: asks for more, or has some leave at the next step boundary."""
+        terms = self.terms
+        problem = problem_of_size(workers, terms.min_workers, terms.workers, terms.max_workers)
+        assert problem is None, problem
+        if self.stopping or workers == self.aim:
+            return []
+        self.aim = workers
+        self._hiring.wanted = workers + terms.spares
+        outputs: list[Output] = [Note(Resized(self._reached + 1, workers))]
+        if self.phase in (Phase.FORMING, Phase.LEARNING):
+            return outputs
+        for worker in self._hiring.unwanted(len(self.members) - len(self._notices)):
+            self._fenced.add(worker)
+            outputs.append(Dismiss(worker))
+        return outputs + self._trim(now) + self._hire(now) + self._release(now) + self._consider(now)
+
+    def _trim(self, now: float) -> list[Output]:
+        """Has those leave that are more than a person wants."""
+        if self.aim is None:
+            return []
+        staying = {w: member.domain for w, member in self.members.items() if w not in self._notices}
+        at_work = set(self.plan.workers) if self.plan else set()
+        reason = f"the run was resized to {self.aim}"
+        outputs: list[Output] = []
+        for worker in surplus(staying, at_work, self.aim + self.terms.spares):
+            self._notices[worker] = Notice(reason, now)
+            outputs.append(Note(DrainNotice(self._reached + 1, worker, reason)))
+        return outputs
 
     def _reconsider(self, now: float) -> list[Output]:
         """Divides the work anew where measured speeds promise a gain."""

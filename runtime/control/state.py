@@ -72,6 +72,7 @@ class ControllerState:
     speeds: Speeds = field(default_factory=Speeds)
     next_record: int = 1
     stopping: bool = False
+    aim: int | None = None
     _addresses: dict[WorkerId, str] = field(default_factory=dict)
     _fenced: set[WorkerId] = field(default_factory=set)
     _out_of_reach: set[WorkerId] = field(default_factory=set)
@@ -105,7 +106,9 @@ class ControllerState:
         self._parts = CheckpointParts(terms.layout, terms.start)
         self._reached = terms.start.version if terms.start else 0
         self.next_record = self._reached + 1
-        wanted = 0 if terms.max_workers is None else terms.max_workers + terms.spares
+        self.aim = terms.aim
+        most = self.terms.max_workers if self.aim is None else self.aim
+        wanted = 0 if most is None else most + terms.spares
         self._hiring = Hiring(wanted, terms.workers if terms.next_worker is None else terms.next_worker)
         self._watch = Watch(terms.patience)
         self._disputes = Disputes(terms.patience)
@@ -114,6 +117,13 @@ class ControllerState:
     def durable(self) -> Durable | None:
         """The newest whole checkpoint."""
         return self._parts.durable
+
+    @property
+    def _most(self) -> int | None:
+        """How many may have work. None: whoever is there, and those who are lost are not replaced."""
+        if self.aim is not None or self.terms.max_workers is None:
+            return self.aim
+        return max(self.terms.max_workers, self.terms.workers)
 
     def _chosen(self) -> list[WorkerId]:
         """The members that work is to be divided among: those who stay, no more than there is work for, and
@@ -124,8 +134,7 @@ class ControllerState:
         missing = max(self.terms.min_workers - len(staying), 0)
         staying += sorted(leaving, key=lambda worker: (worker not in at_work, worker))[:missing]
         staying.sort(key=lambda worker: (worker not in at_work, worker))
-        limit = max(self.terms.max_workers or 0, self.terms.workers)
-        return sorted(staying if self.terms.max_workers is None else staying[:limit])
+        return sorted(staying[: self._most])
 
     def _planning_members(self) -> list[Member]:
         return [replace(self.members[w], speed=self.speeds.of(w)) for w in self._chosen()]

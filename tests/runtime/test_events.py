@@ -23,6 +23,7 @@ from runtime.events import (
     RecordLost,
     Recovered,
     RecoverySeconds,
+    Resized,
     Resumed,
     RunFinished,
     RunStarted,
@@ -74,6 +75,7 @@ SENTENCES: list[tuple[Event, str]] = [
         "no work was lost",
     ),
     (DrainNotice(12, 5, "spot notice", 30.0), "step 12  worker 5 is to leave within 30 s (spot notice)"),
+    (Resized(12, 2), "step 12  resized: to have 2 workers from now on"),
     (DrainNotice(12, 5, "SIGTERM"), "step 12  worker 5 is to leave (SIGTERM)"),
     (
         Rebalanced(24, "worker 2 at 50% of the usual speed", 0.31, 0.02, 1_500_000),
