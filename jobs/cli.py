@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from jobs.cli_jobs import jobs_app
+from jobs.exits import INTERRUPTED, RUN_ERROR
+from jobs.exits import errors as _errors
 
 app = typer.Typer(
     name="reknit",
@@ -18,33 +21,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-USER_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
-"""Exit codes: a mistake in recipe or arguments; a failed run or unequal bits; stopped before its end."""
+app.add_typer(jobs_app)
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe (a TOML file).")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe.")
 ]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    from jobs.train import RunFailed
-
-    # a user's own modules lie beside the recipe's caller, where the console script does not look
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"reknit: {error}", err=True)
-        raise typer.Exit(USER_ERROR) from None
-    except RunFailed as error:
-        typer.echo(f"reknit: the run failed: {error}", err=True)
-        raise typer.Exit(RUN_ERROR) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -87,19 +69,6 @@ def attach(run: RunFolderPath) -> None:
         result = follow(run)
     if result.outcome != "completed":
         raise typer.Exit(INTERRUPTED)
-
-
-@app.command()
-def drain(
-    run: RunFolderPath,
-    worker: Annotated[int, typer.Argument(help="The worker's number.")],
-    deadline: Annotated[float | None, typer.Option(help="Seconds until it is taken away.")] = None,
-) -> None:
-    """Has a worker leave at the next step boundary, with no work lost."""
-    with _errors():
-        from jobs.train import drain as ask
-
-        ask(run, worker, deadline)
 
 
 @app.command()

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from actors.cluster import RayRun, connect, gcs_address
 from jobs.assembly import assemble, run_settings
+from jobs.control import found
 from jobs.display import Display
+from jobs.exits import RunFailed
 from jobs.recipe import Recipe, load_recipe
 from jobs.showing import Showing
 from runtime.checkpoint import list_checkpoints
@@ -27,10 +29,6 @@ from runtime.run_folder import RunFolder, default_path
 from runtime.settings import ray_address
 
 POLL_SECONDS = 0.2
-
-
-class RunFailed(RuntimeError):
-    """The run ended without reaching its last step; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +127,6 @@ def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainRe
         return _see_through(run, folder.path, console or Console(file=sys.stdout), stops=False)
 
 
-def drain(run_folder: str | Path, worker: int, deadline: float | None = None) -> None:
-    """Has a worker of a run leave at the next step boundary, with no work lost.
-
-    Raises ValueError if the run is not under way or the worker has no work in it.
-    """
-    with found(RunFolder(run_folder)) as run:
-        if not run.drain(worker, "drained by hand", deadline):
-            plan = run.plan()
-            members = ", ".join(map(str, plan.workers)) if plan else "none yet"
-            raise ValueError(f"worker {worker} has no work in {run_folder}: its workers are {members}")
-
-
-@contextmanager
-def found(folder: RunFolder) -> Iterator[RayRun]:
-    """The run that is recorded in ``folder`` and under way on its cluster. Raises ValueError if it is not."""
-    facts = folder.controller_facts()
-    if not folder.exists() or "name" not in facts:
-        raise ValueError(f"{folder.path} holds no run that was started on a Ray cluster: name a run's folder")
-    with connect(facts["address"], 1, 0.0, 0.0), RayRun.find(facts["name"]) as run:
-        yield run
-
-
 def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
     """Shows the run to its end. ``stops``: Ctrl-C stops it, else it only ends the show."""
     showing = Showing(load_recipe(RunFolder(path).recipe), path)
@@ -191,9 +167,9 @@ def _follow(
 
 def _run_path(recipe: Recipe, run_folder: str | Path | None, resume: bool) -> Path:
     if run_folder is not None:
-        return Path(run_folder)
+        return Path(run_folder).expanduser().absolute()
     if not resume:
-        return default_path(recipe.run.name)
+        return default_path(recipe.run.name).absolute()
     earlier = sorted(
         (path.parent for path in Path("runs").glob(f"{recipe.run.name}-*/run.json")),
         key=lambda path: (path / "run.json").stat().st_mtime,

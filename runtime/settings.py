@@ -6,7 +6,11 @@ What a job computes is set by its recipe alone; the environment says only where 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def cache_folder() -> Path:
@@ -18,6 +22,31 @@ def cache_folder() -> Path:
 def ray_address() -> str | None:
     """The Ray cluster that this process was started for (``$RAY_ADDRESS``, set in a submitted job)."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def dashboard_address() -> str:
+    """Where the head's dashboard is: ``$RAY_API_SERVER_ADDRESS`` or ``$RAY_ADDRESS`` where that is a URL,
+    else this machine's, at Ray's default port."""
+    for name in _RAY_ADDRESSES:
+        value = os.environ.get(name, "")
+        if is_url(value):
+            return value
+    return "http://127.0.0.1:8265"
+
+
+def is_url(address: str | None) -> bool:
+    """Whether an address of a Ray cluster is that of its dashboard."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+@contextmanager
+def without_ray_addresses() -> Iterator[None]:
+    """Hides Ray's own variables meanwhile, which Ray prefers to an address that it is given."""
+    hidden = {name: os.environ.pop(name) for name in _RAY_ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def serve_token() -> str | None:

@@ -23,9 +23,10 @@ from actors.cluster import RayRun, gcs_address
 from actors.crew import worker_names
 from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, optimizer_settings, run_settings
+from jobs.control import drain
 from jobs.recipe import Recipe
 from jobs.reference import Reference
-from jobs.train import attach, drain
+from jobs.train import attach
 from runtime.checkpoint import list_checkpoints
 from runtime.events import (
     ControllerRestarted,

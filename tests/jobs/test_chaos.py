@@ -15,7 +15,7 @@ from actors.local_cluster import SLOT
 from jobs.chaos import WITHOUT_END, _at_most, for_chaos
 from jobs.chaos_plan import KINDS, QUIET_END, Done, account, schedule
 from jobs.chaos_strikes import Processes, watched_processes
-from jobs.train import RunFailed
+from jobs.exits import RunFailed
 from runtime.events import (
     ControllerRestarted,
     Recovered,
