@@ -33,6 +33,14 @@ CONNECT_SECONDS = 10.0
 LOOK_SECONDS = 5.0
 """After so much silence whoever follows a log looks at the job's status."""
 
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
+"""What tells of every folder that is left out of an upload."""
+
 ENTRY_LINE = "Running entrypoint for job "
 """How the line begins that Ray writes into a job's log before the job's own ones."""
 
@@ -83,8 +91,8 @@ class Jobs:
                 f"no Ray cluster answers at {address} ({error.strerror or error}): name the dashboard of its "
                 "head by --address http://HEAD:8265"
             ) from None
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with without_ray_addresses():  # Ray takes those even where an address is given
                 self._client = JobSubmissionClient(address)
@@ -226,7 +234,7 @@ def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1] if "Traceback" in str(error) else lines[0]
+    return (lines[-1] if "Traceback" in str(error) else lines[0]).rstrip(".")
 
 
 def follow(

@@ -36,7 +36,7 @@ def _errors() -> Iterator[None]:
         try:
             yield
         except ContactLost as error:
-            typer.echo(f"reknit: {error}; the run may go on", err=True)
+            typer.echo(f"reknit: {error}; what goes on there goes on without this command", err=True)
             raise typer.Exit(CONTACT_LOST) from None
 
 
