@@ -106,12 +106,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for run in ("a", "b"):
             result = site.submit(run, "--no-wait")
             assert (result.exit_code, result.output) == (0, f"submitted: {run}\n")
+            if run == "a":
+                # nodes on one machine unpack into one folder, each anew when it first needs it: before
+                # anything else begins there, all have done so
+                site.goes_on("a", 2)
+                wait_until(lambda: len(set(site.nodes("a").values())) == 3, "a worker of a on each node")
         site.follower = threading.Thread(
             target=lambda: watch(Jobs(wire.url), "b", site.followed.append), daemon=True
         )
         site.follower.start()
-        for run in ("a", "b"):
-            site.goes_on(run, 2)
+        site.goes_on("b", 2)
         yield site
 
 
