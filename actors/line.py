@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from runtime.fabric.interface import CONTROL, Endpoint, EndpointClosed, Interrupted, Tag
@@ -70,9 +70,17 @@ class Line:
         if self._notice is not None:
             self.tell(self._notice)
 
-    def beat(self, pulse: Pulse, ended: threading.Event, beat_seconds: float, orphan_seconds: float) -> bool:
+    def beat(
+        self,
+        pulse: Pulse,
+        ended: threading.Event,
+        beat_seconds: float,
+        orphan_seconds: float,
+        on_beat: Callable[[], None],
+    ) -> bool:
         """Tells of this worker's life until ``ended``; True if no controller came back in time before."""
         while not ended.wait(beat_seconds):
+            on_beat()
             lost_at = self._lost_at
             if lost_at is None:
                 self.tell(Beat(self._worker, pulse.progress, pulse.computing()))

@@ -15,6 +15,7 @@ import torch
 
 from actors.feed import fed
 from actors.names import run_of
+from actors.naps import Naps
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
@@ -61,6 +62,7 @@ class WorkerActor:
         self._reason = ""
         self._error: BaseException | None = None
         # Ray runs __init__ in the main thread, the only one that may do this
+        self._naps = Naps()
         signal.signal(signal.SIGTERM, self._terminated)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
@@ -83,6 +85,7 @@ class WorkerActor:
             assigned_device(),
             domain=ray.get_runtime_context().get_node_id(),
             controller=controller,
+            on_beat=self._naps.again,
         )
         worker.endpoint.connect({controller: address})
         self._worker = worker

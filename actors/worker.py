@@ -63,7 +63,8 @@ def kill_this_process(name: str) -> None:
 class Worker:
     """One worker of a job. ``run`` returns when the controller sends it away.
 
-    ``domain`` names its failure domain. ``attach`` and ``notice`` may be called from any thread.
+    ``domain`` names its failure domain. ``attach`` and ``notice`` may be called from any thread; ``on_beat``
+    is called with every sign of life, in a thread of its own.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Worker:
         controller: WorkerId = CONTROLLER,
         inject: Callable[[str], None] = kill_this_process,
         compute_lock: AbstractContextManager[Any] | None = None,
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.worker = worker
+        self._on_beat = on_beat
         self.job = job
         self.domain = domain
         self._inject = inject
@@ -177,7 +180,7 @@ class Worker:
     def _beat(self) -> None:
         """Leaves where no controller comes back."""
         seconds = self.job.orphan_seconds
-        if self._line.beat(self.pulse, self._ended, self.job.beat_seconds, seconds):
+        if self._line.beat(self.pulse, self._ended, self.job.beat_seconds, seconds, self._on_beat):
             self.abandoned = True
             self._dismiss(Leave(f"there was no controller for {seconds:.0f} s"))
 

@@ -177,7 +177,7 @@ class Detection(Section):
     ``orphan_seconds`` ends by itself.
     """
 
-    beat_seconds: PositiveFloat = 0.1
+    beat_seconds: PositiveFloat = 0.2
     silence_seconds: PositiveFloat = 1.0
     stuck_seconds: PositiveFloat = 5.0
     stuck_steps: PositiveFloat = 5.0

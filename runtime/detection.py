@@ -36,7 +36,7 @@ class Patience:
     while both are alive are heard for ``dispute_seconds`` before one of them has to go.
     """
 
-    beat_seconds: float = 0.1
+    beat_seconds: float = 0.2
     silence_seconds: float = 1.0
     stuck_seconds: float = 5.0
     stuck_steps: float = 5.0

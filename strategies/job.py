@@ -57,5 +57,5 @@ class Job:
     tokens_per_sample: int = 0
     inbox_limit_bytes: int = 256 << 20
     faults: tuple[Fault, ...] = ()
-    beat_seconds: float = 0.1
+    beat_seconds: float = 0.2
     orphan_seconds: float = 30.0

@@ -45,7 +45,7 @@ class SimJob:
     steps: int
     checkpoint_every: int = 0
     layer_seconds: float = 0.004
-    beat_seconds: float = 0.1
+    beat_seconds: float = 0.2
     orphan_seconds: float = 30.0
     salvage: bool = True
 

@@ -35,7 +35,7 @@ from runtime.simulation.network import Network
 from runtime.simulation.process import Process
 from runtime.simulation.storage import Record, Storage
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2
 MANIFEST_SECONDS = 0.1
 
 
