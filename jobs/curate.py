@@ -71,10 +71,10 @@ def curate(
         split: tuple(files[shard.name] for of, shard in planned if of == split) for split in decision.splits
     }
     manifest = build_manifest(decision, checked, tokenizer, splits)
-    _write(work, TOKENIZER, tokenizer.to_json().encode())
-    _write(work, DROPPED, dropped_table(decision.dropped))
-    _write(work, REPORT, report_page(decision, manifest, checked, work))
-    _write(work, MANIFEST, manifest.model_dump_json(indent=1).encode())
+    work.publish(TOKENIZER, tokenizer.to_json().encode())
+    work.publish(DROPPED, dropped_table(decision.dropped))
+    work.publish(REPORT, report_page(decision, manifest, checked, work))
+    work.publish(MANIFEST, manifest.model_dump_json(indent=1).encode())
     work.finish(files)
     _show(manifest, work, console)
     return manifest
@@ -99,11 +99,6 @@ def _check(decision: Decision) -> None:
         f"nothing is left to train on: of {decision.read:,} rows the filter {worst} dropped "
         f"{counts.get(worst, 0):,}; change its thresholds in the recipe, or the source"
     )
-
-
-def _write(work: Work, name: str, content: bytes) -> None:
-    with work.store.publish("", name) as stream:
-        stream.write(content)
 
 
 def _progress(console: Console) -> Progress:

@@ -68,7 +68,9 @@ def decide(everything: Iterable[Seen], recipe: CurationRecipe) -> Decision:
     rows = _balanced(rows, recipe, dropped)
     seed = recipe.set.seed
     related = _related(rows, groups, clip_groups, recipe)
-    held_out = held_out_items((row.seen.name for row in rows), related, recipe.split.held_out, seed)
+    held_out = held_out_items(
+        {row.seen.name: row.seen.category for row in rows}, related, recipe.split.held_out, seed
+    )
     rows.sort(key=lambda row: (pick_key(seed, row.seen.name), row.sample))
     return Decision(
         read,

@@ -79,8 +79,7 @@ def write_shard(shard: Shard, work: Work, tokenizer: CaptionTokenizer) -> DataFi
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, **_SETTINGS)
     content = buffer.getvalue()
-    with work.store.publish("", shard.name) as stream:
-        stream.write(content)
+    work.publish(shard.name, content)
     file = DataFile(
         name=shard.name, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
     )

@@ -115,6 +115,13 @@ class Work:
         except FileNotFoundError:
             return False
 
+    def publish(self, name: str, content: bytes) -> None:
+        """Writes a file of the set."""
+        # named from the folder above: on an object store "set//name" would be another place than "set/name"
+        above, _, folder = self.store.path.rpartition("/")
+        with Store(self.store.filesystem, above).publish(folder, name) as stream:
+            stream.write(content)
+
     def begin(self) -> None:
         """From here on the folder holds no finished set."""
         for name in (_DONE, "manifest.json"):
@@ -123,8 +130,7 @@ class Work:
 
     def finish(self, names: Iterable[str]) -> None:
         """Only the files ``names`` of the set stay, and no work on it."""
-        with self.store.publish("", _DONE) as stream:
-            stream.write(self.key.encode())
+        self.publish(_DONE, self.key.encode())
         kept = {*names, _DONE}
         for info in self.store.children():
             name = info.base_name

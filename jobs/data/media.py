@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 import warnings
 from functools import lru_cache
@@ -249,13 +250,18 @@ _DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x2
 def normalise_caption(text: str) -> str:
     """NFC; white space as single blanks; no control characters, byte order marks, direction overrides or
     halves of surrogate pairs. Joiners stay: several scripts are misspelt without them."""
-    spaced = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(
-        character
-        for character in spaced
-        if unicodedata.category(character) not in ("Cc", "Cs") and character not in _DIRECTIONS
-    ).strip()
+    kept = (" " if character.isspace() else character for character in text if not _unwanted(character))
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+
+
+def _unwanted(character: str) -> bool:
+    if character.isspace():
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTIONS
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Its first line, the same in every process: libraries put in addresses of objects."""
+    text = getattr(error, "error_string", None) or str(error)
+    line = (str(text).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", line).rstrip(".")

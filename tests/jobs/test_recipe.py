@@ -67,7 +67,10 @@ def test_recipe_is_immutable(good: Path) -> None:
         recipe.run.steps = 11
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.toml")))
+# recipes of data sets are of another kind and have a test of their own
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in RECIPES.glob("*.toml") if not path.stem.endswith("-curate"))
+)
 def test_shipped_recipe_reads_back_equal(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(RECIPES / name)
     assert recipe.run.name == name.removesuffix(".toml")

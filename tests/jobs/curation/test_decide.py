@@ -217,22 +217,34 @@ def test_no_class_exceeds_its_quota(
 
 
 @given(
-    st.sets(NUMBERS.map(str)),
+    st.dictionaries(NUMBERS.map(str), st.sampled_from("xyz")),
     st.lists(st.tuples(NUMBERS.map(str), NUMBERS.map(str)), max_size=15),
     st.floats(0, 0.99),
     st.integers(0, 5),
 )
 def test_split_keeps_groups_whole(
-    items: set[str], pairs: list[tuple[str, str]], share: float, seed: int
+    items: dict[str, str], pairs: list[tuple[str, str]], share: float, seed: int
 ) -> None:
     groups = Groups(pairs)
     chosen = held_out_items(items, groups, share, seed)
-    assert chosen <= items and len(chosen) <= round(share * len(items))
-    assert chosen == held_out_items(sorted(items, reverse=True), Groups(reversed(pairs)), share, seed)
-    rest = {groups.least(name) for name in items - chosen}
+    assert chosen <= items.keys() and len(chosen) <= round(share * len(items))
+    backwards = dict(reversed(items.items()))
+    assert chosen == held_out_items(backwards, Groups(reversed(pairs)), share, seed)
+    rest = {groups.least(name) for name in items.keys() - chosen}
     assert not {groups.least(name) for name in chosen} & rest
     if not pairs:
         assert len(chosen) == round(share * len(items))
+
+
+def test_every_category_is_held_out_in_proportion() -> None:
+    items = {
+        f"{category}{number}": category
+        for category, count in (("x", 200), ("y", 50), ("z", 10))
+        for number in range(count)
+    }
+    for seed in range(5):
+        held_out = Counter(items[name] for name in held_out_items(items, Groups(), 0.1, seed))
+        assert held_out == {"x": 20, "y": 5, "z": 1}
 
 
 def test_balance_counts_items_of_a_category_and_rows_of_a_language() -> None:

@@ -194,6 +194,13 @@ def test_broken_sound_is_refused(data: bytes, says: str) -> None:
         decode_audio(data, rate=16_000)
 
 
+def test_reasons_are_the_same_in_every_process() -> None:
+    for data in (b"OggS, and nothing more", b"RIFF" + b"\0" * 40):
+        with pytest.raises(MediaError) as caught:
+            decode_audio(data, rate=16_000)
+        assert "0x" not in str(caught.value)
+
+
 def test_samples_come_back_from_their_bytes() -> None:
     samples = np.array([0, 1, -1, 32767, -32768], dtype=np.int16)
     assert encode_samples(samples)[2:4] == b"\1\0"
