@@ -210,21 +210,30 @@ class EncoderBlock(Block):
 
 class Bridge(nn.Module):
     """Puts the media tokens of all slots before the text: ``x`` (B S D) with ``segment`` and ``position``
-    (B S) of every position, and the number ``media`` (K M) of those that are no text."""
+    (B S) of every position, and the number ``media`` (K M) of those that are no text.
+
+    A sample's language token also gets the mean of its media: what there is to see is known from the start,
+    before the decoder has learned where to look.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
+        self.summary = nn.Linear(width, width, bias=False)
 
     def forward(self, row: Row) -> Row:
-        media_BKMD: Tensor = row["media"]
+        media_BKMD: Tensor = self.norm(row["media"])
         rows, slots, tokens, _ = media_BKMD.shape
         device = media_BKMD.device
         segment = torch.arange(slots, device=device).repeat_interleave(tokens).expand(rows, -1)
         position = torch.arange(tokens, device=device).repeat(slots).expand(rows, -1)
+        places_K = torch.arange(slots, device=device)
+        begins_BTK = (row["segment"][..., None] == places_K) & (row["position"][..., None] == 0)
+        summary_BKD = self.summary(media_BKMD.mean(dim=2))
+        text_BTD = row["text"] + torch.matmul(begins_BTK.to(summary_BKD.dtype), summary_BKD)
         return {
-            "x": torch.cat((self.out(self.norm(media_BKMD)).flatten(1, 2), row["text"]), dim=1),
+            "x": torch.cat((self.out(media_BKMD).flatten(1, 2), text_BTD), dim=1),
             "segment": torch.cat((segment, row["segment"]), dim=1),
             "position": torch.cat((position, row["position"] + tokens), dim=1),
             "media": slots * tokens,
@@ -309,8 +318,8 @@ def build(
         )
     if patch.bit_count() != 1 or image_size % patch:
         raise ValueError(
-            f"the model's patch is {patch} and its image_size {image_size}: choose as patch a power of two that "
-            "divides the image_size"
+            f"the model's patch is {patch} and its image_size {image_size}: choose as patch a power of two "
+            "that divides the image_size"
         )
     frames = round(audio_seconds * 100)
     if audio and (frames < AUDIO_PATCH or frames % AUDIO_PATCH or audio_rate % 100):
@@ -370,6 +379,7 @@ def _initialise(
             nn.init.normal_(block.attention.out.weight, std=residual)
             nn.init.normal_(block.mlp_in.weight, std=deviation)
             nn.init.normal_(block.mlp_out.weight, std=residual)
-    nn.init.normal_(bridge.out.weight, std=bridge.out.in_features**-0.5)
+    for linear in (bridge.out, bridge.summary):
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     if not tied:
         nn.init.normal_(head.weight, std=deviation)
