@@ -379,7 +379,8 @@ def _initialise(
             nn.init.normal_(block.attention.out.weight, std=residual)
             nn.init.normal_(block.mlp_in.weight, std=deviation)
             nn.init.normal_(block.mlp_out.weight, std=residual)
-    for linear in (bridge.out, bridge.summary):
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    scale = bridge.out.in_features**-0.5
+    nn.init.normal_(bridge.out.weight, std=scale)
+    nn.init.normal_(bridge.summary.weight, std=deviation * scale)  # no louder than the language itself
     if not tied:
         nn.init.normal_(head.weight, std=deviation)
