@@ -116,6 +116,21 @@ def verify(
 
 
 @app.command()
+def captions(
+    run: RunFolderPath,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="A run of the same recipe with data.arguments.images=false, to compare with."),
+    ] = None,
+) -> None:
+    """Writes a page of held-out images with a captioner's captions, and says what seeing is worth."""
+    with _errors():
+        from jobs.captions.page import write_page
+
+        write_page(run, baseline, Console())
+
+
+@app.command()
 def chaos(
     recipe: RecipePath,
     minutes: Annotated[float, typer.Option(help="How long it lasts.")] = 3.0,
@@ -200,6 +215,44 @@ def simulate(
             well = show(replay)
     if not well:
         raise typer.Exit(RUN_ERROR)
+
+
+@app.command()
+def serve(
+    run: RunFolderPath,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(help="Serves this step's (default: the newest, and newer ones as they come)."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen; 0 takes any free one.")] = 8000,
+    replicas: Annotated[
+        tuple[int, int], typer.Option(metavar="LEAST MOST", help="Scales between so many by the load.")
+    ] = (1, 1),
+    queue: Annotated[int, typer.Option(help="How many may wait before others are told to come later.")] = 128,
+    threads: Annotated[int, typer.Option(help="Compute threads of a replica.")] = 1,
+    max_request_mb: Annotated[int, typer.Option(help="The largest request.")] = 16,
+    address: Annotated[
+        str | None, typer.Option(help="Joins the Ray cluster there; without it a local one is started.")
+    ] = None,
+) -> None:
+    """Answers over HTTP with a run's newest checkpoint; $REKNIT_SERVE_TOKEN is the bearer token."""
+    with _errors():
+        from jobs.serve import serve as answer
+
+        answer(
+            run,
+            checkpoint=checkpoint,
+            host=host,
+            port=port,
+            replicas=replicas,
+            queue=queue,
+            threads=threads,
+            most_bytes=max_request_mb << 20,
+            address=address,
+        )
 
 
 def main() -> None:

@@ -18,3 +18,8 @@ def cache_folder() -> Path:
 def ray_address() -> str | None:
     """The Ray cluster that this process was started for (``$RAY_ADDRESS``, set in a submitted job)."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def serve_token() -> str | None:
+    """The bearer token that ``reknit serve`` asks its clients for (``$REKNIT_SERVE_TOKEN``); None: none."""
+    return os.environ.get("REKNIT_SERVE_TOKEN") or None

@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _MASK = (1 << 64) - 1
@@ -65,6 +67,30 @@ def permuted(position: int, size: int, seed: int, epoch: int) -> int:
         position = left << half | right
         if position < size:
             return position
+
+
+def permutation(size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """``permuted`` of every position at once: int64, [size]."""
+    half = max(1, -(-(size - 1).bit_length() // 2))
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    keys = [np.uint64(key) for key in _round_keys(seed, epoch)]
+    found = np.arange(size, dtype=np.uint64)
+    outside = np.arange(size)
+    while outside.size:
+        position = found[outside]
+        left, right = position >> bits, position & mask
+        for key in keys:
+            left, right = right, left ^ (_mix_all(right + key) & mask)
+        found[outside] = position = left << bits | right
+        outside = outside[position >= size]
+    return found.astype(np.int64)
+
+
+def _mix_all(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """``_mix`` of each; numpy's uint64 wraps around by itself."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 class SampleOrder:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("recovery", "overhead", "fabric", "degraded", "slow", "planning", "goodput", "changes")
+NAMES = ("recovery", "overhead", "fabric", "degraded", "slow", "planning", "goodput", "changes", "serve")
 
 
 @dataclass(frozen=True)

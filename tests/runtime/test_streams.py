@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.streams import SampleOrder, permuted, seed_layer, stream_key
+from runtime.streams import SampleOrder, permutation, permuted, seed_layer, stream_key
 
 
 def test_keys_are_stable_across_versions_and_machines() -> None:
@@ -92,3 +92,9 @@ def test_sample_order_is_random_access_and_reshuffled() -> None:
 def test_impossible_orders_are_refused(samples: int, size: int, micro_batches: int) -> None:
     with pytest.raises(ValueError, match="micro_batch"):
         SampleOrder(0, samples, size, micro_batches)
+
+
+@given(size=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
+def test_the_whole_permutation_at_once(size: int, seed: int, epoch: int) -> None:
+    whole = permutation(size, seed, epoch)
+    assert whole.tolist() == [permuted(position, size, seed, epoch) for position in range(size)]

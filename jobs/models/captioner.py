@@ -1,0 +1,349 @@
+"""An image (and speech) captioner as a list of layers: embedding, encoder, bridge, decoder, head.
+
+Patches of the image (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021, section 3.1) and, where there
+is audio, patches of its log-mel spectrogram (Gong et al., "AST", 2021, section 2.1) go through bidirectional
+blocks; a decoder then sees them as the prefix of ``[language token, caption...]``. Several samples share a
+row (packing): attention stays within a sample, so that each has the loss it would have alone.
+
+Shape suffixes: B rows, K slots of a row (one sample each), T text positions of a row, P image patches,
+A audio patches, M = P + A media tokens of a sample, S = K M + T decoder positions, D width, V vocabulary,
+H heads, N samples of a clip, C channels; images are pixels y, x, C.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.models.gpt import Block, Head, Loss, Rotary, loss
+
+Row = dict[str, Any]
+"""What flows between layers. Into the first one go ``image`` (uint8 B K y x C) and ``has_image`` (uint8 B K),
+``audio`` (int16 B K N) and ``has_audio`` where the model has the branch, and of the text ``tokens``,
+``segment`` (the slot of the sample that a position belongs to, -1 for padding) and ``position`` (within the
+sample, from 0), each int64 B T."""
+
+
+class LogMel(nn.Module):
+    """``audio_BN`` (int16) to log-mel energies, float32 ``B, frames, mels``, around 0 and of unit order.
+
+    Windows of 25 ms every 10 ms, triangular filters evenly spaced on the mel scale of O'Shaughnessy ("Speech
+    Communication", 1987): m = 2595 log10(1 + f / 700). The tables are constants, in no state dict.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, rate: int, mels: int) -> None:
+        super().__init__()
+        self.hop = rate // 100
+        self.size = 1 << (rate // 40 - 1).bit_length()
+        self.register_buffer("window", torch.hann_window(rate // 40), persistent=False)
+        frequencies = torch.linspace(0, rate / 2, self.size // 2 + 1, dtype=torch.float64)
+        top = 2595 * math.log10(1 + rate / 2 / 700)
+        edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
+        rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+        falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+        self.register_buffer("filters", torch.minimum(rising, falling).clamp(min=0).float(), persistent=False)
+
+    def forward(self, audio_BN: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            audio_BN.float() / 32768,
+            self.size,
+            self.hop,
+            win_length=self.window.numel(),
+            window=self.window,
+            return_complex=True,
+        )
+        energies = torch.matmul(self.filters, spectrum.abs().square())[..., :-1]
+        return (energies.clamp(min=1e-8).log10().transpose(1, 2) + 4) / 4
+
+
+class Embedding(nn.Module):
+    """A ``Row`` of data to ``media`` (B K M D) and ``text`` (B T D); ``segment`` and ``position`` pass.
+
+    A sample without an image (or a clip) has a learned vector in the place of its patches.
+    Raises ValueError for shapes that the model was not built for.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        width: int,
+        vocabulary: int,
+        context: int,
+        dropout: float,
+        mel: LogMel | None,
+        audio_patches: int,
+        mels: int,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch, self.context = image_size, patch, context
+        patches = (image_size // patch) ** 2
+        self.patch_in = nn.Linear(3 * patch * patch, width)
+        self.image_position = nn.Parameter(torch.empty(patches, width))
+        self.no_image = nn.Parameter(torch.empty(width))
+        self.mel = mel
+        self.audio_patches = audio_patches
+        self.clip_samples = 0 if mel is None else audio_patches * AUDIO_PATCH * mel.hop
+        if mel is not None:
+            self.audio_in = nn.Linear(AUDIO_PATCH * mels, width)
+            self.audio_position = nn.Parameter(torch.empty(audio_patches, width))
+            self.no_audio = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(vocabulary, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, row: Row) -> Row:
+        if row["tokens"].shape[-1] > self.context:
+            raise ValueError(
+                f"a row has {row['tokens'].shape[-1]} text positions but the model's context is "
+                f"{self.context}: raise the model's context or lower the data's"
+            )
+        media_BKMD = self.image_tokens(row["image"], row["has_image"])
+        if self.mel is not None:
+            audio_BKAD = self.audio_tokens(row["audio"], row["has_audio"])
+            media_BKMD = torch.cat((media_BKMD, audio_BKAD), dim=2)
+        return {
+            "media": self.dropout(media_BKMD),
+            "text": self.dropout(F.embedding(row["tokens"], self.weight)),
+            "segment": row["segment"],
+            "position": row["position"],
+        }
+
+    def image_tokens(self, image: Tensor, has_image_BK: Tensor) -> Tensor:
+        """uint8 ``B K y x C`` to ``B K P D``."""
+        size, patch = self.image_size, self.patch
+        if tuple(image.shape[2:]) != (size, size, 3):
+            raise ValueError(
+                f"an image has shape {tuple(image.shape[2:])} but the model was built for {(size, size, 3)}: "
+                "set the model's image_size to that of the data"
+            )
+        pixels = image.to(self.patch_in.weight.dtype) / 127.5 - 1
+        count = size // patch
+        pixels = pixels.reshape(*image.shape[:2], count, patch, count, patch, 3)
+        patches = pixels.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(2, 3)
+        tokens_BKPD = torch.where(has_image_BK[..., None, None] > 0, self.patch_in(patches), self.no_image)
+        return tokens_BKPD + self.image_position
+
+    def audio_tokens(self, audio_BKN: Tensor, has_audio_BK: Tensor) -> Tensor:
+        """int16 ``B K N`` to ``B K A D``."""
+        assert self.mel is not None
+        if audio_BKN.shape[-1] != self.clip_samples:
+            raise ValueError(
+                f"a clip has {audio_BKN.shape[-1]} samples but the model was built for {self.clip_samples}: "
+                "set the model's audio_rate and audio_seconds to those of the data"
+            )
+        mels = self.mel(audio_BKN.flatten(0, 1))
+        patches = mels.unflatten(1, (self.audio_patches, AUDIO_PATCH)).flatten(2)
+        tokens_BKAD = self.audio_in(patches).unflatten(0, audio_BKN.shape[:2])
+        tokens_BKAD = torch.where(has_audio_BK[..., None, None] > 0, tokens_BKAD, self.no_audio)
+        return tokens_BKAD + self.audio_position
+
+
+AUDIO_PATCH = 16
+"""Frames (10 ms each) of an audio patch."""
+
+
+def split_heads(block: Block, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of ``x_BSD`` (already normed), not yet rotated, each ``B H S D/H``."""
+    q, k, v = (
+        part.unflatten(-1, (block.attention.heads, -1)).transpose(1, 2)
+        for part in block.attention.qkv(x_BSD).chunk(3, dim=-1)
+    )
+    return q, k, v
+
+
+def rotated(rotary: Rotary, x_BHSK: Tensor, position_BS: Tensor) -> Tensor:
+    """As ``rotary`` itself, with the positions given one by one."""
+    cos = rotary.cos_TK[position_BS][:, None].to(x_BHSK.dtype)
+    sin = rotary.sin_TK[position_BS][:, None].to(x_BHSK.dtype)
+    first, second = x_BHSK.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def finish_block(block: Block, x_BSD: Tensor, attended_BHSK: Tensor) -> Tensor:
+    """The rest of a block once its attention is computed: projection, residual, MLP."""
+    x_BSD = x_BSD + block.dropout(block.attention.out(attended_BHSK.transpose(1, 2).flatten(2)))
+    hidden = F.gelu(block.mlp_in(block.mlp_norm(x_BSD)))
+    x_BSD = x_BSD + block.dropout(block.mlp_out(hidden))
+    return x_BSD
+
+
+class EncoderBlock(Block):
+    """A bidirectional block over the media tokens of each sample by itself; the text passes."""
+
+    def forward(self, row: Row) -> Row:  # type: ignore[override]
+        media_BKMD: Tensor = row["media"]
+        x = media_BKMD.flatten(0, 1)
+        q, k, v = split_heads(self, self.attention_norm(x))
+        p = self.attention.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+        return {**row, "media": finish_block(self, x, attended).view_as(media_BKMD)}
+
+
+class Bridge(nn.Module):
+    """Puts the media tokens of all slots before the text: ``x`` (B S D) with ``segment`` and ``position``
+    (B S) of every position, and the number ``media`` (K M) of those that are no text."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, row: Row) -> Row:
+        media_BKMD: Tensor = row["media"]
+        rows, slots, tokens, _ = media_BKMD.shape
+        device = media_BKMD.device
+        segment = torch.arange(slots, device=device).repeat_interleave(tokens).expand(rows, -1)
+        position = torch.arange(tokens, device=device).repeat(slots).expand(rows, -1)
+        return {
+            "x": torch.cat((self.out(self.norm(media_BKMD)).flatten(1, 2), row["text"]), dim=1),
+            "segment": torch.cat((segment, row["segment"]), dim=1),
+            "position": torch.cat((position, row["position"] + tokens), dim=1),
+            "media": slots * tokens,
+        }
+
+
+def attention_mask(segment_BS: Tensor, position_BS: Tensor, media_tokens: int) -> Tensor:
+    """bool ``B S S`` (query, key): within a sample, text looks back and everything sees all of the media."""
+    same = segment_BS[:, :, None] == segment_BS[:, None, :]
+    places = torch.arange(segment_BS.shape[1], device=segment_BS.device)
+    back = places[None, :] <= places[:, None]
+    return same & (back | (position_BS[:, None, :] < media_tokens))
+
+
+class DecoderBlock(Block):
+    """A block over whole rows, whose attention stays within samples."""
+
+    def __init__(
+        self, width: int, heads: int, context: int, dropout: float, expansion: int, media_tokens: int
+    ) -> None:
+        super().__init__(width, heads, media_tokens + context, dropout, expansion)
+        self.media_tokens = media_tokens
+
+    def forward(self, row: Row) -> Row:  # type: ignore[override]
+        x_BSD, position_BS = row["x"], row["position"]
+        q, k, v = split_heads(self, self.attention_norm(x_BSD))
+        mask = attention_mask(row["segment"], position_BS, self.media_tokens)
+        attended = F.scaled_dot_product_attention(
+            rotated(self.attention.rotary, q, position_BS),
+            rotated(self.attention.rotary, k, position_BS),
+            v,
+            attn_mask=mask[:, None],
+            dropout_p=self.attention.dropout if self.training else 0.0,
+        )
+        return {**row, "x": finish_block(self, x_BSD, attended)}
+
+
+class CaptionHead(Head):
+    """The text positions' ``logits_BTV``."""
+
+    def forward(self, row: Row) -> Tensor:  # type: ignore[override]
+        return super().forward(row["x"][:, row["media"] :])
+
+
+def build(
+    *,
+    image_size: int,
+    patch: int,
+    width: int,
+    depth_image: int,
+    depth_text: int,
+    heads: int,
+    vocabulary: int,
+    context: int,
+    audio: bool = False,
+    audio_rate: int = 16_000,
+    audio_seconds: float = 4.0,
+    mels: int = 64,
+    dropout: float = 0.1,
+    tied: bool = True,
+    expansion: int = 4,
+) -> tuple[list[nn.Module], Loss]:
+    """Builds ``depth_image + depth_text + 3`` layers and the loss, all parameters float32 on the CPU.
+
+    ``image_size`` and ``patch`` are in pixels, ``context`` is the number of text positions of a row (all its
+    samples together), ``audio_seconds`` the length to which clips are cut or padded. The loss is that of
+    ``jobs.models.gpt``: (sum of cross entropies, count of target tokens).
+
+    Raises ValueError for sizes that do not fit together.
+    """
+    sizes = {"image_size": image_size, "patch": patch, "width": width, "heads": heads, "mels": mels}
+    sizes |= {"depth_image": depth_image, "depth_text": depth_text, "vocabulary": vocabulary}
+    for name, size in (sizes | {"context": context, "expansion": expansion}).items():
+        if size < 1:
+            raise ValueError(f"the model's {name} is {size}: it must be at least 1")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"the model's dropout is {dropout}: it must be at least 0 and below 1")
+    if width % (2 * heads) != 0:
+        raise ValueError(
+            f"the model's width ({width}) is not a multiple of 2 x heads ({2 * heads}): rotary positions "
+            "turn pairs of coordinates of each head, so choose such a width"
+        )
+    if image_size % patch:
+        raise ValueError(
+            f"the model's image_size ({image_size}) is not a multiple of its patch ({patch}): choose a patch "
+            "that divides it"
+        )
+    frames = round(audio_seconds * 100)
+    if audio and (frames < AUDIO_PATCH or frames % AUDIO_PATCH or audio_rate % 100):
+        raise ValueError(
+            f"the model's audio_seconds ({audio_seconds}) and audio_rate ({audio_rate}) do not make whole "
+            f"patches: choose multiples of {AUDIO_PATCH / 100} s and of 100 Hz"
+        )
+    audio_patches = frames // AUDIO_PATCH if audio else 0
+    media_tokens = (image_size // patch) ** 2 + audio_patches
+    embedding = Embedding(
+        image_size=image_size,
+        patch=patch,
+        width=width,
+        vocabulary=vocabulary,
+        context=context,
+        dropout=dropout,
+        mel=LogMel(audio_rate, mels) if audio else None,
+        audio_patches=audio_patches,
+        mels=mels,
+    )
+    encoder = [EncoderBlock(width, heads, media_tokens, dropout, expansion) for _ in range(depth_image)]
+    bridge = Bridge(width)
+    decoder = [
+        DecoderBlock(width, heads, context, dropout, expansion, media_tokens) for _ in range(depth_text)
+    ]
+    head = CaptionHead(vocabulary, width, tied_to=embedding.weight if tied else None)
+    _initialise(embedding, encoder, bridge, decoder, head, tied)
+    return [embedding, *encoder, bridge, *decoder, head], loss
+
+
+def _initialise(
+    embedding: Embedding,
+    encoder: list[EncoderBlock],
+    bridge: Bridge,
+    decoder: list[DecoderBlock],
+    head: CaptionHead,
+    tied: bool,
+) -> None:
+    """As the GPT's; the patches' projections keep their variance, so that the image counts from the start."""
+    deviation = 0.02
+    for name, parameter in embedding.named_parameters():
+        if name.endswith("_in.weight"):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=deviation)
+    for blocks in (encoder, decoder):
+        residual = deviation / (2 * len(blocks)) ** 0.5
+        for block in blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=deviation)
+            nn.init.normal_(block.attention.out.weight, std=residual)
+            nn.init.normal_(block.mlp_in.weight, std=deviation)
+            nn.init.normal_(block.mlp_out.weight, std=residual)
+    nn.init.normal_(bridge.out.weight, std=bridge.out.in_features**-0.5)
+    if not tied:
+        nn.init.normal_(head.weight, std=deviation)

@@ -1,0 +1,164 @@
+"""An engine in a thread of its own, asked from an event loop, that takes over new checkpoints by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from actors.serving import Piece
+from jobs.serving.decoder import Decoder
+from jobs.serving.engine import Engine, Token
+from jobs.serving.generation import Generation
+from jobs.serving.scheduler import Limits
+from jobs.serving.source import RunSource
+from runtime.checkpoint import CheckpointDamaged
+
+STOP_SECONDS = 10.0
+
+_Listener = Callable[[Token | ValueError], None]
+
+
+class EngineHost:
+    """Serves ``source`` until ``close``. ``watch_seconds`` is how often a newer checkpoint is looked for.
+
+    A new version is loaded beside the old one while that goes on answering. Raises ValueError if there is no
+    checkpoint to begin with.
+    """
+
+    def __init__(self, source: RunSource, limits: Limits, threads: int, watch_seconds: float) -> None:
+        self._source, self._watch_seconds = source, watch_seconds
+        torch.set_num_threads(threads)
+        version, decoder = source.first()
+        self._engine = Engine(version, decoder, limits)
+        self._listeners: dict[int, _Listener] = {}
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._closing = threading.Event()
+        self._failure: BaseException | None = None
+        self._busy_seconds = 0.0
+        self._threads = [threading.Thread(target=self._run, args=(threads,), name="engine", daemon=True)]
+        if source.pinned is None:
+            self._threads.append(threading.Thread(target=self._watch, name="watch", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    async def generate(self, generation: Generation, every: int) -> AsyncIterator[Piece]:
+        """The answer in pieces of at least ``every`` tokens; the last piece has a ``finish``.
+
+        Raises ValueError for a request that the model cannot take.
+        """
+        recalled = None
+        if generation.version is not None and generation.version not in self._engine.versions:
+            recalled = await asyncio.to_thread(self._recall, generation.version)
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Token | ValueError] = asyncio.Queue()
+        number = next(self._numbers)
+
+        def listener(token: Token | ValueError) -> None:
+            with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
+                loop.call_soon_threadsafe(arrived.put_nowait, token)
+
+        self._post(lambda: self._submit(number, generation, listener, recalled))
+        tokens: list[int] = []
+        try:
+            while True:
+                token = await arrived.get()
+                if isinstance(token, ValueError):
+                    raise token
+                if token.token is not None:
+                    tokens.append(token.token)
+                if token.finish is not None or (len(tokens) >= every and arrived.empty()):
+                    yield Piece(tuple(tokens), token.version, token.finish)
+                    tokens = []
+                if token.finish is not None:
+                    return
+        finally:
+            self._post(lambda: self._forget(number))
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of this replica; ``busy_seconds`` is the time spent in iterations."""
+        return {**asdict(self._engine.stats), "busy_seconds": self._busy_seconds}
+
+    def check(self) -> None:
+        """Raises RuntimeError if the engine has failed."""
+        if self._failure is not None:
+            raise RuntimeError(f"the engine failed: {self._failure!r}")
+
+    def close(self) -> None:
+        """Ends the threads; answers under way get no more tokens. Idempotent."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+
+    # In the engine's thread.
+
+    def _run(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        try:
+            while not self._closing.is_set():
+                with self._changed:
+                    while not self._inbox and self._engine.is_idle and not self._closing.is_set():
+                        self._changed.wait()
+                    inbox, self._inbox = self._inbox, []
+                for act in inbox:
+                    act()
+                began = time.perf_counter()
+                told = self._engine.step()
+                self._busy_seconds += time.perf_counter() - began if told else 0.0
+                for token in told:
+                    listener = self._listeners.get(token.request)
+                    if listener is not None:
+                        listener(token)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _submit(
+        self, number: int, generation: Generation, listener: _Listener, recalled: Decoder | None
+    ) -> None:
+        if recalled is not None and generation.version is not None:
+            self._engine.take_over(generation.version, recalled)
+        try:
+            self._engine.submit(number, generation)
+        except ValueError as error:
+            listener(error)
+            return
+        self._listeners[number] = listener
+
+    def _forget(self, number: int) -> None:
+        self._listeners.pop(number, None)
+        self._engine.cancel(number)
+
+    # In others.
+
+    def _post(self, act: Callable[[], None]) -> None:
+        with self._changed:
+            self._inbox.append(act)
+            self._changed.notify()
+
+    def _recall(self, version: int) -> Decoder | None:
+        """An answer that was begun elsewhere with another version than ours goes on with that one, if its
+        checkpoint is still there."""
+        with suppress(CheckpointDamaged, OSError, ValueError):
+            return self._source.load(version)
+        return None
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._watch_seconds):
+            # a checkpoint may be pruned while it is read, and a folder may be away for a while
+            with suppress(CheckpointDamaged, OSError, ValueError):
+                found = self._source.newer_than(self._engine.version)
+                if found is not None:
+                    version, decoder = found
+                    self._post(lambda v=version, d=decoder: self._engine.take_over(v, d))  # type: ignore[misc]

@@ -1,0 +1,66 @@
+"""What a run's model can be asked for, and what turns text, images and sound into its prompts and back."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
+from jobs.data.tokenizer import CaptionTokenizer
+from jobs.serving.generation import Prompt
+
+Kind = Literal["completions", "caption"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """``tokenizer`` None: tokens are bytes. ``image_size`` is in pixels; ``audio_rate`` in Hz, None where the
+    model takes no sound. ``prefix`` is the number of positions that media take. Picklable.
+    """
+
+    name: str
+    kind: Kind
+    context: int
+    prefix: int = 0
+    tokenizer: CaptionTokenizer | None = None
+    image_size: int = 0
+    audio_rate: int | None = None
+
+    @property
+    def end(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset() if self.tokenizer is None else frozenset({self.tokenizer.end})
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return () if self.tokenizer is None else self.tokenizer.languages
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens an answer can have; 0 or less where the prompt is too long by itself."""
+        return self.context - self.prefix - len(prompt.tokens)
+
+    def text_prompt(self, text: str) -> Prompt:
+        return Prompt(tuple(text.encode()))
+
+    def caption_prompt(self, image: bytes, language: str | None, audio: bytes | None) -> Prompt:
+        """From files' contents, by the same code that made the training set. Raises ValueError."""
+        assert self.tokenizer is not None
+        if language is None:
+            language = "en" if "en" in self.languages else self.languages[0]
+        first = self.tokenizer.language(language)
+        clip = None
+        if audio is not None:
+            if self.audio_rate is None:
+                raise ValueError("the model takes no audio: it was trained without")
+            clip = encode_samples(decode_audio(audio, rate=self.audio_rate))
+        pixels = fit_image(decode_image(image), self.image_size)
+        return Prompt((first,), pixels.tobytes(), clip)
+
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """A piece of text for every token, as they come; "" while a character is not complete."""
+        if self.tokenizer is not None:
+            return self.tokenizer.decode_stream(tokens)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return (decoder.decode(bytes([token])) for token in tokens)

@@ -1,0 +1,413 @@
+"""The HTTP interface over an engine in this process: answers, streams, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from actors.serving import Overloaded, Piece, Unavailable
+from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
+from jobs.data.tokenizer import CaptionTokenizer
+from jobs.serving.app import AppSettings, build
+from jobs.serving.generation import Generation, Prompt, Sampling
+from jobs.serving.host import EngineHost
+from jobs.serving.scheduler import Limits
+from jobs.serving.service import Service
+from jobs.serving.source import RunSource
+from tests.support.served import CONTEXT, expected_text, layers_of, make_run, write_checkpoint
+
+TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
+CAPTIONER: dict[str, Any] = {
+    "image_size": 16,
+    "patch": 4,
+    "width": 32,
+    "depth_image": 1,
+    "depth_text": 2,
+    "heads": 2,
+    "vocabulary": TOKENIZER.vocabulary,
+    "context": 60,
+    "audio": True,
+    "audio_rate": 1600,
+    "audio_seconds": 0.32,
+    "mels": 8,
+}
+
+
+class Local:
+    """One engine as the whole backend; ``fails`` is raised by the next generation, after ``after`` pieces."""
+
+    continued = 3
+
+    def __init__(self, host: EngineHost) -> None:
+        self.host = host
+        self.asked: list[Generation] = []
+        self.fails: Exception | None = None
+        self.after = 0
+
+    async def generate(self, asked: Generation, every: int) -> AsyncIterator[Piece]:
+        self.asked.append(asked)
+        fails, self.fails = self.fails, None
+        pieces = self.host.generate(asked, every)
+        count = 0
+        async for piece in pieces:
+            if fails is not None and count == self.after:
+                raise fails
+            count += 1
+            yield piece
+
+    async def stats(self) -> list[dict[str, Any]]:
+        return [{**self.host.stats(), "process": 7}]
+
+
+class Client:
+    """Synchronous requests to an ASGI application, each in an event loop of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    folder = tmp_path_factory.mktemp("text") / "run"
+    write_checkpoint(folder, make_run(folder), 10, 1)
+    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
+    yield Local(host)
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    folder = tmp_path_factory.mktemp("captions") / "run"
+    recipe = make_run(folder, model="jobs.models.captioner:build", arguments=CAPTIONER)
+    write_checkpoint(folder, recipe, 10, 1)
+    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
+    yield Local(host)
+    host.close()
+
+
+@pytest.fixture
+def ask(text: Local) -> Client:
+    return Client(build(Service("story", "completions", CONTEXT), AppSettings(most_bytes=5000), text))
+
+
+@pytest.fixture
+def caption(captions: Local) -> Client:
+    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600)
+    return Client(build(service, AppSettings(most_bytes=200_000), captions))
+
+
+def png(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def wav() -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.sin(np.arange(4000) / 9).astype(np.float32), 8000, format="WAV")
+    return stream.getvalue()
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_completion_is_the_models(ask: Client) -> None:
+    answer = ask("POST", "/v1/completions", json={"prompt": "once", "max_tokens": 40}).json()
+    layers = layers_of(make_recipe(), 1)
+    assert answer["choices"][0]["text"] == expected_text(layers, "once", 40)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 40, "total_tokens": 44}
+    assert (answer["object"], answer["model"], answer["checkpoint"]) == ("text_completion", "story", 10)
+
+
+def make_recipe() -> Any:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return make_run(Path(folder) / "run")
+
+
+def test_a_stream_says_the_same_in_parts(ask: Client) -> None:
+    body = {"prompt": "once", "max_tokens": 40, "temperature": 0.8, "top_p": 0.9, "seed": 5}
+    whole = ask("POST", "/v1/completions", json=body).json()
+    assert whole["choices"][0]["text"] == expected_text(
+        layers_of(make_recipe(), 1), "once", 40, Sampling(0.8, 0.9, 5)
+    )
+    response = ask("POST", "/v1/completions", json={**body, "stream": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    parts = events(response)
+    assert "".join(part["choices"][0]["text"] for part in parts) == whole["choices"][0]["text"]
+    assert [part["choices"][0]["finish_reason"] for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert parts[-1]["choices"][0]["finish_reason"] == "length" and parts[-1]["usage"] == whole["usage"]
+    assert len(parts) > 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_end_the_answer(ask: Client, text: Local, stream: bool) -> None:
+    free = expected_text(layers_of(make_recipe(), 1), "once", 60)
+    stop = free[20:23]
+    body = {"prompt": "once", "max_tokens": 400, "stop": ["never-there", stop], "stream": stream}
+    response = ask("POST", "/v1/completions", json=body)
+    if stream:
+        parts = events(response)
+        shown, last = "".join(part["choices"][0]["text"] for part in parts), parts[-1]
+    else:
+        last = response.json()
+        shown = last["choices"][0]["text"]
+    assert shown == free[: free.index(stop)]
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["usage"]["completion_tokens"] == free.index(stop) + 3
+
+
+def test_seeds_decide_and_are_drawn_where_none_is_given(ask: Client, text: Local) -> None:
+    body = {"prompt": "a", "max_tokens": 30, "temperature": 1.5}
+    texts = [ask("POST", "/v1/completions", json={**body, "seed": seed}).json() for seed in (1, 1, 2)]
+    shown = [answer["choices"][0]["text"] for answer in texts]
+    assert shown[0] == shown[1] != shown[2]
+    for _ in range(2):
+        ask("POST", "/v1/completions", json=body)
+    assert text.asked[-1].sampling.seed != text.asked[-2].sampling.seed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ({"content": b"{", "type": "application/json"}, 400, "the body is no JSON"),
+        ({"content": b"\xff\xfe", "type": "application/json"}, 400, "the body is no JSON"),
+        ({"content": b"[" * 4000, "type": "application/json"}, 400, "the body is no JSON"),
+        ({"json": [1]}, 400, "no JSON object"),
+        ({"content": b"prompt=x", "type": "application/x-www-form-urlencoded"}, 415, "application/json"),
+        ({"content": b"{}", "type": ""}, 415, "Content-Type is missing"),
+        ({"json": {}}, 400, "the field prompt is missing"),
+        ({"json": {"prompt": ""}}, 400, "prompt is not as it should be"),
+        ({"json": {"prompt": 5}}, 400, "prompt is not as it should be"),
+        ({"json": {"prompt": ["a"]}}, 400, "prompt is not as it should be"),
+        ({"json": {"prompt": "a", "max_tokens": -1}}, 400, "max_tokens is not as it should be"),
+        ({"json": {"prompt": "a", "max_tokens": 0}}, 400, "greater than or equal to 1"),
+        ({"json": {"prompt": "a", "max_tokens": 1.5}}, 400, "max_tokens is not as it should be"),
+        ({"json": {"prompt": "a", "max_tokens": "9"}}, 400, "max_tokens is not as it should be"),
+        ({"json": {"prompt": "a", "max_tokens": True}}, 400, "max_tokens is not as it should be"),
+        ({"json": {"prompt": "a", "max_tokens": 512}}, 400, "lower max_tokens or shorten the prompt"),
+        ({"json": {"prompt": "a" * 600}}, 400, "leaves no room for an answer"),
+        ({"json": {"prompt": "a", "temperature": -0.1}}, 400, "temperature is not as it should be"),
+        ({"content": b'{"prompt": "a", "temperature": NaN}', "type": "application/json"}, 400, "temperature"),
+        ({"json": {"prompt": "a", "top_p": 0}}, 400, "top_p is not as it should be"),
+        ({"json": {"prompt": "a", "seed": "x"}}, 400, "seed is not as it should be"),
+        ({"json": {"prompt": "a", "seed": 2**70}}, 400, "seed is not as it should be"),
+        ({"json": {"prompt": "a", "stop": ""}}, 400, "stop is not as it should be"),
+        ({"json": {"prompt": "a", "stop": ["x"] * 9}}, 400, "stop is not as it should be"),
+        ({"json": {"prompt": "a", "stream": "yes"}}, 400, "stream is not as it should be"),
+        ({"json": {"prompt": "a", "n": 2}}, 400, "the field n is not known: choose from"),
+        ({"json": {"prompt": "a", "model": "gpt-9"}}, 404, "there is no model gpt-9 here: it is story"),
+        ({"content": b"x" * 6000, "type": "application/json"}, 413, "larger than 5,000 bytes"),
+    ],
+)
+def test_bad_completions_get_one_sentence(
+    ask: Client, text: Local, arguments: dict[str, Any], status: int, message: str
+) -> None:
+    before = len(text.asked)
+    kind = arguments.pop("type", None)
+    if kind is not None:
+        arguments["headers"] = {"content-type": kind} if kind else {}
+    response = ask("POST", "/v1/completions", **arguments)
+    assert response.status_code == status
+    said = response.json()["error"]["message"]
+    assert message in said and "\n" not in said
+    assert len(text.asked) == before
+
+
+def test_a_body_without_a_length_is_cut_off_too(ask: Client) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 1000
+
+    response = ask("POST", "/v1/completions", content=endless(), headers={"content-type": "application/json"})
+    assert response.status_code == 413
+
+
+def test_other_routes_and_methods(ask: Client, caption: Client) -> None:
+    assert ask("GET", "/nowhere").status_code == 404
+    assert ask("GET", "/v1/completions").status_code == 405
+    assert "ask for POST /v1/completions" in ask("POST", "/v1/caption").json()["error"]["message"]
+    assert "ask for POST /v1/caption" in caption("POST", "/v1/completions").json()["error"]["message"]
+    assert ask("GET", "/v1/models").json()["data"][0]["id"] == "story"
+    assert ask("GET", "/healthz").json() == {
+        "status": "ok",
+        "run": "story",
+        "replicas": 1,
+        "checkpoints": [10],
+    }
+    page = ask("GET", "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_metrics_count(ask: Client) -> None:
+    ask("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 9})
+    ask("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 8, "stream": True})
+    ask("POST", "/v1/completions", json={"prompt": ""})
+    lines = ask("GET", "/metrics").text.splitlines()
+    for line in (
+        'reknit_serve_requests_total{route="/v1/completions",status="200"} 2.0',
+        'reknit_serve_requests_total{route="/v1/completions",status="400"} 1.0',
+        "reknit_serve_tokens_total 17.0",
+        "reknit_serve_under_way 1.0",  # this one
+        "reknit_serve_continued 3.0",
+        'reknit_serve_replica_version{process="7"} 10.0',
+        "reknit_serve_replicas 1.0",
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", "Basic secret", "secret", "Bearer s\u00e9cret"]
+)
+def test_without_the_token_nothing_is_answered(text: Local, header: str | None) -> None:
+    ask = Client(build(Service("story", "completions", CONTEXT), AppSettings(token="secret"), text))
+    headers = {} if header is None else {"authorization": header.encode()}
+    for method, path in (("POST", "/v1/completions"), ("GET", "/metrics"), ("GET", "/v1/models")):
+        response = ask(method, path, headers=headers)
+        assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+    assert ask("GET", "/healthz").status_code == ask("GET", "/").status_code == 200
+    right = {"authorization": "bearer secret"}
+    assert ask("GET", "/v1/models", headers=right).status_code == 200
+
+
+def test_overload_says_when_to_try_again(ask: Client, text: Local) -> None:
+    for error, seconds in ((Overloaded(4), "4"), (Unavailable("all dead"), "1")):
+        for stream in (False, True):
+            text.fails, text.after = error, 0
+            response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
+            assert response.status_code == 503 and response.headers["retry-after"] == seconds
+
+
+def test_an_answer_that_breaks_off_says_so_in_the_stream(ask: Client, text: Local) -> None:
+    text.fails, text.after = Unavailable("8 replicas in a row failed to answer"), 3
+    response = ask("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 9, "stream": True})
+    assert response.status_code == 200
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last == {"error": {"message": "8 replicas in a row failed to answer", "type": "server_error"}}
+
+
+# Captions.
+
+
+def captioned(captions: Local, prompt: Prompt, most: int = 42) -> str:
+    async def whole() -> list[int]:
+        pieces = captions.host.generate(Generation(prompt, most, end=frozenset({TOKENIZER.end})), 1)
+        return [token async for piece in pieces for token in piece.tokens]
+
+    return TOKENIZER.decode(asyncio.run(whole()))
+
+
+def test_a_caption_is_asked_for_with_the_bytes_that_training_sees(caption: Client, captions: Local) -> None:
+    image, sound = png(1), wav()
+    response = caption(
+        "POST",
+        "/v1/caption",
+        files={"image": ("x.png", image, "image/png"), "audio": ("x.wav", sound, "audio/wav")},
+        data={"language": "fr", "max_tokens": "20"},
+    )
+    assert response.status_code == 200, response.text
+    seen = captions.asked[-1]
+    pixels = fit_image(decode_image(image), 16).tobytes()
+    clip = encode_samples(decode_audio(sound, rate=1600))
+    assert seen.prompt == Prompt((TOKENIZER.language("fr"),), pixels, clip)
+    assert seen.max_tokens == 20 and seen.end == {TOKENIZER.end}
+    assert response.json()["caption"] == captioned(captions, seen.prompt, 20)
+
+
+def test_all_ways_to_send_an_image_give_the_same(caption: Client, captions: Local) -> None:
+    image = png(2)
+    encoded = base64.b64encode(image).decode()
+    answers = [
+        caption("POST", "/v1/caption", files={"image": ("x.png", image)}),
+        caption("POST", "/v1/caption", files={"image": ("x.png", image), "audio": ("", b"")}),
+        caption("POST", "/v1/caption", json={"image": encoded}),
+        caption("POST", "/v1/caption", json={"image": f"data:image/png;base64,{encoded}", "language": "en"}),
+        caption("POST", "/v1/caption", content=image, headers={"content-type": "image/png"}),
+    ]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["caption"] for answer in answers}) == 1
+    streamed = caption("POST", "/v1/caption", json={"image": encoded, "stream": True})
+    parts = events(streamed)
+    assert "".join(part["text"] for part in parts) == answers[0].json()["caption"]
+    assert parts[-1]["finish_reason"] in ("stop", "length")
+    assert captions.asked[-1].prompt.tokens == (TOKENIZER.language("en"),)
+
+
+GOOD = base64.b64encode(png()).decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ({"json": {}}, 400, "there is no image"),
+        ({"json": {"image": ""}}, 400, "there is no image"),
+        ({"json": {"image": "https://example.org/cat.png"}}, 400, "is an address, and none is fetched"),
+        ({"json": {"image": "file:///etc/passwd"}}, 400, "is an address, and none is fetched"),
+        ({"json": {"image": "!!!"}}, 400, "image is no base64"),
+        ({"json": {"image": 7}}, 400, "image must be a string"),
+        ({"json": {"image": base64.b64encode(b"hello").decode()}}, 400, "not an image"),
+        ({"json": {"image": base64.b64encode(png()[:300]).decode()}}, 400, "broken"),
+        ({"json": {"image": GOOD, "language": "tlh"}}, 400, '"tlh" is not known: choose from de, en, fr'),
+        ({"json": {"image": GOOD, "language": ""}}, 400, "language is not as it should be"),
+        ({"json": {"image": GOOD, "audio": base64.b64encode(b"nothing").decode()}}, 400, "not a sound"),
+        ({"json": {"image": GOOD, "url": "x"}}, 400, "the field url is not known"),
+        ({"json": {"image": GOOD, "max_tokens": -4}}, 400, "max_tokens is not as it should be"),
+        ({"json": {"image": GOOD, "max_tokens": 60}}, 400, "has room for 59"),
+        ({"files": {"audio": ("a.wav", wav())}}, 400, "there is no image"),
+        ({"files": {"image": ("x.png", b"")}}, 400, "there is no image"),
+        ({"files": {"image": ("x.png", png())}, "data": {"max_tokens": "many"}}, 400, "max_tokens"),
+        ({"files": {"image": ("x.png", png())}, "data": {"wrong": "1"}}, 400, "wrong is not known"),
+        ({"files": [("image", ("x", png())), ("image", ("y", png()))]}, 400, "more than one field image"),
+        ({"content": b"x", "type": "multipart/form-data"}, 400, "names no boundary"),
+        ({"content": b"--b\r\n", "type": "multipart/form-data; boundary=b"}, 400, "cut short"),
+        ({"content": b"--b\r\nx\r\n--b--", "type": "multipart/form-data; boundary=b"}, 400, "no header"),
+        ({"content": b"x", "type": "text/plain"}, 415, "multipart/form-data or image/*"),
+        ({"content": b"x", "type": "image/png"}, 400, "not an image"),
+        ({"content": b"x" * 300_000, "type": "image/png"}, 413, "larger than 200,000 bytes"),
+        (
+            {"content": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>',
+             "type": "image/svg+xml"},
+            400,
+            "outside itself",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_captions_get_one_sentence(
+    caption: Client, captions: Local, arguments: dict[str, Any], status: int, message: str
+) -> None:
+    before = len(captions.asked)
+    arguments = dict(arguments)
+    kind = arguments.pop("type", None)
+    if kind is not None:
+        arguments["headers"] = {"content-type": kind}
+    response = caption("POST", "/v1/caption", **arguments)
+    assert response.status_code == status, response.text
+    said = response.json()["error"]["message"]
+    assert message in said and "\n" not in said
+    assert len(captions.asked) == before

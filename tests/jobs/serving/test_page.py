@@ -1,0 +1,156 @@
+"""The web page in a real Chromium, over the real HTTP interface and an engine in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image, ImageDraw
+
+from jobs.data.tokenizer import CaptionTokenizer
+from jobs.serving.app import AppSettings, build
+from jobs.serving.host import EngineHost
+from jobs.serving.scheduler import Limits
+from jobs.serving.service import Service
+from jobs.serving.source import RunSource
+from tests.jobs.serving.test_app import CAPTIONER, Local
+from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason="needs the Debian package chromium (/usr/bin/chromium)"
+)
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    started = threading.Event()
+    startup = server.startup
+
+    async def tell(*arguments: Any, **others: Any) -> None:
+        await startup(*arguments, **others)
+        started.set()
+
+    server.startup = tell  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as run:
+        opened = run.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def page(browser: Any, url: str, scheme: str = "light", width: int = 900) -> Iterator[Any]:
+    """A page on which any error of the script or the console fails the test."""
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    opened.goto(url)
+    yield opened
+    context.close()
+    assert [each for each in problems if "status of" not in each] == []
+
+
+TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    folder = tmp_path_factory.mktemp("page") / "run"
+    recipe = make_run(folder, model="jobs.models.captioner:build", arguments=CAPTIONER)
+    write_checkpoint(folder, recipe, 10, 1)
+    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
+    yield Local(host)
+    host.close()
+
+
+def drawing(folder: Path) -> Path:
+    image = Image.new("RGB", (320, 240), "#9fd3f0")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 170, 320, 240), fill="#5a9e4b")
+    draw.ellipse((220, 20, 280, 80), fill="#f8d64e")
+    draw.polygon([(60, 170), (110, 90), (160, 170)], fill="#8a5a3c")
+    image.save(folder / "hill.png")
+    return folder / "hill.png"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 900), ("dark", 900), ("light", 380)])
+def test_an_image_is_described(
+    browser: Any, captioner: Local, tmp_path: Path, scheme: str, width: int
+) -> None:
+    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600)
+    app = build(service, AppSettings(), captioner)
+    with listening(app) as url, page(browser, url, scheme, width) as shown:
+        shown.get_by_role("heading", name="painter").wait_for()
+        assert shown.locator("#language option").all_inner_texts() == [
+            "English (en)",
+            "French (fr)",
+            "German (de)",
+        ]
+        shown.locator("#go").click()
+        assert shown.locator("#error").inner_text() == "Choose an image first."
+        # by the keyboard alone: Enter on the drop zone opens the file chooser
+        with shown.expect_file_chooser() as chooser:
+            shown.locator("#drop").press("Enter")
+        chooser.value.set_files(drawing(tmp_path))
+        shown.locator("#language").select_option("fr")
+        shown.locator("#most").fill("20")
+        shown.locator("#go").press("Enter")
+        shown.get_by_text("tokens by the checkpoint of step 10").wait_for()
+        asked = captioner.asked[-1]
+        assert asked.prompt.tokens == (TOKENIZER.language("fr"),) and asked.prompt.image is not None
+        assert asked.max_tokens == 20
+        assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert shown.locator("#preview").evaluate("image => image.naturalWidth") == 320
+        screenshot(shown, f"caption-{scheme}-{width}", tmp_path)
+
+
+def screenshot(shown: Any, name: str, folder: Path) -> None:
+    shown.screenshot(path=str(folder / f"{name}.png"), full_page=True)
+
+
+def test_text_is_continued_behind_a_token(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    layers = write_checkpoint(folder, make_run(folder), 30, 1)
+    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
+    app = build(Service("story", "completions", CONTEXT), AppSettings(token="open sesame"), Local(host))
+    with listening(app) as url, page(browser, url) as shown:
+        shown.locator("#token").fill("wrong")
+        shown.locator("#go").click()
+        shown.get_by_text("This token is not the right one.").wait_for()
+        shown.locator("#token").fill("open sesame")
+        shown.locator("#token").press("Enter")
+        shown.get_by_role("heading", name="story").wait_for()
+        shown.locator("#prompt").fill("once upon")
+        shown.locator("#most").fill("50")
+        shown.locator("#go").click()
+        shown.get_by_text("50 tokens by the checkpoint of step 30").wait_for()
+        assert shown.locator("#text").text_content() == "once upon" + expected_text(layers, "once upon", 50)
+        shown.locator("#most").fill("5000")
+        shown.locator("#form").evaluate("form => form.noValidate = true")
+        shown.locator("#go").click()
+        shown.get_by_text("lower max_tokens or shorten the prompt").wait_for()
+        assert shown.locator("#answer").is_hidden() and shown.locator("#access").is_hidden()
+        screenshot(shown, "completion", tmp_path)
+    host.close()
