@@ -38,6 +38,9 @@ from tests.support.ray_jobs import TOKEN, descendants, wait_until
 ROOT = Path(__file__).parents[3]
 WORKERS = (1, 2, 4)
 
+# several starts of Ray with many imports each, on a machine that may have more to do
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
