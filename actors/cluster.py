@@ -12,7 +12,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.crew import NAMESPACE, controller_name, end_all
+from actors.crew import end_all
+from actors.names import NAMESPACE, controller_name
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.recorder import Progress
 from runtime.plan import Plan, WorkerId
@@ -26,13 +27,18 @@ END_SECONDS = 30.0
 
 @contextmanager
 def connect(
-    address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float
+    address: str | None,
+    workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float,
+    *,
+    more_cpus: float = 0.0,
 ) -> Iterator[None]:
     """Joins the Ray cluster at ``address``, else the one that this process is part of or was started
     for (a submitted job's), else starts a local one.
 
-    What was started or joined here is left again at the end. Raises ValueError if there is no
-    cluster at ``address``.
+    ``more_cpus`` are for what is no worker. What was started or joined here is left again at the end.
+    Raises ValueError if there is no cluster at ``address``.
     """
     if ray.is_initialized():
         yield
@@ -45,7 +51,7 @@ def connect(
         else:
             ray.init(
                 address="local",
-                num_cpus=max(1, math.ceil(workers * cpus_per_worker)),
+                num_cpus=max(1, math.ceil(workers * cpus_per_worker + more_cpus)),
                 num_gpus=None if gpus_per_worker else 0,
                 include_dashboard=False,
                 _system_config={"worker_niceness": 0},  # nobody else lives on a cluster of our own
@@ -138,6 +144,11 @@ class RayRun:
     def processes(self) -> Mapping[WorkerId, int]:
         """The workers' process ids, once they are ready; lost ones among them."""
         processes: Mapping[WorkerId, int] = _patiently(self._controller.processes.remote)
+        return processes
+
+    def feed_processes(self) -> Mapping[int, int]:
+        """The feed workers' process ids, once they are ready."""
+        processes: Mapping[int, int] = _patiently(self._controller.feed_processes.remote)
         return processes
 
     def domains(self) -> Mapping[WorkerId, str]:

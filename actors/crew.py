@@ -16,21 +16,16 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, first_line, worker_name
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
 from runtime.signals import Drain, Input, Joined, Lost
 from strategies.job import Job
 
-NAMESPACE = "reknit"
-"""Of all actors of all runs; their names begin with the run's."""
-
 DRAIN_POLL_SECONDS = 0.5
 
 ANSWER_SECONDS = 5.0
 """How long workers may take to answer a controller that was started anew."""
-
-UNAVAILABLE_SECONDS = 0.2
-"""Until Ray is asked again about a worker that it cannot reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +216,6 @@ def _seconds_until(deadline_ms: int) -> float | None:
     return max(0.0, deadline_ms / 1e3 - time.time()) if deadline_ms else None
 
 
-def worker_name(run: str, worker: WorkerId) -> str:
-    return f"{run}/worker-{worker}"
-
-
-def controller_name(run: str) -> str:
-    return f"{run}/controller"
-
-
 def worker_names(run: str) -> dict[WorkerId, str]:
     """The names of a run's living workers."""
     prefix = f"{run}/worker-"
@@ -241,7 +228,3 @@ def end_all(run: str) -> None:
     for name in worker_names(run).values():
         with suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,10 @@ from typing import Literal
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.crew import Place, RayCrew, end_all, first_line, worker_names
+from actors.crew import Place, RayCrew, end_all, worker_names
+from actors.feed import FeedCrew
 from actors.host import Host, steady_time
+from actors.names import first_line
 from actors.planning import plan_chooser, plan_gain, plan_mender
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
@@ -61,6 +63,7 @@ class RunSettings:
     name: str
     place: Place
     metrics_host: str = "127.0.0.1"
+    feed_cpus: float = 1.0
     max_workers: int | None = None
     spares: int = 0
     rebalance: bool = True
@@ -116,6 +119,13 @@ class ControllerActor:
             self._asked_for,
         )
         self._host.crew = self._crew
+        self._feed = FeedCrew(
+            settings.name,
+            job,
+            settings.feed_cpus,
+            note=lambda event: self._recorder.event(event, steady_time()),
+            step=lambda: self._recorder.steps[-1].step + 1 if self._recorder.steps else 1,
+        )
         self._done = threading.Event()
         self._error: ValueError | None = None
         threading.Thread(target=self._live, name="run", daemon=True).start()
@@ -157,6 +167,11 @@ class ControllerActor:
 
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
+
+    def feed_processes(self) -> Mapping[int, int]:
+        """The feed workers' process ids, once they are ready; those that were lost and not yet replaced among
+        them."""
+        return dict(self._feed.processes)
 
     def plan(self) -> Plan | None:
         """The newest plan; None before the first."""
@@ -200,6 +215,7 @@ class ControllerActor:
         try:
             if self._recorder.outcome is not None:
                 return  # the predecessor died after the run's end
+            self._feed.start()
             controller = self._take_over() if self._is_anew else self._form(0)
             threading.Thread(target=self._crew.watch_drains, daemon=True).start()
             self._host.run(controller)
@@ -209,6 +225,7 @@ class ControllerActor:
         finally:
             if self._recorder.outcome is None:
                 self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
+            self._feed.end()
             end_all(self._settings.name)
             self._recorder.metrics.close()
             self._done.set()

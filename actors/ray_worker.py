@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
 import ray
 import torch
 
+from actors.feed import fed
+from actors.names import run_of
 from actors.naps import Naps
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
@@ -50,6 +53,9 @@ class WorkerActor:
     """
 
     def __init__(self, worker: WorkerId, job: Job, secret: bytes) -> None:
+        if job.feed_workers:
+            run = run_of(ray.get_runtime_context().get_actor_name() or "")
+            job = replace(job, build_data=partial(fed, job.build_data, run, job.feed_workers))
         self._id, self._job, self._secret = worker, job, secret
         self._worker: Worker | None = None
         self._ended = threading.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from runtime.events import (
@@ -20,11 +20,11 @@ from runtime.events import (
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
-    sentence,
 )
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
 from runtime.run_folder import RunFolder
+from runtime.sentences import sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Recorder:
         """Logs a committed step."""
         with self._lock:
             self._write(lambda: self.folder.log_step(record))
-            self._count(record, now)
+            self._count(replace(record, read=()), now)  # that is for the file only
 
     def _count(self, record: StepRecord, now: float) -> None:
         self.steps.append(record)

@@ -86,6 +86,7 @@ def run_settings(recipe: Recipe, folder: Path, *, resume: bool = False) -> RunSe
             stuck_steps=detection.stuck_steps,
         ),
         keep=recipe.checkpoint.keep,
+        feed_cpus=recipe.data.feed_cpus,
         recipe=recipe.numerics_digest(),
         resume=resume,
         metrics_host=recipe.metrics.host,
@@ -120,6 +121,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             "lower parallel.stages or build a model of more layers"
         )
     data = build_data(recipe.data.build, data_arguments(recipe))
+    _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     return Job(
         build_model=partial(build_layers, recipe.model.build, recipe.model.arguments),
         build_data=partial(build_data, recipe.data.build, data_arguments(recipe)),
@@ -132,6 +134,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         reduction=recipe.reduction,
         salvage=recipe.salvage,
         threads=recipe.parallel.threads,
+        feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,
         held_out_micro_batches=recipe.data.held_out_micro_batches,
         checkpoint_every=recipe.checkpoint.every,
@@ -145,3 +148,12 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             for fault in recipe.faults
         ),
     )
+
+
+def _check_vocabulary(recipe: Recipe, needed: int | None) -> None:
+    given = recipe.model.arguments.get("vocabulary")
+    if isinstance(given, int) and needed is not None and given < needed:
+        raise ValueError(
+            f"model.arguments.vocabulary ({given}) is smaller than that of the data ({needed}): raise it to "
+            f"{needed}"
+        )

@@ -116,6 +116,21 @@ def verify(
 
 
 @app.command()
+def captions(
+    run: RunFolderPath,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="A run of the same recipe with data.arguments.images=false, to compare with."),
+    ] = None,
+) -> None:
+    """Writes a page of held-out images with a captioner's captions, and says what seeing is worth."""
+    with _errors():
+        from jobs.captions.page import write_page
+
+        write_page(run, baseline, Console())
+
+
+@app.command()
 def chaos(
     recipe: RecipePath,
     minutes: Annotated[float, typer.Option(help="How long it lasts.")] = 3.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 from rich.live import Live
@@ -56,6 +56,10 @@ class Display:
         ):
             self._last_line = self._clock()
             self._console.print(_line(progress.steps[-1], self._goodput), highlight=False, soft_wrap=True)
+
+    def say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table()

@@ -87,12 +87,17 @@ class Model(Section):
 
 
 class Data(Section):
-    """``held_out_every`` is in steps; 0 never computes the held-out loss."""
+    """``held_out_every`` is in steps; 0 never computes the held-out loss. ``feed_workers`` prepare data
+    ahead, each on ``feed_cpus`` CPUs; with 0 the workers that train do so themselves. ``show``: a function
+    that, called with the run's folder and the version of each checkpoint, returns lines for the terminal."""
 
     build: Builder = "jobs.data.text:build"
     arguments: dict[str, Any] = {}
     held_out_micro_batches: PositiveInt = 8
     held_out_every: Natural = 0
+    feed_workers: Natural = 0
+    feed_cpus: Annotated[float, Field(ge=0)] = 1.0
+    show: Builder | None = None
 
 
 class Optimizer(Section):

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from actors.cluster import RayRun, connect, gcs_address
 from jobs.assembly import assemble, run_settings
 from jobs.display import Display
 from jobs.recipe import Recipe, load_recipe
+from jobs.showing import Showing
 from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
@@ -99,7 +100,13 @@ def train(
             log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
             stack.enter_context(redirect_stdout(log))
         stack.enter_context(
-            connect(address, parallel.workers, parallel.cpus_per_worker, parallel.gpus_per_worker)
+            connect(
+                address,
+                parallel.workers,
+                parallel.cpus_per_worker,
+                parallel.gpus_per_worker,
+                more_cpus=recipe.data.feed_workers * recipe.data.feed_cpus,
+            )
         )
         # before the controller begins to add to it
         folder.note_controller(address=gcs_address(), name=settings.name)
@@ -146,8 +153,9 @@ def found(folder: RunFolder) -> Iterator[RayRun]:
 
 def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
     """Shows the run to its end. ``stops``: Ctrl-C stops it, else it only ends the show."""
-    with _interruptible(run, console) if stops else nullcontext():
-        steps, events = _follow(run, Display(console, time.monotonic))
+    showing = Showing(load_recipe(RunFolder(path).recipe), path)
+    with _interruptible(run, console) if stops else nullcontext(), closing(showing):
+        steps, events = _follow(run, Display(console, time.monotonic), showing)
     final = run.progress(0, 0)
     result = TrainResult(
         run_folder=path,
@@ -163,7 +171,9 @@ def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = Tru
     return result
 
 
-def _follow(run: RayRun, display: Display) -> tuple[tuple[StepRecord, ...], tuple[Event, ...]]:
+def _follow(
+    run: RayRun, display: Display, showing: Showing
+) -> tuple[tuple[StepRecord, ...], tuple[Event, ...]]:
     steps_seen = events_seen = 0
     with display:
         while True:
@@ -171,7 +181,9 @@ def _follow(run: RayRun, display: Display) -> tuple[tuple[StepRecord, ...], tupl
             progress = run.progress(steps_seen, events_seen)
             steps_seen, events_seen = progress.steps_total, events_seen + len(progress.events)
             display.show(progress)
-            if ended or progress.outcome is not None:
+            over = ended or progress.outcome is not None
+            display.say(showing.look(progress.events, last=over))
+            if over:
                 run.finish()
                 whole = run.progress(0, 0)
                 return whole.steps, whole.events

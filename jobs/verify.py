@@ -1,4 +1,4 @@
-"""``reknit verify``: recomputes a run in one plain PyTorch process and compares the bits."""
+"""``reknit verify``: recomputes a run in one plain PyTorch process, compares the bits, audits the samples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from rich.console import Console
 from torch import Tensor
 
 from jobs.assembly import build_data, build_layers, data_arguments, optimizer_settings
+from jobs.audit import audit
 from jobs.recipe import Recipe, load_recipe
 from jobs.reference import Reference
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
-from runtime.events import StepRecord
+from runtime.events import FeedWorkerLost, StepRecord, WorkerLost
 from runtime.run_folder import RunFolder
 from strategies.model import describe
+from strategies.pipeline import Data
 
 
 def verify(run: str | Path, console: Console) -> bool:
     """Whether every recorded step's loss, gradient norm and fingerprint, and the final parameters, are
-    those of a single process that shares no code with the runtime but the definition of the exact sum.
+    those of a single process that shares no code with the runtime but the definition of the exact sum, and
+    whether the ledger says that no sample was lost or repeated within an epoch.
 
     Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``.
     """
@@ -40,7 +43,8 @@ def verify(run: str | Path, console: Console) -> bool:
         raise ValueError(f"{folder.path} was trained on GPUs and can only be verified on one")
     torch.set_num_threads(recipe.parallel.threads)
     began = time.monotonic()
-    reference = _reference(recipe, device)
+    data = build_data(recipe.data.build, data_arguments(recipe))
+    reference = _reference(recipe, data, device)
     by_step = {record.step: record for record in recorded}
     last = max(by_step)
     console.print(
@@ -64,19 +68,53 @@ def verify(run: str | Path, console: Console) -> bool:
             break
     missing = sorted(set(range(1, last + 1)) - by_step.keys())
     parameters = None if unequal else _compare_parameters(folder, recipe, last, reference.parameters)
-    return _conclude(console, len(by_step), unequal, missing, parameters, time.monotonic() - began)
+    same = _conclude(console, len(by_step), unequal, missing, parameters, time.monotonic() - began)
+    return _audit(console, folder, recipe, data, last) and same
+
+
+def _audit(console: Console, folder: RunFolder, recipe: Recipe, data: Data, steps: int) -> bool:
+    """Whether the ledger is as it should be; True where the data set does not tell its samples."""
+    samples, epoch_samples = getattr(data, "samples", None), getattr(data, "epoch_samples", None)
+    if not isinstance(samples, int) or not isinstance(epoch_samples, int):
+        return True
+    found = audit(
+        folder.read_samples(),
+        steps=steps,
+        micro_batches=recipe.parallel.micro_batches,
+        samples=samples,
+        epoch_samples=epoch_samples,
+    )
+    for problem in found.problems:
+        console.print(problem, highlight=False, soft_wrap=True)
+    starts = 1 + len(folder.facts().get("resumes", []))
+    lost = sum(isinstance(entry.event, WorkerLost | FeedWorkerLost) for entry in folder.read_events().events)
+    verdict = (
+        "no sample lost or repeated" if not found.problems else "the samples used are NOT as they should be"
+    )
+    console.print(
+        f"{verdict}: {found.used:,} uses in {found.steps} steps, {found.epochs} whole epochs of "
+        f"{epoch_samples:,} samples and {found.begun:,} of the next ({_counted(starts, 'start')}, "
+        f"{_counted(lost, 'loss')})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return not found.problems
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _bits(record: StepRecord) -> tuple[float, float, int]:
     return record.loss, record.grad_norm, record.fingerprint
 
 
-def _reference(recipe: Recipe, device: torch.device) -> Reference:
+def _reference(recipe: Recipe, data: Data, device: torch.device) -> Reference:
     torch.manual_seed(recipe.run.seed)
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     for layer in layers:
         layer.to(device)
-    data = build_data(recipe.data.build, data_arguments(recipe))
     return Reference(
         layers,
         loss,

@@ -1,14 +1,15 @@
-"""What is logged: events of a run, one record per step, and the sentence a person reads."""
+"""What is logged: events of a run, and one record per step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runtime.plan import WorkerId
+from runtime.samples import StepSamples
 
 Source = Literal["peers", "checkpoint", "initial"]
 """Where state came from: other workers' memory, a durable checkpoint, or the initial seed."""
@@ -198,6 +199,24 @@ class FaultInjected(_Logged):
 
 
 @dataclass(frozen=True)
+class FeedWorkerLost(_Logged):
+    """One of those that prepare data is gone; workers prepare what it owed them by themselves."""
+
+    step: int
+    feed_worker: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FeedWorkerReplaced(_Logged):
+    """``seconds``: from the loss until the new one answered."""
+
+    step: int
+    feed_worker: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunFinished(_Logged):
     """``step`` completed steps. ``detail`` says why, where the outcome is not "completed"."""
 
@@ -225,6 +244,8 @@ Event = (
     | RecordLost
     | StepRepeated
     | FaultInjected
+    | FeedWorkerLost
+    | FeedWorkerReplaced
     | RunFinished
 )
 
@@ -237,7 +258,8 @@ class StepRecord(_Logged):
 
     ``loss`` and ``held_out_loss`` are means per sample or token, ``fingerprint`` is that of the
     parameters after the step (modulo 2^64), ``attempts`` counts the tries (1: at once),
-    ``committed_at`` is the reporting worker's clock (seconds since 1970).
+    ``committed_at`` is the reporting worker's clock (seconds since 1970). ``read``: which samples its
+    micro-batches were made of, where the data set tells; it goes to a file of its own.
     """
 
     step: int
@@ -253,6 +275,7 @@ class StepRecord(_Logged):
     held_out_loss: float | None = None
     attempts: int = 1
     committed_at: float = 0.0
+    read: StepSamples = ()
 
 
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {
@@ -285,8 +308,11 @@ def from_json(record: Mapping[str, Any]) -> Event:
 
 
 def step_to_json(record: StepRecord) -> dict[str, Any]:
-    """The fingerprint becomes 16 hexadecimal digits: many JSON readers round integers to 53 bits."""
-    return {**asdict(record), "fingerprint": f"{record.fingerprint:016x}"}
+    """All but ``read``. The fingerprint becomes 16 hexadecimal digits: many JSON readers round integers to
+    53 bits."""
+    values = asdict(replace(record, read=()))
+    del values["read"]
+    return {**values, "fingerprint": f"{record.fingerprint:016x}"}
 
 
 def step_from_json(record: Mapping[str, Any]) -> StepRecord:
@@ -296,105 +322,3 @@ def step_from_json(record: Mapping[str, Any]) -> StepRecord:
         values["fingerprint"] = int(values["fingerprint"], 16)
     step: StepRecord = _validate(StepRecord, values)
     return step
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _names(workers: tuple[WorkerId, ...]) -> str:
-    return f"{'worker' if len(workers) == 1 else 'workers'} {', '.join(map(str, workers))}"
-
-
-def _lost(workers: tuple[WorkerId, ...], reason: str) -> str:
-    return f"{_names(workers)} lost ({reason})"
-
-
-def _recovered(event: Recovered) -> str:
-    phases = ", ".join(
-        f"{field.name} {getattr(event.seconds, field.name):.2f}" for field in fields(event.seconds)
-    )
-    what = _lost(event.lost, event.reason) if event.lost else event.reason
-    text = (
-        f"step {event.step}  {what}: {event.workers_before} -> {event.workers_after} workers, "
-        f"recovered in {event.seconds.total:.2f} s ({phases})"
-    )
-    if event.kept:
-        text += f", {event.kept:.0%} of the step kept"
-    if event.source == "checkpoint":
-        text += f" from the checkpoint of step {event.from_version}: newer state was lost with its backups"
-    elif event.source == "initial":
-        text += " from the initial state: newer state was lost with its backups and there is no checkpoint"
-    return text
-
-
-def sentence(event: Event) -> str:
-    """One line for the terminal."""
-    match event:
-        case RunStarted():
-            origin = {
-                "initial": "from the initial state",
-                "checkpoint": f"from the checkpoint of step {event.from_version}",
-                "peers": f"from step {event.from_version}",
-            }[event.source]
-            return (
-                f"step {event.from_version}  {event.run} started {origin}: {_count(event.workers, 'worker')} "
-                f"in {_count(event.stages, 'stage')}, to step {event.steps}"
-            )
-        case WorkerJoined():
-            return (
-                f"step {event.step}  worker {event.worker} joined: {event.workers_before} -> "
-                f"{event.workers_after} workers in {event.seconds:.2f} s"
-            )
-        case WorkerLost():
-            return f"step {event.step}  {_lost((event.worker,), event.reason)}"
-        case Recovered():
-            return _recovered(event)
-        case WorkerLeft():
-            return (
-                f"step {event.step}  worker {event.worker} left ({event.reason}): {event.workers_before} -> "
-                f"{event.workers_after} workers in {event.seconds:.2f} s, {event.notice_seconds:.2f} s after "
-                "the notice; no work was lost"
-            )
-        case DrainNotice():
-            within = "" if event.deadline is None else f" within {event.deadline:.0f} s"
-            return f"step {event.step}  worker {event.worker} is to leave{within} ({event.reason})"
-        case Rebalanced():
-            gain = f"{event.gain:.0%} faster by prediction, " if event.gain else ""
-            return (
-                f"step {event.step}  work divided anew ({event.reason}): {gain}"
-                f"in {event.seconds:.2f} s, {event.moved_bytes / 1e6:.1f} MB moved"
-            )
-        case ControllerRestarted():
-            workers = _count(event.workers, "worker")
-            return f"step {event.step}  a new controller watches {workers} after {event.seconds:.2f} s"
-        case Paused() if event.cut_off:
-            return (
-                f"step {event.step}  paused: no answer from {_names(event.cut_off)}, which hold the only "
-                "copies of some of the state; state is kept"
-            )
-        case Paused():
-            return (
-                f"step {event.step}  paused: {_count(event.workers, 'worker')} left, "
-                f"at least {event.min_workers} needed; state is kept"
-            )
-        case Resumed():
-            workers = _count(event.workers, "worker")
-            return f"step {event.step}  resumed with {workers} after {event.seconds:.2f} s"
-        case CheckpointWritten():
-            megabytes = event.bytes / 1e6
-            return f"step {event.version}  checkpoint written: {megabytes:.1f} MB in {event.seconds:.2f} s"
-        case CheckpointSkipped():
-            return f"checkpoint skipped: {event.problem}"
-        case RecordLost():
-            return f"no longer recorded: {event.problem}"
-        case StepRepeated():
-            return f"step {event.step}  repeated (try {event.attempt}): a gradient outgrew its scale"
-        case FaultInjected():
-            return f"step {event.step}  fault injected: {event.signal} to worker {event.worker} ({event.at})"
-        case RunFinished():
-            text = (
-                f"step {event.step}  {event.outcome} with {_count(event.workers, 'worker')} after "
-                f"{event.seconds:.1f} s, goodput {event.goodput:.1%}"
-            )
-            return f"{text}: {event.detail}" if event.detail else text

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from runtime.events import (
     CheckpointWritten,
     Event,
+    FeedWorkerLost,
     Paused,
     Recovered,
     RecoverySeconds,
@@ -55,6 +56,7 @@ class Metrics:
         self._samples = counter("samples", "Samples trained on")
         self._repeats = counter("step_repeats", "Extra attempts at steps")
         self._recoveries = counter("recoveries", "Losses of workers recovered from")
+        self._feed_losses = counter("feed_workers_lost", "Losses of workers that prepare data")
         self._goodput = counter("goodput_seconds", "Productive seconds of committed steps")
         self._step_seconds = Histogram(
             "reknit_step_seconds",
@@ -100,6 +102,8 @@ class Metrics:
                 self._workers.set(event.workers_after)
             case RunStarted() | Paused() | Resumed():
                 self._workers.set(event.workers)
+            case FeedWorkerLost():
+                self._feed_losses.inc()
             case CheckpointWritten():
                 self._checkpoint_step.set(event.version)
 

@@ -1,7 +1,8 @@
 """The run folder: everything a run leaves on local disk, and how it is read back.
 
-``recipe.toml`` (resolved), ``run.json`` (seed, versions, device), ``events.jsonl`` and
-``steps.jsonl`` (append-only), ``controller.json`` (where to find the run), ``checkpoints/``, ``ray.log``.
+``recipe.toml`` (resolved), ``run.json`` (seed, versions, device), ``events.jsonl``, ``steps.jsonl`` and
+``samples.jsonl``, the ledger of the samples used (all append-only), ``controller.json`` (where to find the
+run), ``checkpoints/``, ``ray.log``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runtime import samples
 from runtime.events import Event, StepRecord, from_json, step_from_json, step_to_json, to_json
 
 _SUPERSEDED_FROM = "superseded_from"
@@ -110,6 +112,7 @@ class RunFolder:
         self.path = Path(path).expanduser().absolute()
         self._events: JsonLinesWriter | None = None
         self._steps: JsonLinesWriter | None = None
+        self._samples: JsonLinesWriter | None = None
 
     @classmethod
     def create(
@@ -162,6 +165,10 @@ class RunFolder:
         return self.path / "steps.jsonl"
 
     @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -209,7 +216,9 @@ class RunFolder:
         self._events.append({"time": time, **to_json(event)})
 
     def log_step(self, record: StepRecord) -> None:
-        """Raises OSError."""
+        """The record, and before it in the ledger what the step read. Raises OSError."""
+        if record.read:
+            self._samples_writer().append(samples.to_json(record.step, record.read))
         self._step_writer().append(step_to_json(record))
 
     def supersede_steps(self, version: int) -> None:
@@ -217,6 +226,8 @@ class RunFolder:
         later no longer holds. The lines stay in the file, the readers leave them out.
         """
         self._step_writer().append({_SUPERSEDED_FROM: version})
+        if self.samples_file.exists():
+            self._samples_writer().append({_SUPERSEDED_FROM: version})
 
     def read_events(self) -> EventLog:
         """Raises ValueError, naming file and line, for a line that is no event."""
@@ -248,17 +259,42 @@ class RunFolder:
                 raise ValueError(f"{self.steps_file}, line {number} is no step: {error}") from error
         return StepLog(tuple(steps[step] for step in sorted(steps)), torn)
 
+    def read_samples(self) -> Mapping[int, samples.StepSamples]:
+        """The ledger: what each step that was not superseded used. Empty where the data set tells nothing of
+        it. Raises ValueError, naming file and line, for a line that does not belong there.
+        """
+        records, _ = read_json_lines(self.samples_file)
+        ledger: dict[int, samples.StepSamples] = {}
+        for number, record in enumerate(records, start=1):
+            try:
+                if _SUPERSEDED_FROM in record:
+                    first = int(record[_SUPERSEDED_FROM])
+                    ledger = {step: kept for step, kept in ledger.items() if step < first}
+                else:
+                    step, read = samples.from_json(record)
+                    ledger[step] = read
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.samples_file}, line {number} is no record of samples: {error}"
+                ) from error
+        return ledger
+
     def close(self) -> None:
         """Closes the logs; a later ``log_*`` opens them again. Idempotent."""
-        for writer in (self._events, self._steps):
+        for writer in (self._events, self._steps, self._samples):
             if writer is not None:
                 writer.close()
-        self._events = self._steps = None
+        self._events = self._steps = self._samples = None
 
     def _step_writer(self) -> JsonLinesWriter:
         if self._steps is None:
             self._steps = JsonLinesWriter(self.steps_file)
         return self._steps
+
+    def _samples_writer(self) -> JsonLinesWriter:
+        if self._samples is None:
+            self._samples = JsonLinesWriter(self.samples_file)
+        return self._samples
 
 
 def _replace(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from runtime.plan import Plan, WorkerId
+from runtime.samples import Samples
 
 
 class Status(Enum):
@@ -65,13 +66,15 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
     """Outputs that went to the next stage."""
     gradients: dict[int, GradientsT] = field(default_factory=dict)
     """Gradients that went to the stage before."""
+    samples: dict[int, Samples] = field(default_factory=dict)
+    """What the micro-batches are made of, as it came with their values."""
 
     def begin(self, step: int, attempt: int, layers: tuple[int, int]) -> None:
         """Forgets everything."""
         self.step, self.attempt, self.layers = step, attempt, layers
         # new ones: what was handed out of the old step may be on its way to others
         self.done, self.losses, self.in_flight = set(), {}, {}
-        self.paused, self.values, self.gradients = {}, {}, {}
+        self.paused, self.values, self.gradients, self.samples = {}, {}, {}, {}
 
     def status(self, micro_batch: int) -> Status | None:
         if micro_batch in self.done:

@@ -17,7 +17,9 @@ from torch import Tensor
 from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Plan, WorkerId
 from runtime.salvage import Salvage, Status
+from runtime.samples import Samples
 from strategies.boundary import Value, flatten, unflatten
+from strategies.reading import Side, Wanted, announce, read
 from strategies.salvage import Losses, StepProgress
 from strategies.schedule import Instruction, OneForwardOneBackward, in_flight_limit
 from strategies.stage import Gradients, StageModel
@@ -27,7 +29,8 @@ FaultPoint = Callable[[str, int, int], None]
 
 
 class Data(Protocol):
-    """A data set as the pipeline reads it: pure functions of their arguments."""
+    """A data set as the pipeline reads it: pure functions of their arguments. What else one may have:
+    ``strategies.reading``."""
 
     def micro_batch(self, step: int, micro_batch: int) -> tuple[Value, Value]:
         """(inputs of the first layer, targets of the loss)."""
@@ -87,6 +90,7 @@ class Pipeline:
                 self._backward(progress, micro_batch, [], exponents, salvage, backward_tag)
         to_start = deque(m for m in mine if progress.status(m) is None)
         started = len(mine) - len(to_start)
+        announce(self.data, self.plan, self.worker, step, started=set(mine) - set(to_start))
         early: dict[int, Gradients] = {}  # of micro-batches that only this stage has to do again
         while len(progress.done) < len(mine):
             self.between()
@@ -102,10 +106,11 @@ class Pipeline:
             else:
                 if message is None:
                     micro_batch = to_start.popleft()
-                    value = self._input(step, micro_batch)
+                    value, samples = self._read(Wanted(Side.INPUTS, step, micro_batch))
                 else:
                     micro_batch = _micro_batch(message.tag)
-                    value = unflatten(message.tensors, message.note)
+                    value, samples = _unpack_value(message)
+                progress.samples[micro_batch] = samples
                 self.fault("forward", step, micro_batch)
                 value, in_flight[micro_batch] = self.stage.forward(
                     step, micro_batch, value, train=True, check=self.endpoint.check
@@ -115,12 +120,17 @@ class Pipeline:
                     if progress.keeps:
                         progress.values[micro_batch] = value
                     if _status(salvage, self._position + 1, micro_batch) is None:
-                        self._send_value(self._position + 1, forward_tag, micro_batch, value)
+                        self._send_value(self._position + 1, forward_tag, micro_batch, value, samples)
                     if micro_batch in early:
                         gradients = early.pop(micro_batch)
                         self._backward(progress, micro_batch, gradients, exponents, salvage, backward_tag)
                     continue
-                targets = self._targets(step, micro_batch)
+                targets, theirs = self._read(Wanted(Side.TARGETS, step, micro_batch))
+                if theirs != samples:
+                    raise ValueError(
+                        f"step {step}: the inputs of micro-batch {micro_batch} are of other samples than its "
+                        "targets: the data must be equal, and pure functions of their place, on all workers"
+                    )
                 loss, count, gradients = self.stage.loss_of(value, targets, train=True)
                 losses[micro_batch] = (loss, count)
             self._backward(progress, micro_batch, gradients, exponents, salvage, backward_tag)
@@ -160,7 +170,8 @@ class Pipeline:
         """What went to workers that are lost, or was dropped with the old generation."""
         for micro_batch, value in sorted(progress.values.items(), key=lambda item: item[0]):
             if salvage.status(self._position + 1, micro_batch) is None:
-                self._send_value(self._position + 1, forward, micro_batch, value)
+                samples = progress.samples[micro_batch]
+                self._send_value(self._position + 1, forward, micro_batch, value, samples)
         for micro_batch, gradients in sorted(progress.gradients.items(), key=lambda item: item[0]):
             if salvage.status(self._position - 1, micro_batch) in (None, Status.FORWARD):
                 self._send_gradients(backward, micro_batch, gradients)
@@ -175,14 +186,14 @@ class Pipeline:
                 micro_batch, value = expected, self.data.held_out(expected)[0]
             else:
                 message = self._wait([tag])
-                micro_batch, value = _micro_batch(message.tag), unflatten(message.tensors, message.note)
+                micro_batch, value = _micro_batch(message.tag), _unpack_value(message)[0]
             value, _ = self.stage.forward(step, micro_batch, value, train=False, check=self.endpoint.check)
             if self._is_last:
                 targets = self.data.held_out(micro_batch)[1]
                 loss, count, _ = self.stage.loss_of(value, targets, train=False)
                 losses[micro_batch] = (loss, count)
             else:
-                self._send_value(self._position + 1, tag, micro_batch, value)
+                self._send_value(self._position + 1, tag, micro_batch, value, ())
         return losses
 
     def _tag(self, step: int, attempt: int, what: str) -> Tag:
@@ -208,26 +219,18 @@ class Pipeline:
         self.waiting.peers += time.perf_counter() - began
         return message
 
-    def _input(self, step: int, micro_batch: int) -> Value:
+    def _read(self, wanted: Wanted) -> tuple[Value, Samples]:
         began = time.perf_counter()
         self.stage.pulse.enter()
-        inputs, _ = self.data.micro_batch(step, micro_batch)
+        value, samples = read(self.data, wanted)
         self.stage.pulse.leave()
         self.waiting.data += time.perf_counter() - began
-        return inputs
+        return value, samples
 
-    def _targets(self, step: int, micro_batch: int) -> Value:
-        began = time.perf_counter()
-        self.stage.pulse.enter()
-        _, targets = self.data.micro_batch(step, micro_batch)
-        self.stage.pulse.leave()
-        self.waiting.data += time.perf_counter() - began
-        return targets
-
-    def _send_value(self, position: int, tag: Tag, micro_batch: int, value: Value) -> None:
+    def _send_value(self, position: int, tag: Tag, micro_batch: int, value: Value, samples: Samples) -> None:
         tensors, spec = flatten(value)
         to = self._worker_at(position, micro_batch)
-        self.endpoint.send(to, tag._replace(index=micro_batch), tensors, spec)
+        self.endpoint.send(to, tag._replace(index=micro_batch), tensors, (spec, samples))
 
     def _send_gradients(self, tag: Tag, micro_batch: int, gradients: Gradients) -> None:
         flowing = [gradient is not None for gradient in gradients]
@@ -243,6 +246,11 @@ def _status(salvage: Salvage | None, stage: int, micro_batch: int) -> Status | N
 def _micro_batch(tag: Tag) -> int:
     assert isinstance(tag.index, int), "pipeline messages are indexed by micro-batch"
     return tag.index
+
+
+def _unpack_value(message: Message) -> tuple[Value, Samples]:
+    spec, samples = message.note
+    return unflatten(message.tensors, spec), samples
 
 
 def _unpack_gradients(message: Message) -> Gradients:

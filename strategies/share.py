@@ -20,6 +20,7 @@ from runtime.exact import (
     overflowed,
 )
 from runtime.layout import Layout
+from runtime.samples import Samples, StepSamples
 from strategies.salvage import Losses
 
 FINGERPRINT_MODULUS = 1 << 64
@@ -36,10 +37,11 @@ class Share:
     ``maxima_T`` are the largest |gradient| of each tensor; ``squared`` the squared norms of the
     shards it owns, by tensor (exact integers; floats in fast mode); ``fingerprint`` is that of its
     owned parameters as the step began; ``change`` the generation of the change of plan that this worker
-    knows of, or 0.
+    knows of, or 0; ``samples`` those of the micro-batches in ``losses``, where the data tells them.
     """
 
     losses: Losses = field(default_factory=dict)
+    samples: dict[int, Samples] = field(default_factory=dict)
     held_out: Losses = field(default_factory=dict)
     maxima_T: np.ndarray | None = None
     squared: dict[int, int | float] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Outcome:
     fingerprint: int
     stop: bool
     change: int = 0
+    read: StepSamples = ()
 
 
 def outcome(shares: Iterable[Share]) -> Outcome:
@@ -73,6 +76,8 @@ def outcome(shares: Iterable[Share]) -> Outcome:
         fingerprint=sum(share.fingerprint for share in shares) % FINGERPRINT_MODULUS,
         stop=any(share.stop for share in shares),
         change=min((share.change for share in shares), default=0),
+        # not a mapping: were a micro-batch counted twice, the ledger would have to show it
+        read=tuple(sorted(each for share in shares for each in share.samples.items())),
     )
 
 

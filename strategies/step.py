@@ -17,6 +17,7 @@ from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
 from runtime.salvage import Salvage
+from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
@@ -122,20 +123,21 @@ class StepRunner:
         result = outcome(shares)
         self.known(version, result)
         norm = gradient_norm(shares, exponents if self._exact else None, result.count)
-        samples = self.job.micro_batches * self.job.micro_batch_size
+        rows = self.job.micro_batches * self.job.micro_batch_size
         record = StepRecord(
             step=step,
             loss=result.loss,
             grad_norm=norm,
             learning_rate=self.job.optimizer.rate(step),
-            samples=samples,
-            tokens=samples * self.job.tokens_per_sample,
+            samples=sum(count(samples) for _, samples in result.read) if result.read else rows,
+            tokens=rows * self.job.tokens_per_sample,
             seconds=time.perf_counter() - began,
             workers=len(self.plan.workers),
             generation=self.plan.generation,
             fingerprint=0,
             attempts=attempt,
             committed_at=time.time(),
+            read=result.read,
         )
         # from here on the step may count even if this worker is cut short: others may have committed it
         self.remember(record)
@@ -184,7 +186,11 @@ class StepRunner:
         self.pipeline.between = partial(self._take_what_came, step - 1)
         losses = self.pipeline.train(self.progress, exponents, salvage)
         share = Share(
-            losses=losses, held_out=held_out, stop=self.stop_requested(), change=self.pending_change()
+            losses=losses,
+            samples={m: self.progress.samples[m] for m in losses if self.progress.samples[m]},
+            held_out=held_out,
+            stop=self.stop_requested(),
+            change=self.pending_change(),
         )
         if self._exact:
             share.maxima_T = self.stage.maxima_T.cpu().numpy()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -28,16 +29,31 @@ _HELD_OUT_SEED = 0
 class Captions:
     """What a split says: language and caption of every sample, in memory; and its media, read when needed.
 
-    ``images`` and ``audio`` say which media are read; ``memory_bytes``: a split that is no larger is kept
+    Samples are the split's rows in ``languages`` (None: all), numbered from 0 in their order; ``images`` and
+    ``audio`` say which media are read; ``memory_bytes``: a split that is no larger is kept
     whole, as it is stored.
     """
 
     def __init__(
-        self, curated: CuratedSet, split: str, *, images: bool, audio: bool, memory_bytes: int
+        self,
+        curated: CuratedSet,
+        split: str,
+        *,
+        languages: Sequence[str] | None,
+        images: bool,
+        audio: bool,
+        memory_bytes: int,
     ) -> None:
         self._set, self._split = curated, split
         self._columns = [name for name, wanted in (("image", images), ("audio", audio)) if wanted]
         table = curated.table(split, ["language", "tokens"])
+        self._rows = np.arange(table.num_rows)
+        if languages is not None:
+            for code in languages:
+                curated.tokenizer.language(code)  # raises for one that the set does not know
+            chosen = pc.is_in(table["language"], pa.array(languages, pa.string()))
+            self._rows = np.flatnonzero(chosen.to_numpy())
+            table = table.filter(chosen)
         codes = table["language"].combine_chunks().dictionary_encode()
         numbers = [curated.tokenizer.language(code) for code in codes.dictionary.to_pylist()]
         self._languages = np.asarray(numbers, dtype=np.int64)[codes.indices.to_numpy()]
@@ -51,7 +67,8 @@ class Captions:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Text positions of every sample: its language and its caption (the end is only ever a target)."""
-        return np.diff(self._offsets) + 1
+        lengths: npt.NDArray[np.int64] = np.diff(self._offsets) + 1
+        return lengths
 
     def text(self, sample: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(language, caption...) and (caption..., end)."""
@@ -62,16 +79,17 @@ class Captions:
         """The stored image and clip of each sample."""
         if not self._columns:
             return {}
+        rows = self._rows[list(samples)].tolist()
         if self._media is not None:
-            table = self._media.take(pa.array(samples, pa.int64()))
+            table = self._media.take(pa.array(rows, pa.int64()))
         else:
-            table = self._set.read(self._split, samples, self._columns)
+            table = self._set.read(self._split, rows, self._columns)
         return {name: table[name].to_pylist() for name in self._columns}
 
 
 class MultimodalData:
-    """``inputs`` and ``targets`` of a micro-batch each by itself, so that who needs only the targets decodes no
-    image. Equal on every worker that reads the same set.
+    """``inputs`` and ``targets`` of a micro-batch each by itself, so that who needs only the latter decodes
+    no image. Equal on every worker that reads the same set.
 
     An epoch uses each of the ``samples`` exactly once (``epoch_samples`` of them); see ``jobs.data.packing``
     for what happens between two.
@@ -86,6 +104,7 @@ class MultimodalData:
         micro_batch_size: int,
         micro_batches: int,
         seed: int,
+        languages: Sequence[str] | None,
         images: bool,
         audio_samples: int,
         augmentation: Augmentation,
@@ -101,7 +120,14 @@ class MultimodalData:
         self._augmentation = augmentation
 
         def captions(split: str) -> Captions:
-            return Captions(curated, split, images=images, audio=audio_samples > 0, memory_bytes=memory_bytes)
+            return Captions(
+                curated,
+                split,
+                languages=languages,
+                images=images,
+                audio=audio_samples > 0,
+                memory_bytes=memory_bytes,
+            )
 
         self._train, self._held_out = captions("train"), captions("held_out")
         self.samples = self.epoch_samples = len(self._train.lengths)
@@ -202,6 +228,7 @@ def build(
     micro_batch_size: int,
     micro_batches: int,
     seed: int,
+    languages: Sequence[str] | None = None,
     images: bool = True,
     audio: bool = False,
     audio_seconds: float = 4.0,
@@ -213,9 +240,10 @@ def build(
     """The curated set in the folder ``source`` (a path or the URI of any pyarrow filesystem).
 
     A row has ``context`` text positions and up to ``slots`` samples; ``micro_batch_size`` counts rows.
-    ``images`` false leaves all images out (what the captions alone can teach), ``audio`` true adds the clips,
-    cut or padded to ``audio_seconds``; ``crop``, ``jitter`` and ``flip`` are of ``Augmentation``. Splits of
-    up to ``memory_mb`` MiB are kept in memory as they are stored. Raises ValueError.
+    ``languages`` are those whose captions are used (default: all of the set's). ``images`` false leaves all
+    images out (what the captions alone can teach), ``audio`` true adds the clips, cut or padded to
+    ``audio_seconds``; ``crop``, ``jitter`` and ``flip`` are of ``Augmentation``. Splits of up to
+    ``memory_mb`` MiB are kept in memory as they are stored. Raises ValueError.
     """
     curated = open_set(source)
     rate = curated.manifest.audio_rate or 0
@@ -228,6 +256,7 @@ def build(
         micro_batch_size=micro_batch_size,
         micro_batches=micro_batches,
         seed=seed,
+        languages=languages,
         images=images,
         audio_samples=round(audio_seconds * rate) if audio else 0,
         augmentation=Augmentation(crop, jitter, flip),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jobs.data.corpus import PYTHON_STDLIB, VOCABULARY, Corpus, open_corpus
+from runtime.samples import Read, Samples
 from runtime.streams import SampleOrder
 
 # Held-out micro-batches are the same in every run, whatever its seed, so that runs can be compared.
@@ -21,8 +22,9 @@ _HELD_OUT_SEED = 0
 class TextData:
     """Samples of ``tokens_per_sample`` bytes cut from a corpus; the corpus' tail is held out.
 
-    ``samples`` and ``held_out_samples`` count what is there to train on and to evaluate on;
-    ``digest`` identifies the corpus' contents. Equal on every worker that reads the same files.
+    ``samples`` and ``held_out_samples`` count what is there to train on and to evaluate on, ``epoch_samples``
+    how many an epoch uses (what makes no whole step is left out, other samples each epoch); ``digest``
+    identifies the corpus' contents. Equal on every worker that reads the same files.
     """
 
     vocabulary = VOCABULARY
@@ -70,6 +72,23 @@ class TextData:
     def micro_batch(self, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
         """``(inputs_BT, targets_BT)``, int64: micro-batch ``micro_batch`` of ``step`` (from 1)."""
         return self._cut(0, self._order.samples(step, micro_batch))
+
+    @property
+    def epoch_samples(self) -> int:
+        return self._order.steps_per_epoch * self._order.global_batch
+
+    def inputs(self, step: int, micro_batch: int) -> Read:
+        """``inputs_BT`` by itself, with the samples that it was cut from."""
+        samples = self._samples(step, micro_batch)
+        return Read(self._cut(0, samples[0][1])[0], samples)
+
+    def targets(self, step: int, micro_batch: int) -> Read:
+        """``targets_BT`` likewise."""
+        samples = self._samples(step, micro_batch)
+        return Read(self._cut(0, samples[0][1])[1], samples)
+
+    def _samples(self, step: int, micro_batch: int) -> Samples:
+        return ((self._order.epoch(step), self._order.samples(step, micro_batch)),)
 
     def held_out(self, micro_batch: int) -> tuple[Tensor, Tensor]:
         """``(inputs_BT, targets_BT)``, int64, of text that is never trained on; ``micro_batch`` from 0.

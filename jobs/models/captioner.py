@@ -91,6 +91,7 @@ class Embedding(nn.Module):
         self.no_image = nn.Parameter(torch.empty(width))
         self.mel = mel
         self.audio_patches = audio_patches
+        self.clip_samples = 0 if mel is None else audio_patches * AUDIO_PATCH * mel.hop
         if mel is not None:
             self.audio_in = nn.Linear(AUDIO_PATCH * mels, width)
             self.audio_position = nn.Parameter(torch.empty(audio_patches, width))
@@ -133,11 +134,10 @@ class Embedding(nn.Module):
     def audio_tokens(self, audio_BKN: Tensor, has_audio_BK: Tensor) -> Tensor:
         """int16 ``B K N`` to ``B K A D``."""
         assert self.mel is not None
-        expected = self.audio_patches * AUDIO_PATCH * self.mel.hop
-        if audio_BKN.shape[-1] != expected:
+        if audio_BKN.shape[-1] != self.clip_samples:
             raise ValueError(
-                f"a clip has {audio_BKN.shape[-1]} samples but the model was built for {expected}: set the "
-                "model's audio_rate and audio_seconds to those of the data"
+                f"a clip has {audio_BKN.shape[-1]} samples but the model was built for {self.clip_samples}: "
+                "set the model's audio_rate and audio_seconds to those of the data"
             )
         mels = self.mel(audio_BKN.flatten(0, 1))
         patches = mels.unflatten(1, (self.audio_patches, AUDIO_PATCH)).flatten(2)

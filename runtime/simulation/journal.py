@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from runtime.events import sentence
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Beat, Change, Held, Here, Interrupt, Measured, Resume, Stepped, Written
+from runtime.sentences import sentence
 from runtime.signals import (
     CommandsSent,
     Committed,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime.events import sentence
 from runtime.run_folder import RunFolder
+from runtime.sentences import sentence
 from strategies.job import Fault
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, random_faults, recoveries
 from tests.support.cluster import Result, toy_job

@@ -32,10 +32,10 @@ from runtime.events import (
     Recovered,
     WorkerLeft,
     WorkerLost,
-    sentence,
 )
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
+from runtime.sentences import sentence
 from tests.support.expected import Bits
 from tests.support.models import Tokens, build
 from tests.support.ray_cluster import ray_cluster

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
-from runtime.events import CheckpointSkipped, Event, Paused, RunFinished, sentence
+from runtime.events import CheckpointSkipped, Event, Paused, RunFinished
 from runtime.run_folder import RunFolder
+from runtime.sentences import sentence
 from strategies.job import Fault
 from tests.support.chaos import (
     ChaosRun,

@@ -16,6 +16,8 @@ from runtime.events import (
     DrainNotice,
     Event,
     FaultInjected,
+    FeedWorkerLost,
+    FeedWorkerReplaced,
     Paused,
     Rebalanced,
     RecordLost,
@@ -30,11 +32,11 @@ from runtime.events import (
     WorkerLeft,
     WorkerLost,
     from_json,
-    sentence,
     step_from_json,
     step_to_json,
     to_json,
 )
+from runtime.sentences import sentence
 
 SECONDS = RecoverySeconds(0.01, 0.02, 0.0, 0.01, 0.05)
 
@@ -91,6 +93,8 @@ SENTENCES: list[tuple[Event, str]] = [
     (RecordLost("no space left."), "no longer recorded: no space left."),
     (StepRepeated(7, 2), "step 7  repeated (try 2): a gradient outgrew its scale"),
     (FaultInjected(41, 3, "backward", "SIGKILL"), "step 41  fault injected: SIGKILL to worker 3 (backward)"),
+    (FeedWorkerLost(41, 1, "process died"), "step 41  feed worker 1 lost (process died)"),
+    (FeedWorkerReplaced(42, 1, 1.234), "step 42  feed worker 1 is back after 1.23 s"),
     (
         RunFinished("completed", 80, 3, 21.04, 0.913),
         "step 80  completed with 3 workers after 21.0 s, goodput 91.3%",

@@ -138,3 +138,33 @@ def test_a_line_that_is_no_event_or_step_is_an_error_that_names_it(tmp_path: Pat
     folder.steps_file.write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match=r"steps\.jsonl, line 1 is no step"):
         folder.read_steps()
+
+
+READ = ((0, ((0, (3, 1)),)), (1, ((0, (2,)), (1, (0, 4)))))
+
+
+def test_the_ledger_is_beside_the_steps_and_superseded_with_them(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "", {})
+    assert folder.read_samples() == {}
+    for number in (1, 2, 3):
+        folder.log_step(replace(step(number), read=READ))
+    folder.supersede_steps(2)
+    folder.log_step(replace(step(2), read=READ[:1]))
+    folder.close()
+    assert RunFolder(tmp_path).read_samples() == {1: READ, 2: READ[:1]}
+    assert all("read" not in json.loads(line) for line in folder.steps_file.read_text().splitlines())
+
+
+def test_a_run_whose_data_tells_no_samples_has_no_ledger(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "", {})
+    folder.log_step(step(1))
+    folder.supersede_steps(1)
+    folder.close()
+    assert not folder.samples_file.exists() and folder.read_samples() == {}
+
+
+def test_a_line_that_is_no_record_of_samples(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "", {})
+    folder.samples_file.write_text('{"step": 1, "micro_batches": [[0, 7]]}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 1"):
+        folder.read_samples()

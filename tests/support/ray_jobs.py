@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.assembly import optimizer_settings
+from jobs.data.multimodal import MultimodalData
+from jobs.data.multimodal import build as build_captions
 from jobs.recipe import Recipe
+from runtime.samples import Read
 from tests.support.expected import Bits, reference_bits
 from tests.support.models import Tokens
 
@@ -37,6 +40,25 @@ class PacedTokens(Tokens):
 def build_paced_tokens(micro_batch_size: int, micro_batches: int, seed: int, seconds: float) -> PacedTokens:
     """The recipe's data builder where a run is to last as long as a test needs it."""
     return PacedTokens(5, micro_batch_size, seconds)
+
+
+class PacedCaptions(MultimodalData):
+    """The drawn captions; reading inputs takes time, and leaves the processor to others."""
+
+    seconds = 0.0
+
+    def inputs(self, step: int, micro_batch: int) -> Read:
+        time.sleep(self.seconds)
+        return super().inputs(step, micro_batch)
+
+
+def build_paced_captions(seconds: float, **arguments: Any) -> PacedCaptions:
+    """The recipe's data builder on a curated set."""
+    data = build_captions(**arguments)
+    data.__class__ = PacedCaptions
+    assert isinstance(data, PacedCaptions)
+    data.seconds = seconds
+    return data
 
 
 def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **sections: Any) -> Recipe:

@@ -171,22 +171,6 @@ def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
-def test_shard_that_was_written_is_not_written_again(tmp_path: Path) -> None:
-    from jobs.curation.shards import Shard, write_shard
-    from jobs.data.tokenizer import CaptionTokenizer
-
-    work = Work(Store.open(tmp_path), "k")
-    shard = Shard("train-00000-of-00001.parquet", "[]")
-    file = write_shard(shard, work, CaptionTokenizer(["en"]))
-    path = tmp_path / shard.name
-    stamp = path.stat().st_mtime_ns
-    assert write_shard(shard, work, CaptionTokenizer(["en"])) == file
-    assert path.stat().st_mtime_ns == stamp
-    path.write_bytes(b"cut off")
-    assert write_shard(shard, work, CaptionTokenizer(["en"])) == file
-    assert path.stat().st_size == file.bytes
-
-
 def test_another_recipe_or_source_is_other_work(raw: Path, tmp_path: Path) -> None:
     recipe = raw_recipe(tmp_path / "a.toml", raw, tmp_path / "set")
     checked = load_curation(recipe)

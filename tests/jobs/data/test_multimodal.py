@@ -124,8 +124,28 @@ def test_without_images(folder: Path) -> None:
     assert torch.equal(inputs["tokens"], seeing[0]["tokens"]) and torch.equal(targets_BT, seeing[1])
 
 
+@pytest.mark.parametrize("memory_mb", [0, 256])
+def test_some_languages_only(folder: Path, memory_mb: int) -> None:
+    table = [row for row in open_set(folder).table("train").to_pylist() if row["language"] in ("de", "fr")]
+    feed = data(folder, languages=["fr", "de"], memory_mb=memory_mb)
+    assert feed.samples == feed.epoch_samples == len(table) == 25
+    inputs, targets_BT = feed.micro_batch(1, 0)
+    for b, row in enumerate(feed.order.rows(1, 0)):
+        for slot, sample in enumerate(row.samples):
+            here = inputs["segment"][b] == slot
+            assert targets_BT[b][here].tolist()[:-1] == table[sample]["tokens"]
+            if table[sample]["image"] is not None:
+                assert np.array_equal(inputs["image"][b, slot], decode_pixels(table[sample]["image"]))
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"context": 3}, "context"), ({"slots": 0}, "slots"), ({"crop": 1.0}, "crop")]
+    ("changes", "words"),
+    [
+        ({"languages": ["tlh"]}, "tlh"),
+        ({"context": 3}, "context"),
+        ({"slots": 0}, "slots"),
+        ({"crop": 1.0}, "crop"),
+    ],
 )
 def test_mistakes(folder: Path, changes: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -1,0 +1,184 @@
+"""Feed workers: Ray actors on CPUs that prepare micro-batches before the workers that train need them.
+
+They belong to the controller and end with it. Ray starts one again whose process dies; meanwhile the workers
+ask the others, or read by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, feed_name, first_line
+from actors.prefetch import Prefetcher, Prepared, Rota, prepare
+from runtime.events import Event, FeedWorkerLost, FeedWorkerReplaced
+from strategies.job import Job
+from strategies.pipeline import Data
+from strategies.reading import Wanted
+
+AGAIN_SECONDS = 1.0
+"""Until a feed worker that failed is asked again."""
+
+PLACE_SECONDS = 60.0
+"""How long a feed worker may take to be placed and to open the data before that is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedReady:
+    """``data`` is a digest of the data's contents, where the data set has one."""
+
+    process: int
+    data: str | None
+
+
+class FeedActor:
+    """Prepares what it is asked for, one read after the other."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(1)
+        self._data = job.build_data()
+        self._forever = threading.Event()
+
+    def ready(self) -> FeedReady:
+        return FeedReady(os.getpid(), getattr(self._data, "digest", None))
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never returns."""
+        self._forever.wait()
+
+    def prepare(self, wanted: Wanted) -> Prepared:
+        return prepare(self._data, wanted)
+
+
+class FeedCrew:
+    """A run's feed workers, as its controller sees them. ``note`` takes events, ``step`` is that under way.
+
+    One thread a feed worker waits for Ray's word on it; all are daemons and end with the process.
+    """
+
+    def __init__(
+        self, run: str, job: Job, cpus: float, note: Callable[[Event], None], step: Callable[[], int]
+    ) -> None:
+        self._run, self._job, self._cpus = run, job, cpus
+        self._note, self._step = note, step
+        self._handles: dict[int, Any] = {}
+        self._ended = threading.Event()
+        self.processes: dict[int, int] = {}
+
+    def start(self) -> None:
+        """Asks for all; does not wait for any."""
+        for number in range(self._job.feed_workers):
+            threading.Thread(target=self._tend, args=(number,), name=f"feed-{number}", daemon=True).start()
+
+    def end(self) -> None:
+        self._ended.set()
+        for handle in list(self._handles.values()):
+            with suppress(RayError):
+                ray.kill(handle)
+
+    def _tend(self, number: int) -> None:
+        handle = self._create(number)
+        if handle is None:
+            return
+        lost_at: float | None = None
+        while not self._ended.is_set():
+            try:
+                ready = ray.get(handle.ready.remote(), timeout=PLACE_SECONDS)
+            except GetTimeoutError:
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    self._lost(number, f"no answer within {PLACE_SECONDS:.0f} s: is there a CPU for it?")
+                continue
+            except RayError as error:
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    self._lost(number, _why(error))
+                self._ended.wait(UNAVAILABLE_SECONDS)
+                continue
+            self.processes[number] = ready.process
+            if lost_at is not None:
+                self._note(FeedWorkerReplaced(self._step(), number, time.monotonic() - lost_at))
+                lost_at = None
+            try:
+                ray.get(handle.watch.remote())
+            except ActorUnavailableError:
+                lost_at = self._lost(number, "process died")
+            except RayError as error:
+                lost_at = self._lost(number, _why(error))
+
+    def _create(self, number: int) -> Any:
+        remote: Any = ray.remote
+        actor: Any = remote(concurrency_groups={"watch": 1})(FeedActor)
+        while not self._ended.is_set():
+            try:
+                handle = self._handles[number] = actor.options(
+                    name=feed_name(self._run, number),
+                    namespace=NAMESPACE,
+                    num_cpus=self._cpus,
+                    max_restarts=-1,
+                    scheduling_strategy="SPREAD",
+                ).remote(self._job)
+                return handle
+            except ValueError:  # that of a controller which died is still on its way out
+                self._ended.wait(UNAVAILABLE_SECONDS)
+        return None
+
+    def _lost(self, number: int, reason: str) -> float:
+        if not self._ended.is_set():
+            self._note(FeedWorkerLost(self._step(), number, reason))
+        return time.monotonic()
+
+
+def _why(error: RayError) -> str:
+    if isinstance(error, RayTaskError):
+        return f"raised {first_line(error)}"
+    return "process died" if isinstance(error, RayActorError) else first_line(error)
+
+
+class Asker:
+    """Asks a run's feed workers in turn. For one thread."""
+
+    def __init__(self, run: str, count: int) -> None:
+        self._run = run
+        self._rota = Rota(count, AGAIN_SECONDS)
+        self._handles: dict[int, Any] = {}
+
+    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+        while (number := self._rota.next()) is not None:
+            try:
+                handle = self._handles.get(number)
+                if handle is None:
+                    handle = ray.get_actor(feed_name(self._run, number), namespace=NAMESPACE)
+                    self._handles[number] = handle
+                future: Future[Prepared] = handle.prepare.remote(wanted).future()
+            except (ValueError, RayError):  # not there yet, or no more
+                self._failed(number)
+                continue
+            future.add_done_callback(partial(self._note_failure, number))
+            return future
+        return None
+
+    def _note_failure(self, number: int, done: Future[Prepared]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._failed(number)
+
+    def _failed(self, number: int) -> None:
+        self._handles.pop(number, None)
+        self._rota.failed(number)
+
+
+def fed(build_data: Callable[[], Data], run: str, count: int) -> Data:
+    """The data set with ``count`` feed workers of ``run`` in front of it."""
+    return Prefetcher(build_data(), Asker(run, count))

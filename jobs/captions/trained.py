@@ -1,0 +1,139 @@
+"""A captioner as a run's checkpoint has it: captions written greedily, and its loss on the held-out split.
+
+The generator is a plain loop without caches over the training code's own layers, so that what it says does
+not depend on how serving does it. Shape suffixes: B images, T text positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from jobs.assembly import build_data, build_layers, data_arguments
+from jobs.data.curated import CuratedSet, open_set
+from jobs.data.multimodal import MultimodalData
+from jobs.models.captioner import Embedding, Row
+from jobs.recipe import Recipe, load_recipe
+from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
+from runtime.run_folder import RunFolder
+from strategies.model import LossFunction, describe
+
+MOST_TOKENS = 40
+"""A caption is cut off there, if the model does not end it before."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The state after ``version`` steps of a run of ``recipe``, ready to be asked."""
+
+    recipe: Recipe
+    version: int
+    layers: list[nn.Module]
+    loss: LossFunction
+    curated: CuratedSet
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that it was trained on."""
+        return tuple(self.recipe.data.arguments.get("languages") or self.curated.tokenizer.languages)
+
+    def data(self) -> MultimodalData:
+        """The run's data with one row in a micro-batch, so that a split ends where its rows do."""
+        arguments = {**data_arguments(self.recipe), "micro_batch_size": 1, "micro_batches": 1}
+        data = build_data(self.recipe.data.build, arguments)
+        assert isinstance(data, MultimodalData), "checked by load"
+        return data
+
+
+def load(run: str | Path, version: int | None = None) -> Trained:
+    """The newest checkpoint of the run in the folder ``run``, or that of ``version``.
+
+    Raises ValueError if there is none, or if the run's data is no curated set.
+    """
+    folder = RunFolder(run)
+    folder.facts()  # raises where there is no run
+    recipe = load_recipe(folder.recipe)
+    root = recipe.checkpoint.folder or str(folder.checkpoints)
+    versions = list_checkpoints(root)
+    if not versions or (version is not None and version not in versions):
+        raise ValueError(f"{folder.path} has no checkpoint{'' if version is None else f' of step {version}'}")
+    source = recipe.data.arguments.get("source")
+    if not recipe.data.build.startswith("jobs.data.multimodal:") or not isinstance(source, str):
+        raise ValueError(f"{folder.path} was not trained on a curated set: it writes no captions")
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    if not isinstance(layers[0], Embedding):
+        raise ValueError(f"the model of {folder.path} is no captioner: it writes no captions")
+    layout = describe(layers)
+    manifest = load_manifest(root, versions[-1] if version is None else version)
+    with CheckpointReader(root, manifest) as reader, torch.no_grad():
+        for block in layout.blocks:
+            flat_N = reader.read_state(block.index, 0, block.size)[0]
+            for use in layout.uses:
+                if use.block == block.index:
+                    values = flat_N[use.tensor.offset : use.tensor.stop].view(use.tensor.shape)
+                    layers[use.layer].get_parameter(use.name).copy_(values)
+    for layer in layers:
+        layer.eval()
+    return Trained(recipe, manifest.version, layers, loss, open_set(source))
+
+
+@torch.no_grad()
+def captions(
+    trained: Trained, images: Sequence[npt.NDArray[np.uint8]], language: str, most: int = MOST_TOKENS
+) -> list[str]:
+    """The likeliest next token, time after time, of each image (uint8 [size, size, 3]) in ``language``.
+
+    Raises ValueError for a language that the set does not know.
+    """
+    tokenizer = trained.curated.tokenizer
+    embedding = trained.layers[0]
+    assert isinstance(embedding, Embedding)
+    count = len(images)
+    row: Row = {
+        "image": torch.from_numpy(np.stack(images)[:, None]),
+        "has_image": torch.ones(count, 1, dtype=torch.uint8),
+        "audio": torch.zeros(count, 1, embedding.clip_samples, dtype=torch.int16),
+        "has_audio": torch.zeros(count, 1, dtype=torch.uint8),
+    }
+    text_BT = torch.full((count, 1), tokenizer.language(language))
+    ended = torch.zeros(count, dtype=torch.bool)
+    while text_BT.shape[1] < min(most + 1, embedding.context) and not ended.all():
+        row["tokens"], row["segment"] = text_BT, torch.zeros_like(text_BT)
+        row["position"] = torch.arange(text_BT.shape[1]).expand_as(text_BT)
+        value: Any = row
+        for layer in trained.layers:
+            value = layer(value)
+        following = torch.where(ended, tokenizer.end, value[:, -1].argmax(dim=-1))
+        ended |= following == tokenizer.end
+        text_BT = torch.cat((text_BT, following[:, None]), dim=1)
+    return [tokenizer.decode([each for each in ids[1:] if each != tokenizer.end]) for ids in text_BT.tolist()]
+
+
+@torch.no_grad()
+def held_out_loss(trained: Trained, *, exchanged: bool = False) -> tuple[float, int]:
+    """(mean loss per token over the whole held-out split, number of tokens).
+
+    ``exchanged``: every sample sees the image of its row's next sample instead of its own.
+    """
+    data = trained.data()
+    total, tokens = 0.0, 0
+    for number in range(data.held_out_order.rows_of(0)):
+        inputs, targets_BT = data.held_out(number)
+        if exchanged:
+            there = int(inputs["segment"].max()) + 1
+            for name in ("image", "has_image"):
+                inputs[name] = inputs[name].clone()
+                inputs[name][:, :there] = inputs[name][:, :there].roll(1, dims=1)
+        value: Any = inputs
+        for layer in trained.layers:
+            value = layer(value)
+        loss, count = trained.loss(value, targets_BT)
+        total, tokens = total + float(loss), tokens + int(count)
+    return total / tokens, tokens

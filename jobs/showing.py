@@ -1,0 +1,47 @@
+"""Lines that a recipe's own function makes of each checkpoint, while the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from jobs.recipe import Recipe, load_builder
+from runtime.events import CheckpointWritten, Event
+
+
+class Showing:
+    """Calls ``data.show`` with the run's folder and a checkpoint's version, in a thread of its own: nothing
+    waits for it but the end. While it is busy the newest checkpoint waits, older ones are left out."""
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        self._show = None if recipe.data.show is None else load_builder(recipe.data.show)
+        self._run = run
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="show")
+        self._shown: Future[list[str]] | None = None
+        self._waiting: int | None = None
+
+    def look(self, events: Iterable[Event], *, last: bool = False) -> list[str]:
+        """The lines that have been made since the last look; with ``last`` all of them."""
+        for event in events:
+            if isinstance(event, CheckpointWritten):
+                self._waiting = event.version
+        lines: list[str] = []
+        while self._show is not None:
+            if self._shown is not None and (last or self._shown.done()):
+                lines += self._take(self._shown)
+                self._shown = None
+            if self._shown is not None or self._waiting is None:
+                break
+            self._shown = self._pool.submit(self._show, self._run, self._waiting)
+            self._waiting = None
+        return lines
+
+    def _take(self, shown: Future[list[str]]) -> list[str]:
+        try:
+            return shown.result()
+        except Exception as error:  # what a person's own function raises must not end the show of the run
+            return [f"data.show failed: {error}"]
+
+    def close(self) -> None:
+        self._pool.shutdown()

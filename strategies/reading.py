@@ -1,0 +1,68 @@
+"""What a stage reads of the data: the first one inputs, the last one targets, each with its samples.
+
+``micro_batch`` is all that a data set must have (``strategies.pipeline.Data``). One that also has ``inputs``
+and ``targets`` (each ``(step, micro-batch) -> Read``) spares whoever needs one side the other, and says which
+samples it used; one that has ``expect`` is told ahead what will be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import Any, NamedTuple
+
+from runtime.plan import Plan, WorkerId
+from runtime.samples import Read
+
+AHEAD = 2
+"""Steps that are told ahead, the one under way among them."""
+
+
+class Side(Enum):
+    """Half of a micro-batch: what goes into the first layer, or what the loss compares with."""
+
+    INPUTS = "inputs"
+    TARGETS = "targets"
+
+
+class Wanted(NamedTuple):
+    """One read of a data set."""
+
+    side: Side
+    step: int
+    micro_batch: int
+
+
+def read(data: Any, wanted: Wanted) -> Read:
+    """What ``data`` says; without samples where it cannot tell them."""
+    side, step, micro_batch = wanted
+    alone = getattr(data, side.value, None)
+    if alone is not None:
+        found: Read = alone(step, micro_batch)
+        return found
+    inputs, targets = data.micro_batch(step, micro_batch)
+    return Read(inputs if side is Side.INPUTS else targets, ())
+
+
+def announce(data: Any, plan: Plan, worker: WorkerId, step: int, started: Collection[int] = ()) -> None:
+    """Tells ``data`` what this worker will read of ``step`` and the one after it, in order, if it wants to
+    know. ``started`` micro-batches of ``step`` are under way already."""
+    expect = getattr(data, "expect", None)
+    if expect is None:
+        return
+    position = plan.stage_of(worker)
+    sides = []
+    if position == 0:
+        sides.append(Side.INPUTS)
+    if position == len(plan.stages) - 1:
+        sides.append(Side.TARGETS)
+    mine = plan.micro_batches_of(worker)
+    expect(
+        [
+            Wanted(side, each, micro_batch)
+            for each in range(step, step + AHEAD)
+            for micro_batch in mine
+            for side in sides
+            if each > step or micro_batch not in started
+        ]
+    )

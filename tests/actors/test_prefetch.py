@@ -1,0 +1,220 @@
+"""Prefetching: the same bits whoever prepares them, whatever becomes of those who do, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from actors.prefetch import Prefetcher, Prepared, Rota, prepare
+from runtime.plan import Plan, Stage
+from runtime.samples import Read
+from strategies.job import Fault
+from strategies.reading import AHEAD, Side, Wanted, announce, read
+from tests.support.chaos import ChaosRun
+from tests.support.cluster import toy_job
+from tests.support.expected import toy_bits
+from tests.support.models import Tokens
+
+STEP_ONE = [Wanted(Side.INPUTS, 1, m) for m in range(4)]
+
+
+class Told(Tokens):
+    """Tokens that say which samples they are: the step and the micro-batch."""
+
+    digest = "told"
+
+    def inputs(self, step: int, micro_batch: int) -> Read:
+        return Read({"x": self.micro_batch(step, micro_batch)[0]}, ((step, (micro_batch,)),))
+
+    def targets(self, step: int, micro_batch: int) -> Read:
+        return Read(self.micro_batch(step, micro_batch)[1], ((step, (micro_batch,)),))
+
+
+class Asked:
+    """Futures that a test resolves by hand."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.futures: dict[Wanted, Future[Prepared]] = {}
+        self.order: list[Wanted] = []
+        self.answers = True
+
+    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+        if not self.answers:
+            return None
+        self.order.append(wanted)
+        self.futures[wanted] = Future()
+        return self.futures[wanted]
+
+    def answer(self, wanted: Wanted) -> None:
+        self.futures[wanted].set_result(prepare(self.data, wanted))
+
+
+def tensor(found: Read) -> Tensor:
+    value = found.value
+    return value["x"] if isinstance(value, dict) else value
+
+
+def test_what_is_prepared_is_what_would_have_been_read() -> None:
+    data = Told(3)
+    asked = Asked(Told(3))
+    cache = Prefetcher(data, asked)
+    wanted = [*STEP_ONE, Wanted(Side.TARGETS, 1, 2)]
+    cache.expect(wanted)
+    assert asked.order == wanted
+    for each in wanted:
+        asked.answer(each)
+        found, expected = read(cache, each), read(data, each)
+        assert torch.equal(tensor(found), tensor(expected)) and found.samples == expected.samples
+        tensor(found).add_(1)  # it is the reader's own
+    assert (cache.served, cache.missed) == (5, 0)
+    assert cache.digest == "told" and torch.equal(cache.held_out(0)[0], data.held_out(0)[0])
+    assert torch.equal(cache.micro_batch(1, 0)[1], data.micro_batch(1, 0)[1])
+
+
+def failing(future: Future[Prepared]) -> None:
+    future.set_exception(RuntimeError("lost with its process"))
+
+
+def other_data(future: Future[Prepared]) -> None:
+    future.set_result(Prepared([], ("plain", 1), (), "another digest"))
+
+
+@pytest.mark.parametrize("what", [failing, other_data, lambda future: None, lambda future: future.cancel()])
+def test_what_does_not_come_is_read_here(what: Callable[[Any], None]) -> None:
+    data = Told(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, patience=0.01)
+    cache.expect(STEP_ONE)
+    what(asked.futures[STEP_ONE[1]])
+    found = cache.inputs(1, 1)
+    assert torch.equal(tensor(found), tensor(data.inputs(1, 1))) and found.samples == ((1, (1,)),)
+    assert (cache.served, cache.missed) == (0, 1)
+
+
+def test_what_was_never_announced_is_read_here() -> None:
+    asked = Asked(Told(3))
+    cache = Prefetcher(Told(3), asked)
+    assert cache.inputs(9, 1).samples == ((9, (1,)),)
+    assert (cache.served, cache.missed, asked.order) == (0, 1, [])
+
+
+def test_no_more_is_asked_for_than_memory_is_meant_for() -> None:
+    data = Told(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, most=2)
+    cache.expect(STEP_ONE)
+    assert asked.order == STEP_ONE[:2]
+    asked.answer(STEP_ONE[0])
+    cache.inputs(1, 0)
+    assert asked.order == STEP_ONE[:3], "one was taken, one more is asked for"
+    cache.inputs(1, 3)
+    assert asked.order == STEP_ONE[:3], "what was read here needs nobody any more"
+
+
+def test_a_change_of_plan_forgets_what_others_will_read() -> None:
+    data = Told(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, most=3)
+    cache.expect(STEP_ONE)
+    kept = [STEP_ONE[2], Wanted(Side.INPUTS, 2, 0)]
+    cache.expect(kept)
+    assert asked.order == [*STEP_ONE[:3], kept[1]], "one stays, two are dropped, one is new"
+    asked.answer(kept[0])
+    asked.answer(kept[1])
+    cache.inputs(1, 2)
+    cache.inputs(2, 0)
+    assert cache.served == 2
+
+
+def test_with_nobody_there_everything_is_read_here_until_somebody_is() -> None:
+    data = Told(3)
+    asked = Asked(data)
+    asked.answers = False
+    cache = Prefetcher(data, asked)
+    cache.expect(STEP_ONE)
+    cache.inputs(1, 0)
+    asked.answers = True
+    cache.inputs(1, 1)
+    assert asked.order == STEP_ONE[2:]
+    asked.answer(STEP_ONE[2])
+    cache.inputs(1, 2)
+    assert (cache.served, cache.missed) == (1, 2)
+
+
+def test_rota_takes_turns_and_leaves_out_who_failed() -> None:
+    now = [0.0]
+    rota = Rota(3, 1.0, clock=lambda: now[0])
+    assert sorted(rota.next() for _ in range(3)) == [0, 1, 2]  # type: ignore[type-var]
+    rota.failed(1)
+    assert {rota.next() for _ in range(6)} == {0, 2}
+    rota.failed(0)
+    rota.failed(2)
+    assert rota.next() is None
+    now[0] = 1.0
+    assert {rota.next() for _ in range(3)} == {0, 1, 2}
+
+
+def test_a_stage_is_told_of_what_it_reads_only() -> None:
+    told: list[list[Wanted]] = []
+
+    class Listening(Told):
+        def expect(self, wanted: list[Wanted]) -> None:
+            told.append(wanted)
+
+    plan = Plan(1, (Stage(0, 2, (0, 1)), Stage(2, 4, (2, 3))), ((0, 1, 0, 1), (2, 3, 2, 3)), ())
+    announce(Listening(1), plan, 0, 7)
+    announce(Listening(1), plan, 2, 7, started=[0])
+    sides = [{each.side for each in wanted} for wanted in told]
+    assert sides == [{Side.INPUTS}, {Side.TARGETS}]
+    assert [(w.step, w.micro_batch) for w in told[0]] == [
+        (step, m) for step in range(7, 7 + AHEAD) for m in plan.micro_batches_of(0)
+    ]
+    assert (7, 0) not in [(w.step, w.micro_batch) for w in told[1]]
+    announce(Tokens(1), plan, 0, 7)  # a data set that need not know is not told
+
+
+class Feeders:
+    """Threads in the place of feed workers; ``broken`` ones fail from some read on."""
+
+    def __init__(self, breaks_after: int) -> None:
+        self._pool = ThreadPoolExecutor(2)
+        self._left = breaks_after
+        self.data = Tokens(5)
+
+    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+        self._left -= 1
+        return self._pool.submit(self._prepare, wanted, self._left)
+
+    def _prepare(self, wanted: Wanted, left: int) -> Prepared:
+        if left < 0:
+            raise RuntimeError("broken")
+        if left % 3 == 0:
+            time.sleep(0.02)  # late now and then
+        return prepare(self.data, wanted)
+
+
+def prefetched(breaks_after: int, made: list[Prefetcher]) -> Prefetcher:
+    made.append(Prefetcher(Tokens(5), Feeders(breaks_after), patience=0.01 if breaks_after % 2 else 1.0))
+    return made[-1]
+
+
+@pytest.mark.parametrize(("workers", "stages", "breaks_after"), [(3, 1, 1000), (4, 2, 20), (4, 3, 21)])
+def test_runs_with_feeders_have_the_same_bits(
+    tmp_path: Path, workers: int, stages: int, breaks_after: int
+) -> None:
+    made: list[Prefetcher] = []
+    faults = (Fault(1, 3, "backward"),)
+    job = toy_job(tmp_path, build_data=partial(prefetched, breaks_after, made), faults=faults)
+    result = ChaosRun(job, tmp_path, workers, stages).run()
+    assert result.outcome == "completed" and result.bits == toy_bits()
+    assert sum(cache.served for cache in made) > 0
+    assert breaks_after == 1000 or sum(cache.missed for cache in made) > 0

@@ -1,0 +1,105 @@
+"""Feed workers on real Ray: one is killed, then a training worker; bits and ledger stay as they are."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from actors.cluster import RayRun
+from jobs.assembly import assemble, run_settings
+from jobs.data.curated import open_set
+from jobs.recipe import Recipe
+from jobs.verify import verify
+from runtime.events import FeedWorkerLost, FeedWorkerReplaced, Recovered
+from runtime.run_folder import RunFolder
+from tests.support.captions import SIZE, write_set
+from tests.support.ray_cluster import ray_cluster
+from tests.support.ray_jobs import began_at, toy_recipe, wait_until
+
+pytestmark = pytest.mark.ray
+
+MANY = 100_000
+"""Steps of a run that is stopped when the test has seen enough."""
+
+
+def captions_recipe(source: Path) -> Recipe:
+    return toy_recipe(
+        "feed",
+        MANY,
+        3,
+        2,
+        model={
+            "build": "jobs.models.captioner:build",
+            "arguments": {
+                "image_size": SIZE,
+                "patch": 8,
+                "width": 8,
+                "depth_image": 1,
+                "depth_text": 1,
+                "heads": 2,
+                "vocabulary": open_set(source).tokenizer.vocabulary,
+                "context": 20,
+            },
+        },
+        data={
+            "build": "tests.support.ray_jobs:build_paced_captions",
+            "arguments": {"source": str(source), "context": 20, "slots": 3, "crop": 0.2, "seconds": 0.01},
+            "feed_workers": 2,
+            "feed_cpus": 0.1,
+        },
+        parallel={
+            "workers": 3,
+            "stages": 2,
+            "micro_batches": 5,
+            "micro_batch_size": 1,
+            "cpus_per_worker": 0.1,
+        },
+    )
+
+
+def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
+    recipe = captions_recipe(write_set(tmp_path / "set"))
+    folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
+    job = assemble(recipe, str(folder.checkpoints))
+    with (
+        ray_cluster(nodes=1, slots=3),
+        RayRun(job, run_settings(recipe, folder.path), secrets.token_bytes(32)) as run,
+    ):
+
+        def events(kind: type[Any]) -> list[Any]:
+            return [event for event in run.progress(MANY, 0).events if isinstance(event, kind)]
+
+        def steps() -> int:
+            return run.progress(MANY, MANY).steps_total
+
+        feeders = wait_until(lambda: len(run.feed_processes()) == 2 and run.feed_processes(), "feed workers")
+        wait_until(lambda: steps() >= 3, "steps")
+        os.kill(feeders[0], signal.SIGKILL)
+        (lost,) = wait_until(lambda: events(FeedWorkerLost), "the loss is noticed")
+        assert lost.feed_worker == 0 and "died" in lost.reason
+        (replaced,) = wait_until(lambda: events(FeedWorkerReplaced), "another one is there")
+        assert replaced.feed_worker == 0 and run.feed_processes()[0] != feeders[0]
+        seen = steps()
+        wait_until(lambda: steps() >= seen + 3, "the run goes on with it")
+
+        os.kill(run.processes()[1], signal.SIGKILL)
+        (recovered,) = wait_until(lambda: events(Recovered), "the recovery")
+        assert recovered.lost == (1,)
+        seen = steps()
+        wait_until(lambda: steps() >= seen + 3, "the run goes on without it")
+        ours = [*run.feed_processes().values(), *run.processes().values()]
+        run.stop()
+        wait_until(lambda: run.wait(0.1), "the end")
+        assert run.progress(0, 0).outcome == "interrupted"
+        assert len(events(FeedWorkerLost)) == 1, "the end of the run is no loss"
+        wait_until(lambda: not any(map(began_at, ours)), "all processes of the run have ended")
+    output = io.StringIO()
+    assert verify(folder.path, Console(file=output, width=200)), output.getvalue()
+    assert "no sample lost or repeated" in output.getvalue() and "2 losses" in output.getvalue()

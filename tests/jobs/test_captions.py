@@ -1,0 +1,229 @@
+"""What a run's checkpoint says of held-out images: captions, losses, the page, lines while it trains."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from jobs.assembly import assemble
+from jobs.captions import show
+from jobs.captions.page import held_out_items, losses, render, write_page
+from jobs.captions.trained import captions, held_out_loss, load
+from jobs.data.curated import open_set
+from jobs.data.media import decode_pixels, encode_image
+from jobs.data.tokenizer import CaptionTokenizer
+from jobs.recipe import Recipe
+from jobs.showing import Showing
+from runtime.events import CheckpointWritten, WorkerLost
+from runtime.run_folder import RunFolder
+from tests.support.captions import LANGUAGES, SIZE, Row, write_set
+from tests.support.chaos import ChaosRun
+from tests.support.ray_jobs import toy_recipe
+
+COLOURS = {"rouge": (220, 30, 30), "vert": (30, 200, 30), "bleu": (30, 30, 220), "noir": (5, 5, 5)}
+
+
+def coloured_row(number: int, tokenizer: CaptionTokenizer) -> Row:
+    """The caption says what the image shows, in every language the same word, and a language's own mark."""
+    colour = list(COLOURS)[number // 3 % 4]
+    language = LANGUAGES[number % 3]
+    noise = np.random.default_rng(number // 3).integers(-20, 20, (SIZE, SIZE, 3))
+    pixels = np.clip(np.asarray(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
+    caption = f"<{language}> {colour}"
+    return {
+        "sample": f"item{number // 3}/{language}",
+        "item": f"item{number // 3}",
+        "category": "colours",
+        "language": language,
+        "caption": caption,
+        "tokens": tokenizer.encode(caption),
+        "image": encode_image(pixels),
+        "audio": None,
+        "width": SIZE,
+        "height": SIZE,
+    }
+
+
+def recipe_of(source: Path, images: bool, steps: int = 60) -> Recipe:
+    return toy_recipe(
+        "colours",
+        steps,
+        2,
+        2,
+        model={
+            "build": "jobs.models.captioner:build",
+            "arguments": {
+                "image_size": SIZE,
+                "patch": 8,
+                "width": 32,
+                "depth_image": 1,
+                "depth_text": 1,
+                "heads": 2,
+                "vocabulary": open_set(source).tokenizer.vocabulary,
+                "context": 60,
+                "dropout": 0.0,
+                "audio": True,
+                "audio_rate": 8000,
+                "audio_seconds": 0.16,
+                "mels": 4,
+            },
+        },
+        data={
+            "build": "jobs.data.multimodal:build",
+            "arguments": {
+                "source": str(source),
+                "context": 60,
+                "slots": 4,
+                "images": images,
+                "audio": True,
+                "audio_seconds": 0.16,
+            },
+            "show": "jobs.captions.show:lines",
+        },
+        parallel={"workers": 2, "stages": 2, "micro_batches": 2, "micro_batch_size": 2},
+        optimizer={"learning_rate": 1e-2, "warmup_steps": 5, "clip_norm": 1.0},
+    )
+
+
+def trained_run(folder: Path, source: Path, images: bool) -> Path:
+    recipe = recipe_of(source, images)
+    run = RunFolder.create(folder, recipe.to_toml(), {"device": "cpu"})
+    job = assemble(recipe, str(run.checkpoints))
+    result = ChaosRun(job, folder, 2, 2).run()
+    assert result.outcome == "completed", result.message
+    run.recipe.write_text(recipe.to_toml())  # the cluster of threads knows jobs only
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counts = {"train": (48, 48), "held_out": (36,)}
+    return write_set(tmp_path_factory.mktemp("colours"), counts, coloured_row)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    return trained_run(tmp_path_factory.mktemp("runs") / "seeing", source, images=True)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    return trained_run(tmp_path_factory.mktemp("runs") / "blind", source, images=False)
+
+
+def test_the_checkpoint_is_the_model(run: Path) -> None:
+    """Loaded, it has the held-out loss that any other way of computing it gives."""
+    trained = load(run)
+    assert trained.version == 60 and trained.languages == LANGUAGES
+    loss, tokens = held_out_loss(trained)
+    table = trained.curated.table("held_out").to_pylist()
+    assert tokens == sum(len(row["tokens"]) + 1 for row in table), "every sample of the split once"
+    total = 0.0
+    data = trained.data()
+    with torch.no_grad():
+        for number in range(data.held_out_order.rows_of(0)):
+            value: Any
+            value, targets_BT = data.held_out(number)
+            for layer in trained.layers:
+                value = layer(value)
+            total += float(torch.nn.functional.cross_entropy(value[0], targets_BT[0], reduction="sum"))
+    assert loss == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_it_says_what_it_sees_in_the_language_asked_for(run: Path) -> None:
+    items = held_out_items(load(run))
+    assert len(items) == 12 and {said.language for said in items[0].said} == set(LANGUAGES)
+    said = [each for shown in items for each in shown.said]
+    assert all(each.true is not None and each.written.startswith(f"<{each.language}>") for each in said)
+    right = sum(each.written == each.true for each in said)
+    assert right >= 0.9 * len(said), [(each.written, each.true) for each in said]
+
+
+def test_a_caption_ends_at_the_limit(run: Path) -> None:
+    trained = load(run)
+    images = [decode_pixels(shown.image) for shown in held_out_items(trained, 2)]
+    whole = captions(trained, images, "en")
+    short = captions(trained, images, "en", most=3)
+    assert short == ["<en", "<en"] and all(text.startswith("<en> ") for text in whole)
+    with pytest.raises(ValueError, match="tlh"):
+        captions(trained, images, "tlh")
+
+
+def test_seeing_is_worth_something_and_wrong_images_mislead(run: Path, blind: Path) -> None:
+    found = losses(load(run), load(blind))
+    assert found.blind is not None
+    assert found.seeing < 0.5 * found.blind, found
+    assert found.exchanged > found.blind, "what it says of another item's image is wrong"
+    with pytest.raises(ValueError, match="images=false"):
+        losses(load(run), load(run))
+
+
+def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> None:
+    output = io.StringIO()
+    page = write_page(run, blind, Console(file=output, width=300))
+    text = page.read_text()
+    assert page == run / "captions.html" and text.count("<figure") == 12
+    assert text.count("data:image/png;base64,") == 12 and "&lt;fr&gt; " in text
+    found = losses(load(run), load(blind))
+    for value in (found.seeing, found.exchanged, found.blind):
+        assert f"{value:.3f}" in text and f"{value:.4f}" in output.getvalue()
+    without = render(load(run), losses(load(run), None), [])
+    assert "trained without images" in text and "trained without images" not in without
+
+
+def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint of step 7"):
+        load(run, 7)
+    text = toy_recipe("plain", 1, 1, 1, data={"build": "tests.support.ray_jobs:build_tokens"})
+    folder = RunFolder.create(tmp_path / "plain", text.to_toml(), {})
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load(folder.path)
+
+
+def test_lines_of_a_checkpoint(run: Path) -> None:
+    lines = show.lines(run, 60)
+    assert len(lines) == show.ITEMS and all(line.startswith("step 60  item") for line in lines)
+    assert "(really: <de> " in lines[0]
+
+
+def written(version: int) -> CheckpointWritten:
+    return CheckpointWritten(version, 1, 0.1)
+
+
+def test_showing_holds_nobody_up(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    go = threading.Event()
+
+    def scripted(run: Path, version: int) -> list[str]:
+        calls.append(version)
+        go.wait(30)
+        if version == 4:
+            raise OSError("the checkpoint is gone")
+        return [f"shown {version}"]
+
+    recipe = recipe_of(source, True)
+    monkeypatch.setattr(show, "lines", scripted)
+    showing = Showing(recipe, tmp_path)
+    assert showing.look([written(1), WorkerLost(1, 1, "x")]) == []
+    assert showing.look([written(2)]) == [] and showing.look([written(3)]) == []
+    go.set()
+    assert showing.look([written(4)], last=True) == [
+        "shown 1",
+        "data.show failed: the checkpoint is gone",
+    ], "the newest one at the end, those between are left out"
+    showing.close()
+    assert calls == [1, 4]
+    silent = Showing(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"show": None})}), tmp_path
+    )
+    assert silent.look([written(1)], last=True) == []
+    silent.close()
