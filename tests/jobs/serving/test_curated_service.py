@@ -10,23 +10,46 @@ import pytest
 import soundfile
 
 from jobs.data.curated import open_set
-from jobs.data.media import decode_pixels
+from jobs.data.media import decode_audio, decode_image, decode_pixels, encode_image, encode_samples, fit_image
+from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.app import AppSettings, build
 from jobs.serving.decoder import CaptionDecoder
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
 from tests.jobs.serving.test_app import CAPTIONER, Client, Local
-from tests.support.captions import LANGUAGES, RATE, SIZE, write_set
+from tests.support.captions import LANGUAGES, RATE, SIZE, Row, drawn_row, write_set
 from tests.support.media import picture, tone
 from tests.support.served import make_run, write_checkpoint
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    picture(number).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def wav(number: int) -> bytes:
+    """A clip at another rate than the set's."""
+    clip = tone(200.0 + 20 * number, seconds=0.1 + 0.05 * (number % 3), rate=2 * RATE)
+    stream = io.BytesIO()
+    soundfile.write(stream, clip, 2 * RATE, format="WAV", subtype="FLOAT")
+    return stream.getvalue()
+
+
+def curated_row(number: int, tokenizer: CaptionTokenizer) -> Row:
+    """Media as curating stores them, made from the files that clients send below."""
+    row = drawn_row(number, tokenizer)
+    image = encode_image(fit_image(decode_image(png(number)), SIZE))
+    clip = encode_samples(decode_audio(wav(number), rate=RATE))
+    return {**row, "image": row["image"] and image, "audio": row["audio"] and clip}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose recipe names a curated set with clips of ``RATE`` Hz."""
     root = tmp_path_factory.mktemp("curated")
-    source = write_set(root / "set")
+    source = write_set(root / "set", row=curated_row)
     vocabulary = open_set(source).tokenizer.vocabulary
     arguments = {**CAPTIONER, "image_size": SIZE, "vocabulary": vocabulary, "audio_rate": RATE}
     recipe = make_run(
@@ -57,19 +80,6 @@ def test_what_is_served_follows_from_run_and_set(run: Path) -> None:
     assert (service.kind, service.languages, service.image_size) == ("caption", LANGUAGES, SIZE)
     assert (service.audio_rate, service.prefix) == (RATE, decoder.prefix)
     assert service.room(service.caption_prompt(png(0), None, None)) == 59
-
-
-def png(number: int) -> bytes:
-    stream = io.BytesIO()
-    picture(number).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def wav(number: int) -> bytes:
-    clip = tone(200.0 + 20 * number, seconds=0.1 + 0.05 * (number % 3), rate=RATE)
-    stream = io.BytesIO()
-    soundfile.write(stream, clip, RATE, format="WAV", subtype="FLOAT")
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("number", range(6))
