@@ -69,6 +69,7 @@ class Follower:
         self.plan: Plan | None = None
         self.version = 0
         self.stop = False
+        self.settled = True
         self.records = StepRecords(worker, line)
         self.writer = ShardWriter(worker, job.checkpoint_root, line, fault)
         self._line = line
@@ -133,6 +134,7 @@ class Follower:
 
     def _mover(self, resume: Resume) -> Mover:
         def settled() -> None:
+            self.settled = True
             self._tell(Settled(self.worker, resume.plan.generation))
 
         parts = (self.job, self.layout, self.endpoint, self.worker, self.stage, self.store)
@@ -143,7 +145,7 @@ class Follower:
         plan, version = resume.plan, resume.version
         self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
         mover = self._mover(resume)
-        self.plan, self._pending = plan, None
+        self.plan, self._pending, self.settled = plan, None, False
         # Known before anything is held at this version: a further loss may cut the move short. Those of the
         # version before are kept, which a loss before everything has been copied goes back to.
         kept = {v: e for v, e in self._exponents.items() if v < version} if resume.source == "peers" else {}

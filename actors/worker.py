@@ -170,6 +170,7 @@ class Worker:
             self.follower.pending_generation() or None,
             self.follower.version,
             self.follower.records.whole,
+            self.follower.settled,
         )
         self._line.introduce(here, self._gone)
 

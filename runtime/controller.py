@@ -308,6 +308,7 @@ class Controller(Recovery):
         outputs: list[Output] = [Note(ControllerRestarted(version + 1, len(at_work), self._learn.away))]
         outputs += self._stepped_in_order(records.values()) + self._past_gaps(version)
         self.phase = Phase.RUNNING
+        self._unsettled = {w for w in at_work if w in answers and not answers[w].settled}
         if not found.undisturbed:
             incident = Incident(version + 1, len(at_work), began=now)
             reason = "lost while the controller was away"

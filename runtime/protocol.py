@@ -135,7 +135,8 @@ class Here:
     """Worker to a controller that was started anew: who I am and where I stand.
 
     ``plan`` is the one that I follow, None before the first; ``pending`` the generation of a change that
-    I know of and that has not taken place; ``version`` counts the steps that I committed.
+    I know of and that has not taken place; ``version`` counts the steps that I committed. ``settled``: nobody
+    owes me anything of the move to my plan.
     """
 
     worker: WorkerId
@@ -148,6 +149,7 @@ class Here:
     pending: int | None = None
     version: int = 0
     records: tuple[StepRecord, ...] = ()
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class ControlEnd:
         self._controller_lost_at: float | None = None
         self._plan: Plan | None = None
         self._pending: Change | None = None
+        self.settled = True
         self._version = 0
         self._whole: dict[int, StepRecord] = {}
         self._notice: Leaving | None = None
@@ -158,6 +159,7 @@ class ControlEnd:
                 pending=None if self._pending is None else self._pending.plan.generation,
                 version=self._version,
                 records=tuple(self._whole.values()),
+                settled=self.settled,
             )
         )
         for report in list(self._untold):

@@ -169,12 +169,16 @@ class SimWorker(ControlEnd):
         return None
 
     def _mover(self, resume: Resume) -> SimMover:
-        return SimMover(self, resume, lambda: self.tell(Settled(self.worker, resume.plan.generation)))
+        def settled() -> None:
+            self.settled = True
+            self.tell(Settled(self.worker, resume.plan.generation))
+
+        return SimMover(self, resume, settled)
 
     def _move(self, resume: Resume) -> Waits[SimMover]:
         began, plan, version = self.process.clock.now, resume.plan, resume.version
         mover = self._mover(resume)
-        self._plan, self._pending = plan, None
+        self._plan, self._pending, self.settled = plan, None, False
         kept = self.exponents if resume.source == "peers" else {}
         self.exponents = {v: known for v, known in kept.items() if v < version} | {version: resume.exponents}
         salvaged = resume.salvage

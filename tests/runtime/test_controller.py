@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
 from runtime.checkpoint import ShardFile
 from runtime.control.state import Phase
-from runtime.controller import Controller
 from runtime.events import (
-    CheckpointSkipped,
     FaultInjected,
     Paused,
     Recovered,
     RunStarted,
-    StepRecord,
     StepRepeated,
     WorkerLost,
 )
-from runtime.layout import Block, Layout
 from runtime.parts import covers
-from runtime.plan import Member, Plan, Shard, Stage
 from runtime.protocol import (
     Failing,
     Finished,
@@ -46,107 +40,13 @@ from runtime.signals import (
     Committed,
     Durable,
     End,
-    Joined,
     Lost,
-    ManifestFailed,
     ManifestWritten,
     Note,
-    Output,
-    Send,
     StopRequested,
-    Terms,
     Tick,
-    WriteManifest,
 )
-from runtime.speeds import Speeds
-
-LAYOUT = Layout(1, (Block(0, "layer 0", (0,), (), 192),), ())
-"""One block of three units."""
-
-
-def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
-    """One stage; unit u is owned by member u and backed up by the next one, counted in a ring."""
-    workers = tuple(member.worker for member in members)
-    shards = tuple(
-        Shard(0, 64 * u, 64 * u + 64, workers[u % len(workers)], workers[(u + 1) % len(workers)])
-        for u in range(3)
-    )
-    return Plan(
-        generation, (Stage(0, 1, workers),), (tuple(workers[m % len(workers)] for m in range(4)),), shards
-    )
-
-
-def holdings(plan: Plan, worker: int, versions: Iterable[int]) -> tuple[Holding, ...]:
-    kept = [*plan.owned_by(worker), *plan.backed_up_by(worker)]
-    return tuple(Holding(0, shard.start, shard.stop, v) for shard in kept for v in versions)
-
-
-class Run:
-    """A controller and what came out of it last. Time goes by one second an event."""
-
-    def __init__(
-        self, workers: int = 3, min_workers: int = 1, start: Durable | None = None, steps: int = 9
-    ) -> None:
-        self.controller = Controller(Terms("r", LAYOUT, steps, workers, min_workers, start), choose)
-        self.now = 0.0
-        self.workers = workers
-
-    def tell(self, event: Any) -> list[Output]:
-        self.now += 1.0
-        return self.controller.handle(event, self.now)
-
-    def join(self, *workers: int) -> list[Output]:
-        outputs: list[Output] = []
-        for worker in workers:
-            outputs += self.tell(Joined(worker, f"node-{worker}", f"at {worker}", [1.0], [2.0]))
-        return outputs
-
-    def form(self) -> Run:
-        """All joined, under way, nothing done yet."""
-        self.join(*range(self.workers))
-        assert self.controller.phase is Phase.RUNNING
-        return self
-
-    def holds(self, worker: int, *versions: int, plan: Plan | None = None) -> list[Output]:
-        """``worker`` reports what it holds under ``plan`` (default: the last one)."""
-        plan = plan or self.controller.plan
-        assert plan is not None
-        held = Held(
-            worker,
-            self.controller.generation,
-            holdings(plan, worker, versions),
-            {0: max(versions)},
-            {v: (v,) for v in versions},
-            dict.fromkeys(versions, 0.5),
-        )
-        return self.tell(held)
-
-    def step(self, number: int, worker: int = 0, generation: int | None = None) -> list[Output]:
-        generation = self.controller.generation if generation is None else generation
-        return self.tell(Stepped(worker, record(number, generation)))
-
-    def written(self, worker: int, version: int, start: int, stop: int, generation: int = 1) -> list[Output]:
-        file = ShardFile(f"worker-{worker}-g{generation}", "0", 1, ((0, start, stop),))
-        return self.tell(Written(worker, generation, version, (7,), file))
-
-
-def record(step: int, generation: int = 1) -> StepRecord:
-    return StepRecord(step, 1.0, 1.0, 0.1, 4, 4, 1.0, 3, generation, 0)
-
-
-def sent(outputs: Iterable[Output], kind: type[Any]) -> dict[int, Any]:
-    return {o.worker: o.command for o in outputs if isinstance(o, Send) and isinstance(o.command, kind)}
-
-
-def notes(outputs: Iterable[Output], kind: type[Any]) -> list[Any]:
-    return [o.event for o in outputs if isinstance(o, Note) and isinstance(o.event, kind)]
-
-
-def of(outputs: Iterable[Output], kind: type[Any]) -> list[Any]:
-    return [o for o in outputs if isinstance(o, kind)]
-
-
-# --- forming --------------------------------------------------------------------------------
+from tests.support.controlled import LAYOUT, Run, holdings, notes, of, record, sent
 
 
 def test_the_run_starts_when_all_have_joined() -> None:
@@ -432,92 +332,6 @@ def test_a_step_is_recorded_once() -> None:
 
 def test_a_record_of_a_later_generation_is_not_believed() -> None:
     assert Run().form().step(1, generation=2) == []
-
-
-def finish_step_2(run: Run) -> list[Output]:
-    run.step(1)
-    return run.step(2)
-
-
-def test_a_checkpoint_is_made_whole_when_all_parts_are_written() -> None:
-    run = Run().form()
-    finish_step_2(run)
-    assert run.written(0, 2, 0, 64) == []
-    assert run.written(2, 2, 128, 192) == []
-    (order,) = of(run.written(1, 2, 64, 128), WriteManifest)
-    assert (order.version, order.exponents) == (2, (7,))
-    assert [file.name for file in order.files] == ["worker-0-g1", "worker-1-g1", "worker-2-g1"]
-    assert run.written(1, 2, 64, 128) == [], "it is being written already"
-
-
-def test_a_checkpoint_waits_for_its_steps_record() -> None:
-    """Otherwise a run that goes on from it would lack that step in its log for ever."""
-    run = Run().form()
-    run.step(1)
-    assert run.written(0, 2, 0, 192) == []
-    assert [type(output) for output in run.step(2)] == [Committed, WriteManifest]
-
-
-def test_parts_of_two_generations_make_no_checkpoint() -> None:
-    run = Run().form()
-    finish_step_2(run)
-    run.written(0, 2, 0, 128, generation=1)
-    assert run.written(1, 2, 64, 192, generation=2) == [], "they overlap: each was cut by another plan"
-    (order,) = of(run.written(0, 2, 0, 64, generation=2), WriteManifest)
-    assert {file.name for file in order.files} == {"worker-0-g2", "worker-1-g2"}
-
-
-def test_an_older_checkpoint_is_not_made_after_a_newer_one() -> None:
-    run = Run().form()
-    finish_step_2(run)
-    run.tell(ManifestWritten(Durable(2, "there", None)))
-    assert run.written(0, 1, 0, 192) == [] and run.written(0, 2, 0, 192) == []
-    assert run.controller.durable == Durable(2, "there", None)
-    run.tell(ManifestWritten(Durable(1, "there", None)))
-    assert run.controller.durable == Durable(2, "there", None)
-
-
-def test_a_manifest_that_failed_is_not_tried_for_ever() -> None:
-    run = Run().form()
-    finish_step_2(run)
-    assert of(run.written(0, 2, 0, 192), WriteManifest)
-    assert run.tell(ManifestFailed(2)) == []
-    assert [type(output) for output in run.step(3)] == [Committed]
-
-
-def test_the_run_ends_when_all_finished_and_the_checkpoint_is_whole() -> None:
-    run = Run(steps=2).form()
-    finish_step_2(run)
-    assert all(run.tell(Finished(worker, 1, 2)) == [] for worker in range(3))
-    assert of(run.written(0, 2, 0, 192), WriteManifest)
-    outputs = run.tell(ManifestWritten(Durable(2, "there", None)))
-    assert of(outputs, End) == [End("completed", "completed after 2 of 2 steps")]
-    assert set(sent(outputs, Leave)) == {0, 1, 2}
-
-
-def test_a_last_checkpoint_that_fails_does_not_keep_the_run_from_ending() -> None:
-    run = Run(steps=2).form()
-    finish_step_2(run)
-    (skipped,) = notes(run.tell(Unwritten(1, 2, "disk full")), CheckpointSkipped)
-    assert skipped.problem == "disk full"
-    run.tell(Finished(0, 1, 2)), run.tell(Finished(1, 1, 2))
-    (end,) = of(run.tell(Finished(2, 1, 2)), End)
-    assert end.outcome == "completed" and "could not be written" in end.message
-
-
-def test_finished_counts_in_its_own_generation_only() -> None:
-    run = Run(workers=2, steps=2).form()
-    finish_step_2(run)
-    run.tell(ManifestWritten(Durable(2, "there", None)))
-    run.tell(Finished(0, 1, 2))
-    run.tell(Lost(1, "died"))
-    assert run.tell(Finished(0, 1, 2)) == []
-    run.holds(0, 2)
-    assert run.tell(Finished(0, 1, 2)) == [], "said before it was interrupted"
-    assert of(run.tell(Finished(0, 2, 2)), End)
-
-
-# --- the rest -------------------------------------------------------------------------------
 
 
 def test_a_failing_worker_ends_the_run() -> None:
