@@ -137,4 +137,5 @@ def service_of(source: RunSource, decoder: Decoder) -> Service:
         curated.tokenizer,
         decoder.image_size,
         curated.manifest.audio_rate if decoder.audio_samples else None,
+        tuple(source.recipe.data.arguments.get("languages") or curated.tokenizer.languages),
     )
