@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jobs.assembly import build_layers
+from jobs.builders import build_layers
 from jobs.data.curated import open_set
 from jobs.recipe import Recipe, load_recipe
 from jobs.serving.decoder import CaptionDecoder, Decoder, decoder_of
