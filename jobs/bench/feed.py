@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from actors.cluster import RayRun, connect
-from jobs.assembly import assemble, build_layers, run_settings
+from jobs.assembly import assemble, run_settings
 from jobs.bench.report import BenchReport
+from jobs.builders import build_layers
 from jobs.data.augment import Augmentation, augmented
 from jobs.data.curated import SCHEMA, Column, DataFile, Manifest
 from jobs.data.media import decode_pixels, encode_image
