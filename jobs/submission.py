@@ -17,7 +17,6 @@ from typing import Literal, get_args
 
 from actors.jobs import ENTRY_LINE, STOP_WAIT_VARIABLE, Jobs, JobState, follow
 from jobs.exits import INTERRUPTED, RUN_ERROR, UNDER_WAY, USER_ERROR
-from jobs.recipe import load_builder, load_recipe
 
 Task = Literal["train", "curate"]
 
@@ -117,6 +116,10 @@ def _examined(task: Task, file: Path, overrides: Sequence[str]) -> tuple[str, st
 
         curation = load_curation(file, overrides)
         return "curate", hashlib.sha256(curation.model_dump_json().encode()).hexdigest(), None
+    # only here: it takes seconds that the other commands need not wait
+    from jobs.builders import load_builder
+    from jobs.recipe import load_recipe
+
     recipe = load_recipe(file, overrides)
     for builder in (recipe.model.build, recipe.data.build):
         load_builder(builder)
