@@ -23,7 +23,7 @@ from jobs.curation.sources import list_units
 from jobs.curation.work import Work, work_key
 from jobs.data.curated import MANIFEST, TOKENIZER, DataFile, Manifest, open_set
 from jobs.data.tokenizer import CaptionTokenizer
-from jobs.train import RunFailed
+from jobs.exits import RunFailed
 from runtime.storage import Store
 
 REPORT, DROPPED = "report.html", "dropped.csv"
