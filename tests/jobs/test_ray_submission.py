@@ -50,8 +50,10 @@ class Site:
         return CliRunner().invoke(app, [*words, "--address", self.head.url])
 
     def submit(self, run: str, *words: str) -> Result:
-        places = ["--working-dir", str(self.work), "--runs", str(self.runs), "--env", f"PYTHONPATH={ROOT}"]
-        return self.reknit("submit", str(self.work / "toy.toml"), "--id", run, *places, *words)
+        # nodes on one machine unpack an upload into one folder, each anew: no two runs may have the same one
+        work = self.work / run[0]
+        places = ["--working-dir", str(work), "--runs", str(self.runs), "--env", f"PYTHONPATH={ROOT}"]
+        return self.reknit("submit", str(work / "toy.toml"), "--id", run, *places, *words)
 
     def folder(self, run: str) -> RunFolder:
         return RunFolder(self.runs / run)
@@ -100,21 +102,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         },
         metrics={"enabled": True},
     )
-    (work / "toy.toml").write_text(recipe.to_toml())
+    for run in ("a", "b", "c"):
+        (work / run).mkdir()
+        (work / run / "toy.toml").write_text(recipe.to_toml())
+        (work / run / "whose").write_text(run)
     with dashboard_cluster(3, 2) as head, Wire(head.url) as wire:
         site = Site(head, work, base / "runs", wire)
         for run in ("a", "b"):
             result = site.submit(run, "--no-wait")
             assert (result.exit_code, result.output) == (0, f"submitted: {run}\n")
-            if run == "a":
-                # nodes on one machine unpack into one folder, each anew when it first needs it: before
-                # anything else begins there, all have done so
-                site.goes_on("a", 2)
-                wait_until(lambda: len(set(site.nodes("a").values())) == 3, "a worker of a on each node")
         site.follower = threading.Thread(
             target=lambda: watch(Jobs(wire.url), "b", site.followed.append), daemon=True
         )
         site.follower.start()
+        site.goes_on("a", 2)
         site.goes_on("b", 2)
         yield site
 
