@@ -218,7 +218,11 @@ def _component(
     assert found is not None, machines
     image = {"name": "reknit", "newName": found["name"]}
     image |= {"digest": found["digest"]} if found["digest"] else {"newTag": found["tag"]}
-    all_patches = {"RayCluster": _cluster_patch(machines, pod, groups), **patches}
+    all_patches = {
+        "RayCluster": _cluster_patch(machines, pod, groups),
+        "StatefulSet": [_put("/spec/template/spec/affinity", _not_on(machines.spot_label))],
+        **patches,
+    }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
@@ -236,14 +240,11 @@ def _component(
         ],
         "patches": [{"target": {"kind": kind}, "path": f"{kind.lower()}.yaml"} for kind in all_patches],
     }
-    files = {
-        "kustomization.yaml": _HEADER + yaml.safe_dump(kustomization, sort_keys=False),
-        "recipe.toml": recipe,
-    }
+    files = {"kustomization.yaml": _yaml(kustomization), "recipe.toml": recipe}
     for kind, patch in all_patches.items():
-        files[f"{kind.lower()}.yaml"] = _HEADER + yaml.safe_dump(patch, sort_keys=False)
+        files[f"{kind.lower()}.yaml"] = _yaml(patch)
     if goes_out:
-        files["egress.yaml"] = _HEADER + yaml.safe_dump(_EGRESS, sort_keys=False)
+        files["egress.yaml"] = _yaml(_EGRESS)
     return files
 
 
@@ -251,7 +252,7 @@ def _cluster_patch(machines: Machines, pod: Pod, groups: tuple[Replicas, Replica
     size: dict[str, Any] = {"cpu": str(pod.cpus), "memory": f"{math.ceil(pod.memory_gib * 1024)}Mi"}
     if pod.gpus:
         size[machines.accelerator] = str(pod.gpus)
-    patch = []
+    patch = [_put("/spec/headGroupSpec/template/spec/affinity", _not_on(machines.spot_label))]
     for place, label in ((RESERVED, machines.reserved_label), (SPOT, machines.spot_label)):
         group, spec = f"/spec/workerGroupSpecs/{place}", f"/spec/workerGroupSpecs/{place}/template/spec"
         replicas = groups[place]
@@ -280,11 +281,35 @@ def _put(path: str, value: Any) -> dict[str, Any]:
     return {"op": "add", "path": path, "value": value}
 
 
+def _not_on(label: tuple[str, str]) -> dict[str, Any]:
+    """The affinity of what must not be lost with a spot machine."""
+    key, value = label
+    terms = [{"matchExpressions": [{"key": key, "operator": "NotIn", "values": [value]}]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Every value in full, texts of several lines as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+    return f"# Written by `reknit k8s render`.\n{text}"
+
+
 def _is_uri(value: object) -> bool:
     return isinstance(value, str) and "://" in value and not value.startswith("file://")
 
-
-_HEADER = "# Written by `reknit k8s render`.\n"
 
 _EGRESS: dict[str, Any] = {
     "apiVersion": "networking.k8s.io/v1",
