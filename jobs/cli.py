@@ -294,7 +294,7 @@ def render(
     """Writes a recipe's manifests, for `kubectl apply -k`."""
     with _errors():
         from jobs.kubernetes import render as write
-        from jobs.manifests import Machines
+        from jobs.pods import Machines
 
         machines = Machines(
             image=image,

@@ -9,14 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.curation.recipe import load_curation
-from jobs.manifests import Machines, curation_files, object_name, training_files
+from jobs.manifests import curation_files, training_files
+from jobs.pods import Machines, object_name
 from jobs.recipe import load_recipe
 from jobs.recipe_table import read_table
 
 SHIPPED = Path(__file__).parent.parent / "k8s"
 """The manifests that come with Reknit, beside its rooms in a checkout and in an installed package."""
 
-TRAINING, CURATION = ("cluster", "train", "serve"), ("curate",)
+TRAINING: tuple[str, ...] = ("cluster", "train", "serve")
+CURATION: tuple[str, ...] = ("curate",)
 """The overlays of each kind of recipe."""
 
 
