@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -67,8 +71,14 @@ class LocalCluster:
             self._cluster.add_node(num_cpus=cpus, resources={SLOT: self._slots})
 
     def lose(self, *nodes: str) -> None:
-        """SIGKILL to the raylets of these nodes and to what they started beside workers."""
-        for node in [node for node in self._cluster.worker_nodes if node.node_id in nodes]:
+        """SIGKILL to everything on these nodes, raylets and workers, all at once: a recovery takes
+        milliseconds, and must not find time to happen in between."""
+        lost = [node for node in self._cluster.worker_nodes if node.node_id in nodes]
+        raylets = [node.all_processes["raylet"][0].process.pid for node in lost]
+        for process in [process for raylet in raylets for process in (*descendants(raylet), raylet)]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for node in lost:
             self._cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: str, seconds: float) -> None:
@@ -80,3 +90,18 @@ class LocalCluster:
         deadline_ms = round((time.time() + seconds) * 1e3)
         accepted, why = GcsClient(address=self.address).drain_node(node, reason, "preempted", deadline_ms)
         assert accepted, why
+
+
+def descendants(process: int) -> list[int]:
+    """Process ids of all children of ``process``, their children and so on (Linux)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: list[int] = []
+    frontier = [process]
+    while frontier:
+        frontier = [child for parent in frontier for child in children.get(parent, ())]
+        found += frontier
+    return found

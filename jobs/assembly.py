@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from actors.crew import Place
 from actors.ray_controller import RunSettings
-from jobs.recipe import Recipe, load_builder
+from jobs.builders import build_data, build_layers
+from jobs.recipe import Recipe
 from runtime.detection import Patience
 from strategies.job import Fault, Job
-from strategies.model import LossFunction
 from strategies.optimizer import OptimizerSettings
-from strategies.pipeline import Data
 from strategies.stage import Precision
-
-
-def build_layers(name: str, arguments: Mapping[str, Any]) -> tuple[list[nn.Module], LossFunction]:
-    """Calls the recipe's model builder. Raises ValueError if it cannot be found or called so."""
-    built: tuple[list[nn.Module], LossFunction] = _call(name, arguments, "model.arguments")
-    return built
-
-
-def build_data(name: str, arguments: Mapping[str, Any]) -> Data:
-    """Calls the recipe's data builder. Raises ValueError if it cannot be found or called so."""
-    data: Data = _call(name, arguments, "data.arguments")
-    return data
-
-
-def _call(name: str, arguments: Mapping[str, Any], key: str) -> Any:
-    builder = load_builder(name)
-    try:
-        return builder(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{name} does not take the recipe's {key}: {error}") from error
 
 
 def data_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from ray.exceptions import RayError, UserCodeException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,6 +23,7 @@ from jobs.curation.sources import list_units
 from jobs.curation.work import Work, work_key
 from jobs.data.curated import MANIFEST, TOKENIZER, DataFile, Manifest, open_set
 from jobs.data.tokenizer import CaptionTokenizer
+from jobs.train import RunFailed
 from runtime.storage import Store
 
 REPORT, DROPPED = "report.html", "dropped.csv"
@@ -38,7 +41,7 @@ def curate(
 
     ``workers`` is the number of CPUs of a Ray of its own (default: this machine's), unless there is a cluster
     at ``address``. The set's bits do not depend on it. Raises ValueError for a mistake in the recipe, a
-    source that is not there and a set of which nothing is left.
+    source that is not there and a set of which nothing is left, RunFailed if Ray cannot do the work.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"--workers is {workers}: it must be at least 1")
@@ -54,7 +57,11 @@ def curate(
     left = [unit for unit in units if unit.key not in finished]
     if finished:
         console.print(f"{len(units) - len(left):,} of {len(units):,} units were read before")
-    with connect(address, workers or os.cpu_count() or 1, 1, 0), _progress(console) as progress:
+    with (
+        _failures(),
+        connect(address, workers or os.cpu_count() or 1, 1, 0),
+        _progress(console) as progress,
+    ):
         reading = progress.add_task("reading", total=len(units), completed=len(units) - len(left))
         examine_units(left, checked, work, lambda count: progress.advance(reading, count))
         deciding = progress.add_task("deciding", total=1)
@@ -78,6 +85,18 @@ def curate(
     work.finish(files)
     _show(manifest, work, console)
     return manifest
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What Ray could not do, such as running a worker that the machine has no memory for."""
+    try:
+        yield
+    except (RayError, UserCodeException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunFailed(
+            f"{lines[-1] if lines else type(error).__name__}; what was read is kept, so start it again"
+        ) from error
 
 
 def _tokenizer(decision: Decision, recipe: CurationRecipe) -> CaptionTokenizer:

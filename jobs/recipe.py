@@ -8,10 +8,9 @@ and micro-batches from 0.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,17 +25,17 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_table import read_model
 
-__all__ = ["Fault", "Recipe", "RecipeError", "load_builder", "load_recipe"]
+__all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
-_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _check_builder(value: str) -> str:
-    if not _BUILDER.fullmatch(value):
+    if not BUILDER.fullmatch(value):
         raise ValueError('must have the form "package.module:function"')
     return value
 
@@ -323,28 +322,3 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     an element of a list (``faults.0.step=5``). Raises RecipeError: one sentence.
     """
     return read_model(Path(path), overrides, Recipe)
-
-
-def load_builder(name: str) -> Callable[..., Any]:
-    """The function that ``"package.module:function"`` names. Raises RecipeError."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not _BUILDER.fullmatch(name):
-        raise RecipeError(f'"{name}" does not name a builder: write "package.module:function".')
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            remedy = "install its package or put its folder on PYTHONPATH"
-        else:
-            remedy = f"it is imported by {module_name}, so install its package"
-        raise RecipeError(f"{name}: there is no module {missing}: {remedy}.") from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        raise RecipeError(
-            f"{name}: the module {module_name} has no {attribute}: name a function that it defines."
-        )
-    if not callable(function):
-        raise RecipeError(f"{name}: {attribute} is not callable: name a function that builds.")
-    builder: Callable[..., Any] = function
-    return builder

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from jobs.recipe import Recipe, load_builder
+from jobs.builders import load_builder
+from jobs.recipe import Recipe
 from runtime.events import CheckpointWritten, Event
 
 

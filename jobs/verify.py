@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from jobs.assembly import build_data, build_layers, data_arguments, optimizer_settings
+from jobs.assembly import data_arguments, optimizer_settings
 from jobs.audit import audit
+from jobs.builders import build_data, build_layers
 from jobs.recipe import Recipe, load_recipe
 from jobs.reference import Reference
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest

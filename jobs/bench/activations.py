@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from jobs.assembly import build_layers
+from jobs.builders import build_layers
 from strategies.boundary import flatten
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from actors.local_cluster import descendants
+
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
@@ -123,18 +125,3 @@ class Places:
         (info,) = self._nodes[place].all_processes["raylet"]
         process: int = info.process.pid
         return process
-
-
-def descendants(process: int) -> list[int]:
-    """Process ids of all children of ``process``, their children and so on (Linux)."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended meanwhile
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    frontier = [process]
-    while frontier:
-        frontier = [child for parent in frontier for child in children.get(parent, ())]
-        found += frontier
-    return found

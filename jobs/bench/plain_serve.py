@@ -2,8 +2,8 @@
 
 One deployment is ingress and model, so a request takes one hop less than ours. Requests are gathered into
 batches of up to ``BATCH`` (Ray Serve's own dynamic batching), padded to the longest prompt, and answered
-with a key/value cache until the longest answer is done; the event loop stays free meanwhile. Sizes are those
-that gave the peer the most requests a second on the bench's load.
+with a key/value cache until the longest answer is done; the event loop stays free meanwhile. ``BATCH`` is
+as many as our engine has sequences at once.
 
 Shape suffixes: B sequences of a batch, T positions of the longest prompt, C positions of the cache, D width,
 H heads, K width of a head, V vocabulary.

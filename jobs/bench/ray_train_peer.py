@@ -21,9 +21,10 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
-from jobs.assembly import build_data, build_layers, data_arguments
+from jobs.assembly import data_arguments
 from jobs.bench.goodput_trace import Step
 from jobs.bench.kills import Commit
+from jobs.builders import build_data, build_layers
 from jobs.recipe import Recipe
 
 TUNED: Mapping[str, str] = {

@@ -15,7 +15,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("recovery", "overhead", "fabric", "degraded", "slow", "planning", "goodput", "changes", "serve")
+NAMES = (
+    "recovery",
+    "overhead",
+    "fabric",
+    "degraded",
+    "slow",
+    "planning",
+    "goodput",
+    "changes",
+    "serve",
+    "feed",
+)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from rich.console import Console
 
 from actors.cluster import connect
 from actors.serving import Scale, ServedApplication
-from jobs.assembly import build_layers
 from jobs.bench import plain_serve
 from jobs.bench.report import BenchReport
 from jobs.bench.untrained import write_checkpoint
+from jobs.builders import build_layers
 from jobs.recipe import Recipe
 from jobs.serve import serving
 from jobs.serving.scheduler import Limits

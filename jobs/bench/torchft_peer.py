@@ -31,9 +31,10 @@ from torchft.manager import Manager
 from torchft.optim import OptimizerWrapper
 from torchft.process_group import ProcessGroupGloo
 
-from jobs.assembly import build_data, build_layers, data_arguments
+from jobs.assembly import data_arguments
 from jobs.bench.goodput_trace import Step
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, recovery
+from jobs.builders import build_data, build_layers
 from jobs.recipe import Recipe
 
 MIN_REPLICAS = 2

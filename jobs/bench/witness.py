@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from jobs.assembly import build_data
 from jobs.bench.kills import Commit
+from jobs.builders import build_data
 from jobs.recipe import Recipe
 
 _SUFFIX = ".begun"

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from jobs.assembly import build_data, build_layers, data_arguments
+from jobs.assembly import data_arguments
+from jobs.builders import build_data, build_layers
 from jobs.data.curated import CuratedSet, open_set
 from jobs.data.multimodal import MultimodalData
 from jobs.models.captioner import Embedding, Row

@@ -229,12 +229,13 @@ def _balanced(rows: list[Row], recipe: CurationRecipe, dropped: list[Dropped]) -
 
 
 def _related(rows: list[Row], images: Groups, clips: Groups, recipe: CurationRecipe) -> Groups:
-    """Items that must not part: images alike, a caption or a clip in common."""
+    """Items that must not part: images alike, a clip in common, or a caption where the recipe says so."""
     related = Groups()
     captions: dict[tuple[str, str], str] = {}
     for row in rows:
         name = row.seen.name
         related.join(name, images.least(name))
-        related.join(name, captions.setdefault((row.language, hashes.caption_key(row.caption)), name))
+        if recipe.split.captions_together:
+            related.join(name, captions.setdefault((row.language, hashes.caption_key(row.caption)), name))
         related.join(name, clips.least(name))
     return related

@@ -111,9 +111,12 @@ class Balance(Section):
 
 
 class Split(Section):
-    """``held_out`` is a share of the items."""
+    """``held_out`` is a share of the items. Items whose image or clip is alike do not part; nor, with
+    ``captions_together``, those with a caption in common, so that none that is held out was seen in training.
+    """
 
     held_out: Share = 0.1
+    captions_together: bool = False
 
 
 class Tokens(Section):

@@ -13,6 +13,7 @@ H heads, N samples of a clip, C channels; images are pixels y, x, C.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,9 +85,9 @@ class Embedding(nn.Module):
         mels: int,
     ) -> None:
         super().__init__()
-        self.image_size, self.patch, self.context = image_size, patch, context
+        self.image_size, self.context = image_size, context
         patches = (image_size // patch) ** 2
-        self.patch_in = nn.Linear(3 * patch * patch, width)
+        self.stem = PatchStem(patch, width)
         self.image_position = nn.Parameter(torch.empty(patches, width))
         self.no_image = nn.Parameter(torch.empty(width))
         self.mel = mel
@@ -118,17 +119,16 @@ class Embedding(nn.Module):
 
     def image_tokens(self, image: Tensor, has_image_BK: Tensor) -> Tensor:
         """uint8 ``B K y x C`` to ``B K P D``."""
-        size, patch = self.image_size, self.patch
+        size = self.image_size
         if tuple(image.shape[2:]) != (size, size, 3):
             raise ValueError(
                 f"an image has shape {tuple(image.shape[2:])} but the model was built for {(size, size, 3)}: "
                 "set the model's image_size to that of the data"
             )
-        pixels = image.to(self.patch_in.weight.dtype) / 127.5 - 1
-        count = size // patch
-        pixels = pixels.reshape(*image.shape[:2], count, patch, count, patch, 3)
-        patches = pixels.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(2, 3)
-        tokens_BKPD = torch.where(has_image_BK[..., None, None] > 0, self.patch_in(patches), self.no_image)
+        # white, on which all images lie, is nothing
+        pixels = 1 - image.flatten(0, 1).permute(0, 3, 1, 2).to(self.no_image.dtype) / 255
+        seen_BKPD = self.stem(pixels).unflatten(0, image.shape[:2])
+        tokens_BKPD = torch.where(has_image_BK[..., None, None] > 0, seen_BKPD, self.no_image)
         return tokens_BKPD + self.image_position
 
     def audio_tokens(self, audio_BKN: Tensor, has_audio_BK: Tensor) -> Tensor:
@@ -144,6 +144,27 @@ class Embedding(nn.Module):
         tokens_BKAD = self.audio_in(patches).unflatten(0, audio_BKN.shape[:2])
         tokens_BKAD = torch.where(has_audio_BK[..., None, None] > 0, tokens_BKAD, self.no_audio)
         return tokens_BKAD + self.audio_position
+
+
+class PatchStem(nn.Module):
+    """``N C y x`` to ``N patches D``, each patch seen through convolutions that halve the resolution until a
+    position is a patch (Xiao et al., "Early Convolutions Help Transformers See Better", 2021): with few
+    images they learn more than one projection of all its pixels would."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        halvings = patch.bit_length() - 1
+        channels = [3, *(max(16, width >> (halvings - number)) for number in range(1, halvings + 1))]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(given, made, 3, stride=2, padding=1) for given, made in pairwise(channels)
+        )
+        self.out = nn.Conv2d(channels[-1], width, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for convolution in self.convolutions:
+            pixels = F.gelu(convolution(pixels))
+        features: Tensor = self.out(pixels)
+        return features.flatten(2).transpose(1, 2)
 
 
 AUDIO_PATCH = 16
@@ -189,21 +210,30 @@ class EncoderBlock(Block):
 
 class Bridge(nn.Module):
     """Puts the media tokens of all slots before the text: ``x`` (B S D) with ``segment`` and ``position``
-    (B S) of every position, and the number ``media`` (K M) of those that are no text."""
+    (B S) of every position, and the number ``media`` (K M) of those that are no text.
+
+    A sample's language token also gets the mean of its media: what there is to see is known from the start,
+    before the decoder has learned where to look.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
+        self.summary = nn.Linear(width, width, bias=False)
 
     def forward(self, row: Row) -> Row:
-        media_BKMD: Tensor = row["media"]
+        media_BKMD: Tensor = self.norm(row["media"])
         rows, slots, tokens, _ = media_BKMD.shape
         device = media_BKMD.device
         segment = torch.arange(slots, device=device).repeat_interleave(tokens).expand(rows, -1)
         position = torch.arange(tokens, device=device).repeat(slots).expand(rows, -1)
+        places_K = torch.arange(slots, device=device)
+        begins_BTK = (row["segment"][..., None] == places_K) & (row["position"][..., None] == 0)
+        summary_BKD = self.summary(media_BKMD.mean(dim=2))
+        text_BTD = row["text"] + torch.matmul(begins_BTK.to(summary_BKD.dtype), summary_BKD)
         return {
-            "x": torch.cat((self.out(self.norm(media_BKMD)).flatten(1, 2), row["text"]), dim=1),
+            "x": torch.cat((self.out(media_BKMD).flatten(1, 2), text_BTD), dim=1),
             "segment": torch.cat((segment, row["segment"]), dim=1),
             "position": torch.cat((position, row["position"] + tokens), dim=1),
             "media": slots * tokens,
@@ -286,10 +316,10 @@ def build(
             f"the model's width ({width}) is not a multiple of 2 x heads ({2 * heads}): rotary positions "
             "turn pairs of coordinates of each head, so choose such a width"
         )
-    if image_size % patch:
+    if patch.bit_count() != 1 or image_size % patch:
         raise ValueError(
-            f"the model's image_size ({image_size}) is not a multiple of its patch ({patch}): choose a patch "
-            "that divides it"
+            f"the model's patch is {patch} and its image_size {image_size}: choose as patch a power of two "
+            "that divides the image_size"
         )
     frames = round(audio_seconds * 100)
     if audio and (frames < AUDIO_PATCH or frames % AUDIO_PATCH or audio_rate % 100):
@@ -331,7 +361,12 @@ def _initialise(
     """As the GPT's; the patches' projections keep their variance, so that the image counts from the start."""
     deviation = 0.02
     for name, parameter in embedding.named_parameters():
-        if name.endswith("_in.weight"):
+        if parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        elif name.startswith("no_") or name.endswith("_position"):
+            # as large as what they are added to: a norm then tells a pale patch from a strong one
+            nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("_in.weight"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         elif name.endswith(".bias"):
             nn.init.zeros_(parameter)
@@ -344,6 +379,8 @@ def _initialise(
             nn.init.normal_(block.attention.out.weight, std=residual)
             nn.init.normal_(block.mlp_in.weight, std=deviation)
             nn.init.normal_(block.mlp_out.weight, std=residual)
-    nn.init.normal_(bridge.out.weight, std=bridge.out.in_features**-0.5)
+    scale = bridge.out.in_features**-0.5
+    nn.init.normal_(bridge.out.weight, std=scale)
+    nn.init.normal_(bridge.summary.weight, std=deviation * scale)  # no louder than the language itself
     if not tied:
         nn.init.normal_(head.weight, std=deviation)

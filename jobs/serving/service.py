@@ -17,7 +17,8 @@ Kind = Literal["completions", "caption"]
 @dataclass(frozen=True)
 class Service:
     """``tokenizer`` None: tokens are bytes. ``image_size`` is in pixels; ``audio_rate`` in Hz, None where the
-    model takes no sound. ``prefix`` is the number of positions that media take. Picklable.
+    model takes no sound. ``prefix`` is the number of positions that media take; ``languages`` are those that
+    the model was trained on. Picklable.
     """
 
     name: str
@@ -27,15 +28,12 @@ class Service:
     tokenizer: CaptionTokenizer | None = None
     image_size: int = 0
     audio_rate: int | None = None
+    languages: tuple[str, ...] = ()
 
     @property
     def end(self) -> frozenset[int]:
         """The tokens that end an answer."""
         return frozenset() if self.tokenizer is None else frozenset({self.tokenizer.end})
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        return () if self.tokenizer is None else self.tokenizer.languages
 
     def room(self, prompt: Prompt) -> int:
         """How many tokens an answer can have; 0 or less where the prompt is too long by itself."""
@@ -49,6 +47,10 @@ class Service:
         assert self.tokenizer is not None
         if language is None:
             language = "en" if "en" in self.languages else self.languages[0]
+        if language not in self.languages:
+            raise ValueError(
+                f'the language "{language}" is not known: choose from {", ".join(self.languages)}'
+            )
         first = self.tokenizer.language(language)
         clip = None
         if audio is not None:

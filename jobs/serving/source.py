@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jobs.assembly import build_layers
+from jobs.builders import build_layers
 from jobs.data.curated import open_set
 from jobs.recipe import Recipe, load_recipe
 from jobs.serving.decoder import CaptionDecoder, Decoder, decoder_of
@@ -137,4 +137,5 @@ def service_of(source: RunSource, decoder: Decoder) -> Service:
         curated.tokenizer,
         decoder.image_size,
         curated.manifest.audio_rate if decoder.audio_samples else None,
+        tuple(source.recipe.data.arguments.get("languages") or curated.tokenizer.languages),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.models.captioner import LogMel, attention_mask, build
 from jobs.models.gpt import IGNORED, loss
 from strategies.model import describe
+from strategies.optimizer import OptimizerSettings
 from strategies.profile import profile
 from strategies.stage import Precision
 from tests.support.expected import reference_steps
@@ -215,8 +216,16 @@ def test_it_learns_what_the_image_says() -> None:
             ]
             return packed(rows, slots=3)
 
-    steps = reference_steps(40, build_model=lambda: build(**SIZES), data=Squares(), micro_batches=1, seed=1)
-    assert steps[-1].loss < 0.7 < 1.38 < steps[0].loss, "ln 4 = 1.386 without looking"
+    steps = reference_steps(
+        60,
+        build_model=lambda: build(**SIZES),
+        data=Squares(),
+        micro_batches=1,
+        seed=1,
+        optimizer=OptimizerSettings(learning_rate=1e-2, warmup_steps=2, decay_steps=1000, clip_norm=1.0),
+    )
+    last = sum(step.loss for step in steps[-5:]) / 5
+    assert last < 0.7 < 1.38 < steps[0].loss, "ln 4 = 1.386 without looking"
 
 
 def test_log_mel_finds_a_tone() -> None:

@@ -51,7 +51,7 @@ def coloured_row(number: int, tokenizer: CaptionTokenizer) -> Row:
     }
 
 
-def recipe_of(source: Path, images: bool, steps: int = 60) -> Recipe:
+def recipe_of(source: Path, images: bool, steps: int = 120) -> Recipe:
     return toy_recipe(
         "colours",
         steps,
@@ -121,7 +121,7 @@ def blind(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
 def test_the_checkpoint_is_the_model(run: Path) -> None:
     """Loaded, it has the held-out loss that any other way of computing it gives."""
     trained = load(run)
-    assert trained.version == 60 and trained.languages == LANGUAGES
+    assert trained.version == 120 and trained.languages == LANGUAGES
     loss, tokens = held_out_loss(trained)
     table = trained.curated.table("held_out").to_pylist()
     assert tokens == sum(len(row["tokens"]) + 1 for row in table), "every sample of the split once"
@@ -190,8 +190,8 @@ def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
 
 
 def test_lines_of_a_checkpoint(run: Path) -> None:
-    lines = show.lines(run, 60)
-    assert len(lines) == show.ITEMS and all(line.startswith("step 60  item") for line in lines)
+    lines = show.lines(run, 120)
+    assert len(lines) == show.ITEMS and all(line.startswith("step 120  item") for line in lines)
     assert "(really: <de> " in lines[0]
 
 

@@ -97,7 +97,9 @@ def test_labels_of_machines_become_selectors_and_the_spot_toleration() -> None:
     assert resources["limits"] == {"cpu": "1", "memory": "7168Mi", "amd.com/gpu": "1"}
     operations = yaml.safe_load(training_files(training(), machines)["raycluster.yaml"])
     tolerated = [
-        (each["path"][24], each["value"]["key"]) for each in operations if "/tolerations" in each["path"]
+        (each["path"].split("/")[3], each["value"]["key"])
+        for each in operations
+        if "/tolerations" in each["path"]
     ]
     assert tolerated == [("0", "amd.com/gpu"), ("1", label[0]), ("1", "amd.com/gpu")]
 

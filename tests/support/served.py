@@ -24,7 +24,7 @@ GPT = {"width": 32, "depth": 2, "heads": 2, "context": CONTEXT, "vocabulary": 25
 
 
 def make_run(
-    folder: Path, *, model: str = "jobs.models.gpt:build", arguments: Any = None, **data: Any
+    folder: Path, *, model: str = "jobs.models.gpt:build", arguments: Any = None, data: Any = None
 ) -> Recipe:
     """A run folder without a checkpoint."""
     recipe = Recipe.model_validate(

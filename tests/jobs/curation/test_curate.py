@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -36,6 +37,9 @@ from tests.support.ray_jobs import TOKEN, descendants, wait_until
 
 ROOT = Path(__file__).parents[3]
 WORKERS = (1, 2, 4)
+
+# several starts of Ray with many imports each, on a machine that may have more to do
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +202,20 @@ def test_nothing_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="nothing is left to train on: of 1 rows the filter image dropped 1"):
         curate(recipe, workers=1, console=Console(file=io.StringIO()))
     assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_failure_of_ray_is_told_in_one_sentence(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise WorkerCrashedError()
+
+    monkeypatch.setattr("jobs.curate.connect", lambda *arguments: nullcontext())
+    monkeypatch.setattr("jobs.curate.examine_units", fail)
+    recipe = raw_recipe(tmp_path / "a.toml", raw, tmp_path / "set")
+    done = CliRunner().invoke(app, ["curate", str(recipe)])
+    assert done.exit_code == 1
+    assert "reknit: the run failed: The worker died" in done.stderr and "start it again" in done.stderr
 
 
 def test_mistakes_end_with_one_sentence_and_code_2(raw: Path, tmp_path: Path) -> None:

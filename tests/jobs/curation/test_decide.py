@@ -114,7 +114,8 @@ def test_every_row_is_kept_or_dropped_once(drawn: list[Any]) -> None:
 @given(ITEMS)
 def test_what_is_alike_does_not_part(drawn: list[Any]) -> None:
     copies = {"image_distance": 0, "related_distance": 2, "per_caption": 3}
-    decision = decide(built(drawn), recipe(duplicates=copies, split={"held_out": 0.4}))
+    split_by = {"held_out": 0.4, "captions_together": True}
+    decision = decide(built(drawn), recipe(duplicates=copies, split=split_by))
     sides: dict[Any, set[str]] = {}
     for split, rows in decision.splits.items():
         for row in rows:

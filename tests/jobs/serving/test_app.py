@@ -111,7 +111,7 @@ def ask(text: Local) -> Client:
 
 @pytest.fixture
 def caption(captions: Local) -> Client:
-    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600)
+    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600, ("de", "en", "fr"))
     return Client(build(service, AppSettings(most_bytes=200_000), captions))
 
 

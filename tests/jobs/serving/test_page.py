@@ -99,7 +99,7 @@ def drawing(folder: Path) -> Path:
 def test_an_image_is_described(
     browser: Any, captioner: Local, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600)
+    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600, ("de", "en", "fr"))
     app = build(service, AppSettings(), captioner)
     with listening(app) as url, page(browser, url, scheme, width) as shown:
         shown.get_by_role("heading", name="painter").wait_for()
