@@ -13,9 +13,10 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve.schema import ServeDeploySchema
 
+from jobs.builders import load_builder
 from jobs.kubernetes import render
 from jobs.pods import Machines
-from jobs.recipe import load_builder, load_recipe
+from jobs.recipe import load_recipe
 from tests.support.kubernetes_api import discovery
 from tests.support.manifests import (
     CUSTOM,
