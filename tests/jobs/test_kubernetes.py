@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.curation.recipe import load_curation
 from jobs.kubernetes import SHIPPED, render
 from jobs.pods import Machines
+from jobs.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = ROOT / "jobs" / "recipes"
@@ -25,8 +27,18 @@ def run(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+def contents(folder: Path) -> dict[str, object]:
+    """Files by name. A recipe is what it says: a key that Reknit has got since is not missing in it."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name == "settings/train/recipe.toml":
+            found[name] = load_recipe(path)
+        elif name == "settings/curate/recipe.toml":
+            found[name] = load_curation(path)
+        elif path.is_file():
+            found[name] = path.read_text()
+    return found
 
 
 def test_a_training_recipe_becomes_a_folder(tmp_path: Path) -> None:
