@@ -274,6 +274,7 @@ def render(
     output: Annotated[
         Path | None, typer.Option(help="The folder that is written (default: deploy/<name>).")
     ] = None,
+    namespace: Annotated[str, typer.Option(help="Where everything is put.")] = "reknit",
     workers_per_pod: Annotated[int, typer.Option(help="A pod is a failure domain.")] = 1,
     reserved: Annotated[
         int | None, typer.Option(help="Pods on reserved machines (default: those of the least workers).")
@@ -305,7 +306,7 @@ def render(
             reserved_label=_pair("--reserved-nodes", reserved_nodes),
             spot_label=_pair("--spot-nodes", spot_nodes),
         )
-        write(recipe, machines, settings or (), output=output, pods=pods, cpus=cpus)
+        write(recipe, machines, settings or (), output=output, pods=pods, cpus=cpus, namespace=namespace)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.curation.recipe import load_curation
-from jobs.manifests import curation_files, training_files
+from jobs.manifests import NAMESPACE, curation_files, training_files
 from jobs.pods import Machines, object_name
 from jobs.recipe import load_recipe
 from jobs.recipe_table import read_table
@@ -30,6 +30,7 @@ def render(
     output: str | Path | None = None,
     pods: tuple[int, int] | None = None,
     cpus: int | None = None,
+    namespace: str = NAMESPACE,
     console: Console | None = None,
 ) -> tuple[Path, ...]:
     """Writes base, overlays and the recipe's component to ``output``; returns the overlays' folders.
@@ -42,7 +43,7 @@ def render(
     if "set" in read_table(Path(recipe)):
         curation = load_curation(recipe, overrides)
         kind, overlays, name = "curate", CURATION, object_name(curation.set.name)
-        files = curation_files(curation, machines, pods or (1, 4), 4 if cpus is None else cpus)
+        files = curation_files(curation, machines, pods or (1, 4), 4 if cpus is None else cpus, namespace)
     else:
         training = load_recipe(recipe, overrides)
         if pods is not None or cpus is not None:
@@ -50,7 +51,7 @@ def render(
                 "--pods and --cpus are for recipes of a curated set: a training recipe says so in [parallel]"
             )
         kind, overlays, name = "train", TRAINING, object_name(training.run.name)
-        files = training_files(training, machines)
+        files = training_files(training, machines, namespace)
     target = Path("deploy") / name if output is None else Path(output)
     if target.exists() and not (target / "settings").is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} holds other things: choose another folder by --output")

@@ -31,11 +31,13 @@ from jobs.recipe import Recipe
 RESERVED, SPOT = 0, 1
 """The places of the two groups in the cluster's list."""
 
+NAMESPACE = "reknit"
+
 DATA = "/data"
 """Where pods have the shared volume; relative paths of a recipe lie under it."""
 
 
-def training_files(recipe: Recipe, machines: Machines) -> dict[str, str]:
+def training_files(recipe: Recipe, machines: Machines, namespace: str = NAMESPACE) -> dict[str, str]:
     """The component for training and serving ``recipe``. Raises ValueError."""
     name = object_name(recipe.run.name)
     pod, groups = training_pod(recipe, machines), training_replicas(recipe, machines)
@@ -53,6 +55,7 @@ def training_files(recipe: Recipe, machines: Machines) -> dict[str, str]:
     }
     return _component(
         recipe.to_toml(),
+        namespace,
         machines,
         pod,
         groups,
@@ -71,7 +74,7 @@ def training_files(recipe: Recipe, machines: Machines) -> dict[str, str]:
 
 
 def curation_files(
-    recipe: CurationRecipe, machines: Machines, pods: tuple[int, int], cpus: int
+    recipe: CurationRecipe, machines: Machines, pods: tuple[int, int], cpus: int, namespace: str = NAMESPACE
 ) -> dict[str, str]:
     """The component for curating ``recipe`` on ``pods`` (least, most) of ``cpus`` each. Raises ValueError."""
     least, most = pods
@@ -84,6 +87,7 @@ def curation_files(
         raise ValueError(f"cpus is {cpus}: it must be at least 1")
     return _component(
         tomli_w.dumps(recipe.model_dump(exclude_none=True)),
+        namespace,
         machines,
         Pod(cpus, machines.memory_gib + OVERHEAD_GIB),
         shared_out(least, least, most, machines.reserved),
@@ -99,6 +103,7 @@ def curation_files(
 
 def _component(
     recipe: str,
+    namespace: str,
     machines: Machines,
     pod: Pod,
     groups: tuple[Replicas, Replicas],
@@ -107,6 +112,8 @@ def _component(
     goes_out: bool,
 ) -> dict[str, str]:
     """``patches`` by kind. A patch whose object an overlay does not have is left out by kustomize."""
+    if object_name(namespace) != namespace:
+        raise ValueError(f"{namespace!r} names no namespace: use small letters, digits and dashes")
     found = IMAGE.fullmatch(machines.image)
     assert found is not None, machines
     image = {"name": "reknit", "newName": found["name"]}
@@ -119,6 +126,7 @@ def _component(
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
+        "namespace": namespace,
         **({"resources": ["egress.yaml"]} if goes_out else {}),
         "images": [image],
         "configMapGenerator": [

@@ -89,6 +89,7 @@ def test_rendered_again_it_is_what_the_new_arguments_say(tmp_path: Path) -> None
         ([RECIPES / "gpt-small.toml", "--image", IMAGE, "--set", "parallel.max_workers=3"], "smaller than"),
         ([RECIPES / "gpt-small.toml", "--image", IMAGE, "--reserved", "99"], "no use for more than 8 pods"),
         ([RECIPES / "gpt-small.toml", "--image", IMAGE, "--pods", "1", "2"], "--pods and --cpus are for"),
+        ([RECIPES / "gpt-small.toml", "--image", IMAGE, "--namespace", "My Team"], "names no namespace"),
         ([RECIPES / "gpt-small.toml", "--image", IMAGE, "--spot-nodes", "spot"], "write it as key=value"),
         ([RECIPES / "image-folder-curate.toml", "--image", IMAGE, "--pods", "3", "2"], "from 3 to 2"),
         ([RECIPES / "image-folder-curate.toml", "--image", IMAGE, "--set", "set.image_size=1"], "image_size"),

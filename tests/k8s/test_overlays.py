@@ -138,6 +138,17 @@ def test_every_name_that_is_referred_to_is_there(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_is_in_the_namespace(overlay: str) -> None:
+    objects = build(SHIPPED / "overlays" / overlay)
+    assert only(objects, "Namespace")["metadata"]["name"] == "reknit"
+    for each in objects:
+        inside = each["kind"] not in ("Namespace", "PriorityClass")
+        assert each["metadata"].get("namespace") == ("reknit" if inside else None), each["kind"]
+    (subject,) = only(objects, "RoleBinding")["subjects"]
+    assert subject["namespace"] == "reknit"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ray_reads_the_recipes_numbers_from_the_cluster(overlay: str) -> None:
     spec = cluster_spec(build(SHIPPED / "overlays" / overlay))
     meta = {"name": "reknit", "namespace": "n", "uid": "u", "resourceVersion": "1"}
@@ -170,11 +181,12 @@ def test_a_rendered_folder_is_built_and_read_as_the_shipped_one(tmp_path: Path) 
         "checkpoint.folder=s3://bucket/gpt",
     ]
     recipe = ROOT / "jobs" / "recipes" / "gpt-small.toml"
-    folders = render(recipe, machines, overrides, output=tmp_path / "out")
+    folders = render(recipe, machines, overrides, output=tmp_path / "out", namespace="team")
     assert [folder.name for folder in folders] == ["cluster", "train", "serve"]
     for folder in folders:
         objects = build(folder)
         (found,) = [each for each in objects if each["kind"] in CUSTOM]
+        assert {found["metadata"]["namespace"], only(objects, "Namespace")["metadata"]["name"]} == {"team"}
         jsonschema.Draft202012Validator(schema(found["kind"])).validate(found)
         images = {
             c["image"] for _, t in pod_templates(objects) for c in t["spec"]["containers"] if "image" in c

@@ -81,6 +81,12 @@ def test_nobody_is_root_or_can_become_it(overlay: str, maker: str, template: Obj
         assert not context.get("privileged")
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_itself_refuses_other_pods(overlay: str) -> None:
+    labels = only(build(SHIPPED / "overlays" / overlay), "Namespace")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
 @pytest.mark.parametrize(("overlay", "maker", "template"), PODS)
 def test_root_file_systems_are_read_only(overlay: str, maker: str, template: Object) -> None:
     for container in containers(template):

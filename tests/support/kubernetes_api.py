@@ -12,6 +12,7 @@ from typing import Any
 KINDS: dict[str, tuple[tuple[str, str, bool], ...]] = {
     "v1": (
         ("ConfigMap", "configmaps", True),
+        ("Namespace", "namespaces", False),
         ("PersistentVolumeClaim", "persistentvolumeclaims", True),
         ("Service", "services", True),
         ("ServiceAccount", "serviceaccounts", True),
