@@ -224,6 +224,60 @@ def serve(
         )
 
 
+k8s = typer.Typer(help="Runs recipes on Kubernetes.", no_args_is_help=True)
+app.add_typer(k8s, name="k8s")
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{option} {text}: write it as key=value, such as cloud.google.com/gke-spot=true")
+    return key, value
+
+
+@k8s.command()
+def render(
+    recipe: RecipePath,
+    image: Annotated[str, typer.Option(help="The image that every pod runs, with a tag or a digest.")],
+    settings: Settings = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder that is written (default: deploy/<name>).")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="Where everything is put.")] = "reknit",
+    workers_per_pod: Annotated[int, typer.Option(help="A pod is a failure domain.")] = 1,
+    reserved: Annotated[
+        int | None, typer.Option(help="Pods on reserved machines (default: those of the least workers).")
+    ] = None,
+    memory_gib: Annotated[float, typer.Option(help="One worker's.")] = 4.0,
+    accelerator: Annotated[str, typer.Option(help="The resource that a GPU is.")] = "nvidia.com/gpu",
+    reserved_nodes: Annotated[
+        str, typer.Option(metavar="KEY=VALUE", help="The label of reserved machines.")
+    ] = "reknit.dev/capacity=reserved",
+    spot_nodes: Annotated[
+        str, typer.Option(metavar="KEY=VALUE", help="The label of spot machines, and their taint.")
+    ] = "reknit.dev/capacity=spot",
+    pods: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="LEAST MOST", help="Pods that curate (default: 1 4).")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of a pod that curates (default: 4).")] = None,
+) -> None:
+    """Writes a recipe's manifests, for `kubectl apply -k`."""
+    with _errors():
+        from jobs.kubernetes import render as write
+        from jobs.pods import Machines
+
+        machines = Machines(
+            image=image,
+            workers_per_pod=workers_per_pod,
+            reserved=reserved,
+            memory_gib=memory_gib,
+            accelerator=accelerator,
+            reserved_label=_pair("--reserved-nodes", reserved_nodes),
+            spot_label=_pair("--spot-nodes", spot_nodes),
+        )
+        write(recipe, machines, settings or (), output=output, pods=pods, cpus=cpus, namespace=namespace)
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -1,0 +1,69 @@
+"""``reknit k8s render``: a recipe's manifests as a folder that ``kubectl apply -k`` takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.curation.recipe import load_curation
+from jobs.manifests import NAMESPACE, curation_files, training_files
+from jobs.pods import Machines, object_name
+from jobs.recipe import load_recipe
+from jobs.recipe_table import read_table
+
+SHIPPED = Path(__file__).parent.parent / "k8s"
+"""The manifests that come with Reknit, beside its rooms in a checkout and in an installed package."""
+
+TRAINING: tuple[str, ...] = ("cluster", "train", "serve")
+CURATION: tuple[str, ...] = ("curate",)
+"""The overlays of each kind of recipe."""
+
+
+def render(
+    recipe: str | Path,
+    machines: Machines,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    pods: tuple[int, int] | None = None,
+    cpus: int | None = None,
+    namespace: str = NAMESPACE,
+    console: Console | None = None,
+) -> tuple[Path, ...]:
+    """Writes base, overlays and the recipe's component to ``output``; returns the overlays' folders.
+
+    The default of ``output`` is ``deploy/<name>``; a folder that was rendered before is written over.
+
+    ``pods`` (least, most) and ``cpus`` of each are for a recipe of a curated set, which names none. Raises
+    ValueError for a mistake in the recipe or the arguments, and for a folder that holds other things.
+    """
+    if "set" in read_table(Path(recipe)):
+        curation = load_curation(recipe, overrides)
+        kind, overlays, name = "curate", CURATION, object_name(curation.set.name)
+        files = curation_files(curation, machines, pods or (1, 4), 4 if cpus is None else cpus, namespace)
+    else:
+        training = load_recipe(recipe, overrides)
+        if pods is not None or cpus is not None:
+            raise ValueError(
+                "--pods and --cpus are for recipes of a curated set: a training recipe says so in [parallel]"
+            )
+        kind, overlays, name = "train", TRAINING, object_name(training.run.name)
+        files = training_files(training, machines, namespace)
+    target = Path("deploy") / name if output is None else Path(output)
+    if target.exists() and not (target / "settings").is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} holds other things: choose another folder by --output")
+    if target.resolve() != SHIPPED.resolve():
+        for part in ("base", *(f"overlays/{overlay}" for overlay in overlays)):
+            shutil.copytree(SHIPPED / part, target / part, dirs_exist_ok=True)
+    settings = target / "settings" / kind
+    shutil.rmtree(settings, ignore_errors=True)
+    settings.mkdir(parents=True)
+    for file, content in files.items():
+        (settings / file).write_text(content, encoding="utf-8")
+    folders = tuple(target / "overlays" / overlay for overlay in overlays)
+    for folder in folders:
+        (console or Console()).print(f"kubectl apply -k {folder}", highlight=False, soft_wrap=True)
+    return folders
