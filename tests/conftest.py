@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # speed is measured in benches, never asserted here
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
