@@ -12,6 +12,7 @@ from torch import Tensor
 from jobs.assembly import data_arguments, optimizer_settings
 from jobs.audit import audit
 from jobs.builders import build_data, build_layers
+from jobs.checkpoints import checkpoint_root
 from jobs.recipe import Recipe, load_recipe
 from jobs.reference import Reference
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
@@ -131,7 +132,7 @@ def _compare_parameters(
     folder: RunFolder, recipe: Recipe, step: int, expected: dict[str, Tensor]
 ) -> tuple[int, list[str]] | None:
     """(parameters compared, names of the tensors that differ); None without a checkpoint of ``step``."""
-    root = recipe.checkpoint.folder or str(folder.checkpoints)
+    root = checkpoint_root(recipe, folder)
     if step not in list_checkpoints(root):
         return None
     layers, _ = build_layers(recipe.model.build, recipe.model.arguments)

@@ -18,11 +18,12 @@ from torch import nn
 
 from jobs.assembly import data_arguments
 from jobs.builders import build_data, build_layers
+from jobs.checkpoints import checkpoint_root, fill
 from jobs.data.curated import CuratedSet, open_set
 from jobs.data.multimodal import MultimodalData
 from jobs.models.captioner import Embedding, Row
 from jobs.recipe import Recipe, load_recipe
-from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
+from runtime.checkpoint import list_checkpoints, load_manifest
 from runtime.run_folder import RunFolder
 from strategies.model import LossFunction, describe
 
@@ -61,7 +62,7 @@ def load(run: str | Path, version: int | None = None) -> Trained:
     folder = RunFolder(run)
     folder.facts()  # raises where there is no run
     recipe = load_recipe(folder.recipe)
-    root = recipe.checkpoint.folder or str(folder.checkpoints)
+    root = checkpoint_root(recipe, folder)
     versions = list_checkpoints(root)
     if not versions or (version is not None and version not in versions):
         raise ValueError(f"{folder.path} has no checkpoint{'' if version is None else f' of step {version}'}")
@@ -71,15 +72,8 @@ def load(run: str | Path, version: int | None = None) -> Trained:
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     if not isinstance(layers[0], Embedding):
         raise ValueError(f"the model of {folder.path} is no captioner: it writes no captions")
-    layout = describe(layers)
     manifest = load_manifest(root, versions[-1] if version is None else version)
-    with CheckpointReader(root, manifest) as reader, torch.no_grad():
-        for block in layout.blocks:
-            flat_N = reader.read_state(block.index, 0, block.size)[0]
-            for use in layout.uses:
-                if use.block == block.index:
-                    values = flat_N[use.tensor.offset : use.tensor.stop].view(use.tensor.shape)
-                    layers[use.layer].get_parameter(use.name).copy_(values)
+    fill(layers, describe(layers), root, manifest)
     for layer in layers:
         layer.eval()
     return Trained(recipe, manifest.version, layers, loss, open_set(source))

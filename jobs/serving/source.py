@@ -9,19 +9,18 @@ import torch
 from torch import nn
 
 from jobs.builders import build_layers
+from jobs.checkpoints import checkpoint_root, fill
 from jobs.data.curated import open_set
 from jobs.recipe import Recipe, load_recipe
 from jobs.serving.decoder import CaptionDecoder, Decoder, decoder_of
 from jobs.serving.service import Service
 from runtime.checkpoint import (
     CheckpointDamaged,
-    CheckpointReader,
     Manifest,
     list_checkpoints,
     load_manifest,
     newest_whole,
 )
-from runtime.layout import Layout
 from runtime.run_folder import RunFolder
 from strategies.model import describe
 
@@ -93,19 +92,7 @@ class RunSource:
         return decoder_of(layers, torch.device("cpu"))
 
     def _root(self, recipe: Recipe) -> str:
-        return recipe.checkpoint.folder or str(RunFolder(self.run).checkpoints)
-
-
-def fill(layers: list[nn.Module], layout: Layout, root: str, manifest: Manifest) -> None:
-    """Gives ``layers`` the parameters of a checkpoint, bit for bit. Raises CheckpointDamaged."""
-    with CheckpointReader(root, manifest) as reader, torch.no_grad():
-        for block in layout.blocks:
-            flat_N = reader.read_state(block.index, 0, block.size)[0]
-            for use in layout.uses:
-                if use.block == block.index:
-                    tensor = use.tensor
-                    values = flat_N[tensor.offset : tensor.stop].view(tensor.shape)
-                    layers[use.layer].get_parameter(use.name).copy_(values)
+        return checkpoint_root(recipe, RunFolder(self.run))
 
 
 def service_of(source: RunSource, decoder: Decoder) -> Service:
