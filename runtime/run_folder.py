@@ -12,16 +12,17 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime import samples
 from runtime.events import Event, StepRecord, from_json, step_from_json, step_to_json, to_json
 
 _SUPERSEDED_FROM = "superseded_from"
+_Parsed = TypeVar("_Parsed")
 
 
 class JsonLinesWriter:
@@ -245,39 +246,14 @@ class RunFolder:
         """The last record of each step that was not superseded. Raises ValueError, naming file and
         line, for a line that is no step.
         """
-        records, torn = read_json_lines(self.steps_file)
-        steps: dict[int, StepRecord] = {}
-        for number, record in enumerate(records, start=1):
-            try:
-                if _SUPERSEDED_FROM in record:
-                    first = int(record[_SUPERSEDED_FROM])
-                    steps = {step: kept for step, kept in steps.items() if step < first}
-                else:
-                    parsed = step_from_json(record)
-                    steps[parsed.step] = parsed
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.steps_file}, line {number} is no step: {error}") from error
+        steps, torn = _by_step(self.steps_file, _step, "step")
         return StepLog(tuple(steps[step] for step in sorted(steps)), torn)
 
     def read_samples(self) -> Mapping[int, samples.StepSamples]:
         """The ledger: what each step that was not superseded used. Empty where the data set tells nothing of
         it. Raises ValueError, naming file and line, for a line that does not belong there.
         """
-        records, _ = read_json_lines(self.samples_file)
-        ledger: dict[int, samples.StepSamples] = {}
-        for number, record in enumerate(records, start=1):
-            try:
-                if _SUPERSEDED_FROM in record:
-                    first = int(record[_SUPERSEDED_FROM])
-                    ledger = {step: kept for step, kept in ledger.items() if step < first}
-                else:
-                    step, read = samples.from_json(record)
-                    ledger[step] = read
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self.samples_file}, line {number} is no record of samples: {error}"
-                ) from error
-        return ledger
+        return _by_step(self.samples_file, samples.from_json, "record of samples")[0]
 
     def close(self) -> None:
         """Closes the logs; a later ``log_*`` opens them again. Idempotent."""
@@ -295,6 +271,33 @@ class RunFolder:
         if self._samples is None:
             self._samples = JsonLinesWriter(self.samples_file)
         return self._samples
+
+
+def _step(record: Mapping[str, Any]) -> tuple[int, StepRecord]:
+    parsed = step_from_json(record)
+    return parsed.step, parsed
+
+
+def _by_step(
+    path: Path, parse: Callable[[Mapping[str, Any]], tuple[int, _Parsed]], what: str
+) -> tuple[dict[int, _Parsed], str | None]:
+    """The last line of each step that no later line takes back, and a sentence about a torn last line.
+
+    Raises ValueError, naming file and line, for one that is no ``what``.
+    """
+    records, torn = read_json_lines(path)
+    found: dict[int, _Parsed] = {}
+    for number, record in enumerate(records, start=1):
+        try:
+            if _SUPERSEDED_FROM in record:
+                first = int(record[_SUPERSEDED_FROM])
+                found = {step: kept for step, kept in found.items() if step < first}
+            else:
+                step, parsed = parse(record)
+                found[step] = parsed
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no {what}: {error}") from error
+    return found, torn
 
 
 def _replace(path: Path, text: str) -> None:
