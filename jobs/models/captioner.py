@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.models.gpt import Block, Head, Loss, Rotary, loss
+from jobs.models.gpt import Block, Head, Loss, Rotary, check_sizes, loss
 
 Row = dict[str, Any]
 """What flows between layers. Into the first one go ``image`` (uint8 B K y x C) and ``has_image`` (uint8 B K),
@@ -306,16 +306,8 @@ def build(
     """
     sizes = {"image_size": image_size, "patch": patch, "width": width, "heads": heads, "mels": mels}
     sizes |= {"depth_image": depth_image, "depth_text": depth_text, "vocabulary": vocabulary}
-    for name, size in (sizes | {"context": context, "expansion": expansion}).items():
-        if size < 1:
-            raise ValueError(f"the model's {name} is {size}: it must be at least 1")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"the model's dropout is {dropout}: it must be at least 0 and below 1")
-    if width % (2 * heads) != 0:
-        raise ValueError(
-            f"the model's width ({width}) is not a multiple of 2 x heads ({2 * heads}): rotary positions "
-            "turn pairs of coordinates of each head, so choose such a width"
-        )
+    sizes |= {"context": context, "expansion": expansion}
+    check_sizes(sizes, dropout)
     if patch.bit_count() != 1 or image_size % patch:
         raise ValueError(
             f"the model's patch is {patch} and its image_size {image_size}: choose as patch a power of two "

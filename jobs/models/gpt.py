@@ -8,7 +8,7 @@ H heads, K width of a head, E hidden width of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -163,21 +163,27 @@ def build(
         "vocabulary": vocabulary,
         "expansion": expansion,
     }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"the model's {name} is {size}: it must be at least 1")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"the model's dropout is {dropout}: it must be at least 0 and below 1")
-    if width % (2 * heads) != 0:
-        raise ValueError(
-            f"the model's width ({width}) is not a multiple of 2 x heads ({2 * heads}): rotary positions "
-            "turn pairs of coordinates of each head, so choose such a width"
-        )
+    check_sizes(sizes, dropout)
     embedding = Embedding(vocabulary, width, context, dropout)
     blocks = [Block(width, heads, context, dropout, expansion) for _ in range(depth)]
     head = Head(vocabulary, width, tied_to=embedding.weight if tied else None)
     _initialise(embedding, blocks, head, tied)
     return [embedding, *blocks, head], loss
+
+
+def check_sizes(sizes: Mapping[str, int], dropout: float) -> None:
+    """What any decoder's ``sizes`` have to fulfil, ``width`` and ``heads`` among them. Raises ValueError."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"the model's {name} is {size}: it must be at least 1")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"the model's dropout is {dropout}: it must be at least 0 and below 1")
+    width, heads = sizes["width"], sizes["heads"]
+    if width % (2 * heads) != 0:
+        raise ValueError(
+            f"the model's width ({width}) is not a multiple of 2 x heads ({2 * heads}): rotary positions "
+            "turn pairs of coordinates of each head, so choose such a width"
+        )
 
 
 def _initialise(embedding: Embedding, blocks: list[Block], head: Head, tied: bool) -> None:
