@@ -108,7 +108,7 @@ def test_round_trip_on_any_filesystem(root: Root) -> None:
     assert names == {MANIFEST, *(f"worker-{worker}-g7.safetensors" for worker in range(3))}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.dictionaries(st.integers(0, 2), st.lists(st.integers(1, 63), max_size=4)), st.data())
 def test_any_slice_can_be_read_however_the_files_were_cut(
     cuts: dict[int, list[int]], data: st.DataObject

@@ -40,7 +40,7 @@ def workspace() -> exact.Workspace:
     return exact.Workspace()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_sum_has_the_same_bits_in_any_order_grouping_and_slicing(data: st.DataObject) -> None:
     workspace = exact.Workspace()
@@ -97,7 +97,7 @@ def test_probing_records_maxima_only(workspace: exact.Workspace) -> None:
     assert maxima.tolist() == [3.0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(maximum=st.floats(2.0**-149, 3.4028234663852886e38, width=32), count=st.integers(1, 5000))
 def test_exponents_leave_the_promised_room(maximum: float, count: int) -> None:
     maxima = torch.tensor([maximum])
@@ -150,7 +150,7 @@ def test_a_non_finite_gradient_is_never_lost(bad: float, size: int, workspace: e
     assert exact.first_non_finite(torch.zeros(3)) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_squared_norm_is_the_exact_integer_however_it_is_sliced(data: st.DataObject) -> None:
     bound = 2**53
@@ -219,7 +219,7 @@ def test_fast_sums_are_float32_sums() -> None:
     assert total.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_fingerprints_of_parts_add_up_in_any_order(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 200))

@@ -196,7 +196,7 @@ def histories(draw: st.DrawFn) -> tuple[Layout, Plan, Plan, list[int]]:
 
 
 @given(histories(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_transfers_are_disjoint_sufficient_and_honest(
     history: tuple[Layout, Plan, Plan, list[int]], data: st.DataObject
 ) -> None:
@@ -214,7 +214,7 @@ def test_transfers_are_disjoint_sufficient_and_honest(
 
 
 @given(histories())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_losing_any_one_domain_leaves_a_complete_version(
     history: tuple[Layout, Plan, Plan, list[int]],
 ) -> None:
@@ -226,7 +226,7 @@ def test_losing_any_one_domain_leaves_a_complete_version(
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=8), st.integers(1, 4), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_losing_a_whole_domain_leaves_a_complete_version(
     domains: list[str], layers: int, stages: int
 ) -> None:

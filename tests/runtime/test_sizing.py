@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.controller import Controller
@@ -57,7 +57,6 @@ def test_who_leaves(domains: str, at_work: set[int], keep: int, gone: tuple[int,
     assert surplus(dict(enumerate(domains)), at_work, keep) == gone
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.integers(0, 30), st.sampled_from("abcd"), max_size=12), st.integers(0, 12), st.data()
 )

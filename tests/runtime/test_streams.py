@@ -41,7 +41,7 @@ def test_a_layer_draws_the_same_numbers_whatever_came_before() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 700), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6))
 def test_the_permutation_is_a_bijection(size: int, seed: int, epoch: int) -> None:
     assert sorted(permuted(i, size, seed, epoch) for i in range(size)) == list(range(size))
@@ -57,7 +57,7 @@ def test_the_permutation_mixes() -> None:
     assert order != [permuted(i, size, 2, 0) for i in range(size)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_sample_repeats_within_an_epoch(data: st.DataObject) -> None:
     micro_batches = data.draw(st.integers(1, 5))

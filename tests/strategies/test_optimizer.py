@@ -37,7 +37,7 @@ def random_state(block: Block, seed: int) -> tuple[Tensor, list[Tensor]]:
     return state, gradients
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_slices_have_the_bits_of_whole_tensors_and_of_torch(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 700), min_size=1, max_size=4))

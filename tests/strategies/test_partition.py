@@ -31,7 +31,7 @@ def all_cuts(length: int, parts: int) -> list[tuple[int, ...]]:
 
 
 @given(seconds=SECONDS, workers=st.integers(1, 6), micro_batches=st.integers(1, 9), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equal_workers_brute_force(
     seconds: list[int], workers: int, micro_batches: int, data: st.DataObject
 ) -> None:
@@ -59,7 +59,7 @@ def test_equal_workers_brute_force(
     speeds=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5]), min_size=1, max_size=6),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_unequal_workers_brute_force(seconds: list[int], speeds: list[float], data: st.DataObject) -> None:
     speeds = [2.0, *speeds]  # never all alike
     stages = data.draw(st.integers(1, min(len(seconds), len(speeds))))
@@ -75,7 +75,7 @@ def test_unequal_workers_brute_force(seconds: list[int], speeds: list[float], da
 
 
 @given(seconds=SECONDS, data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_given_groups_brute_force(seconds: list[int], data: st.DataObject) -> None:
     stages = data.draw(st.integers(1, len(seconds)))
     rounds = data.draw(st.lists(st.sampled_from([1.0, 2.0, 3.0, 7.5]), min_size=stages, max_size=stages))
@@ -90,7 +90,7 @@ def test_given_groups_brute_force(seconds: list[int], data: st.DataObject) -> No
 
 
 @given(seconds=st.one_of(SECONDS, st.integers(1, 9).map(lambda layers: [3] * layers)), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_many_cuts_are_as_good_as_one_by_one(seconds: list[int], data: st.DataObject) -> None:
     stages = data.draw(st.integers(1, len(seconds)))
     weight = st.sampled_from([0.001, 1.0, 2.0, 3.0, 7.5])
@@ -141,7 +141,7 @@ def test_layers_that_take_no_time_are_cut_too() -> None:
     speeds=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=4),
     micro_batches=st.integers(1, 7),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_dealing_is_whole_and_minimal(speeds: list[float], micro_batches: int) -> None:
     dealt = deal_micro_batches(list(enumerate(speeds)), micro_batches)
     assert len(dealt) == micro_batches
@@ -163,7 +163,7 @@ def test_equal_workers_take_turns() -> None:
     speeds=st.lists(st.sampled_from([0.1, 0.5, 0.75, 1.0, 1.3]), min_size=2, max_size=40),
     micro_batches=st.integers(HEAPED + 1, 4 * HEAPED),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_many_micro_batches_are_dealt_as_one_by_one(speeds: list[float], micro_batches: int) -> None:
     group = [(3 * place + 1, speed) for place, speed in enumerate(speeds)]
     finish = [(1 / speed, worker, 1, speed) for worker, speed in group]

@@ -92,7 +92,7 @@ def test_speed_divides_seconds() -> None:
     micro_batches=st.integers(1, 20),
     seconds=st.lists(st.integers(1, 5), min_size=8, max_size=8),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_plan_drains_between_the_bounds(
     groups: list[int], micro_batches: int, seconds: list[int]
 ) -> None:

@@ -41,7 +41,7 @@ def holders(stages: list[Stage], block: Block) -> set[int]:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_blocks_are_covered_once_evenly_and_aligned(case: Case) -> None:
     layout, stages, members = case
     shards = shard_blocks(layout, stages, members)
@@ -58,7 +58,7 @@ def test_blocks_are_covered_once_evenly_and_aligned(case: Case) -> None:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_backups_follow_the_order_of_preference(case: Case) -> None:
     layout, stages, members = case
     domain = {member.worker: member.domain for member in members}
@@ -76,7 +76,7 @@ def test_backups_follow_the_order_of_preference(case: Case) -> None:
 
 
 @given(cases(), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_of_members_does_not_matter(case: Case, random: Random) -> None:
     layout, stages, members = case
     shuffled = list(members)
@@ -119,7 +119,7 @@ LARGE = st.tuples(
 
 
 @given(LARGE, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_large_groups_have_shards_of_a_useful_size(case: tuple[int, int, int, int], tied: bool) -> None:
     workers, layers, units, domains = case
     blocks = [Block(i, f"layer{i}", (i,), (), (units + 100 * i) * ALIGNMENT) for i in range(layers)]

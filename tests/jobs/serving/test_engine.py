@@ -95,7 +95,7 @@ def test_answers_are_those_of_the_plain_model_without_a_cache(sequences: int) ->
     assert engine.stats.running == engine.stats.waiting == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 30), st.integers(0, 12)), max_size=9))
 def test_an_answer_does_not_depend_on_its_neighbours(others: list[tuple[int, int, int]]) -> None:
     """Exactly: the logits' bits decide it, and sampling would show one that differs."""
