@@ -8,7 +8,6 @@ once an epoch); Ray Train's ``iter_torch_batches`` reads the files as they come,
 from __future__ import annotations
 
 import hashlib
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,16 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from actors.cluster import RayRun, connect
-from jobs.assembly import assemble, run_settings
+from actors.cluster import connect
 from jobs.bench.report import BenchReport
+from jobs.bench.resident import started
 from jobs.builders import build_layers
 from jobs.data.augment import Augmentation, augmented
 from jobs.data.curated import SCHEMA, Column, DataFile, Manifest
 from jobs.data.media import decode_pixels, encode_image
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.recipe import Recipe
-from runtime.run_folder import RunFolder
 
 GOAL_RATIO, GOAL_WAIT = 1.0, 0.02
 IMAGE, TOKENS, SLOTS, ROWS, MICRO_BATCHES = 64, 10, 8, 2, 2
@@ -139,9 +137,7 @@ def recipe(source: Path, vocabulary: int) -> Recipe:
 
 def _ours(recipe: Recipe, folder: Path, steps: int) -> tuple[float, float]:
     """(samples a second, share of the time spent waiting for data)."""
-    run_folder = RunFolder.create(folder, recipe.to_toml(), {})
-    job = assemble(recipe, str(run_folder.checkpoints))
-    with RayRun(job, run_settings(recipe, run_folder.path), secrets.token_bytes(32)) as run:
+    with started(recipe, folder) as run:
 
         def wait_for(reached: int) -> tuple[float, float, int]:
             while not run.feed_processes() or (progress := run.progress(0, 0)).steps_total < reached:
