@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from actors.cluster import connect
@@ -24,7 +22,7 @@ from jobs.bench.report import BenchReport
 from jobs.bench.resident import started
 from jobs.builders import build_layers
 from jobs.data.augment import Augmentation, augmented
-from jobs.data.curated import SCHEMA, Column, DataFile, Manifest
+from jobs.data.given_set import write_given_set
 from jobs.data.media import decode_pixels, encode_image
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.recipe import Recipe
@@ -42,37 +40,15 @@ WAIT_SECONDS = 0.2
 def write_set(folder: Path) -> int:
     """Writes a curated set of noise with letters below it; returns the tokenizer's vocabulary."""
     tokenizer = CaptionTokenizer(["en"])
-    tokenizer.save(folder / "tokenizer.json")
     draws = np.random.default_rng(0)
-    splits: dict[str, tuple[DataFile, ...]] = {}
-    for split, files in (("train", FILES), ("held_out", 1)):
-        written = []
-        for number in range(files):
-            rows = [_drawn(draws, f"{split}{number}-{row}", tokenizer) for row in range(ROWS_PER_FILE)]
-            name = f"{split}-{number:05d}-of-{files:05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / name, row_group_size=128)
-            content = (folder / name).read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            written.append(DataFile(name=name, rows=len(rows), bytes=len(content), sha256=digest))
-        splits[split] = tuple(written)
-    manifest = Manifest(
-        name="drawn",
-        digest="0" * 64,
-        image_size=IMAGE,
-        audio_rate=None,
-        columns=tuple(Column(name=each.name, type=str(each.type), nullable=each.nullable) for each in SCHEMA),
-        splits=splits,
-        tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-        vocabulary=tokenizer.vocabulary,
-        read=(FILES + 1) * ROWS_PER_FILE,
-        categories={},
-        languages={},
-        clips={},
-        drops=(),
-        source={},
-        recipe={},
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    splits = {
+        split: [
+            [_drawn(draws, f"{split}{number}-{row}", tokenizer) for row in range(ROWS_PER_FILE)]
+            for number in range(files)
+        ]
+        for split, files in (("train", FILES), ("held_out", 1))
+    }
+    write_given_set(folder, tokenizer, splits, rows_per_group=128, image_size=IMAGE)
     return tokenizer.vocabulary
 
 

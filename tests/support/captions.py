@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jobs.data.curated import SCHEMA, Column, DataFile, Manifest
+from jobs.data.given_set import write_given_set
 from jobs.data.media import encode_image, encode_samples, fit_image
 from jobs.data.tokenizer import CaptionTokenizer
 from tests.support.media import picture, tone
@@ -51,35 +49,18 @@ def write_set(
     """Writes the set with row groups of four rows; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = CaptionTokenizer(LANGUAGES)
-    tokenizer.save(folder / "tokenizer.json")
-    number, splits = 0, {}
-    for split, rows_of_files in counts.items():
-        files = []
-        for place, count in enumerate(rows_of_files):
-            name = f"{split}-{place:05d}-of-{len(rows_of_files):05d}.parquet"
-            rows = [row(each, tokenizer) for each in range(number, number + count)]
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / name, row_group_size=4)
-            content = (folder / name).read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            files.append(DataFile(name=name, rows=count, bytes=len(content), sha256=digest))
-            number += count
-        splits[split] = tuple(files)
-    manifest = Manifest(
-        name="drawn",
-        digest="0" * 64,
+    numbers = itertools.count()
+    splits = {
+        split: [[row(next(numbers), tokenizer) for _ in range(count)] for count in rows_of_files]
+        for split, rows_of_files in counts.items()
+    }
+    write_given_set(
+        folder,
+        tokenizer,
+        splits,
+        rows_per_group=4,
         image_size=SIZE,
         audio_rate=RATE,
-        columns=tuple(Column(name=each.name, type=str(each.type), nullable=each.nullable) for each in SCHEMA),
-        splits=splits,
-        tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-        vocabulary=tokenizer.vocabulary,
-        read=number,
-        categories={},
-        languages={},
-        clips={},
-        drops=(),
         source={"kind": "drawn"},
-        recipe={},
     )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder

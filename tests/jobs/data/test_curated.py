@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from jobs.data.curated import SCHEMA, Column, CuratedSet, DataFile, Manifest, open_set
+from jobs.data.curated import CuratedSet, open_set
+from jobs.data.given_set import write_given_set
 from jobs.data.tokenizer import CaptionTokenizer
 from runtime.storage import Store
 
@@ -44,37 +44,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of fifteen rows in four files with row groups of two."""
     folder = tmp_path_factory.mktemp("set")
     tokenizer = CaptionTokenizer(["en"])
-    tokenizer.save(folder / "tokenizer.json")
     first, splits = 0, {}
     for split, counts in ROWS.items():
         files = []
-        for place, count in enumerate(counts):
-            name = f"{split}-{place:05d}-of-{len(counts):05d}.parquet"
-            table = pa.Table.from_pylist(rows(first, count, tokenizer), schema=SCHEMA)
-            pq.write_table(table, folder / name, row_group_size=2)
-            content = (folder / name).read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            files.append(DataFile(name=name, rows=count, bytes=len(content), sha256=digest))
+        for count in counts:
+            files.append(rows(first, count, tokenizer))
             first += count
-        splits[split] = tuple(files)
-    manifest = Manifest(
-        name="fruit",
-        digest="0" * 64,
+        splits[split] = files
+    write_given_set(
+        folder,
+        tokenizer,
+        splits,
+        rows_per_group=2,
         image_size=8,
-        audio_rate=None,
-        columns=tuple(Column(name=each.name, type=str(each.type), nullable=each.nullable) for each in SCHEMA),
-        splits=splits,
-        tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
-        vocabulary=tokenizer.vocabulary,
+        name="fruit",
         read=20,
         categories={"train": {"fruit": 12}, "held_out": {"fruit": 3}},
         languages={"train": {"en": 12}, "held_out": {"en": 3}},
         clips={"train": 0, "held_out": 0},
-        drops=(),
         source={"kind": "image_folder"},
-        recipe={},
     )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder
 
 
