@@ -128,9 +128,16 @@ class LocalRun:
         self.host.post(Lost(worker, "process died"))
 
     def lose_controller(self) -> None:
-        """As SIGKILL would; whatever had been told to it is lost with it."""
+        """As SIGKILL would; whatever had been told to it is lost with it.
+
+        A thread cannot be killed: it is waited for, since nothing that is dead puts anything on record
+        while its successor reads it.
+        """
         self.fabric.kill(self.host.endpoint.worker)
         self.host.abandon()
+        if self._hosts[-1] is not threading.current_thread():
+            self._hosts[-1].join(10.0)
+            assert not self._hosts[-1].is_alive(), "a controller without a fabric ends"
 
     def new_controller(self) -> None:
         """As Ray would start it again: it knows who lives, and what is on record."""
