@@ -14,7 +14,7 @@ from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
-from strategies.schedule import simulate_step
+from strategies.step_time import simulate_step
 
 
 def plan_chooser(

@@ -109,6 +109,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
         salvage=recipe.salvage,
+        schedule=recipe.parallel.schedule,
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

@@ -28,6 +28,7 @@ from pydantic import (
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_table import read_model
+from strategies.schedules.registry import DEFAULT, SCHEDULES
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -52,6 +53,12 @@ def _check_stages(value: object) -> object:
     raise ValueError('must be "auto" or a whole number of at least 1')
 
 
+def _check_schedule(value: str) -> str:
+    if value not in SCHEDULES:
+        raise ValueError(f"must be one of {', '.join(SCHEDULES)}")
+    return value
+
+
 def _check_recompute(value: object) -> object:
     if value in ("none", "all"):
         return value
@@ -65,6 +72,7 @@ Natural = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
+ScheduleName = Annotated[str, AfterValidator(_check_schedule)]
 Recompute = Annotated[Literal["none", "all"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
@@ -123,7 +131,7 @@ class Parallel(Section):
     The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
     to it, all the time (lost ones are replaced, and more are taken where there is room), and for ``spares``
     that stand by warmed up. ``rebalance``: measured speeds may divide the work anew. ``resources`` are Ray's
-    custom resources that every worker takes up.
+    custom resources that every worker takes up. ``schedule`` orders the forwards and backwards of a step.
     """
 
     workers: PositiveInt
@@ -133,6 +141,7 @@ class Parallel(Section):
     rebalance: bool = True
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     stages: Stages = "auto"
+    schedule: ScheduleName = DEFAULT
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1

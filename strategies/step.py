@@ -16,13 +16,14 @@ from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
-from runtime.salvage import Salvage
+from runtime.salvage import Salvage, layers_of
 from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
 from strategies.salvage import Losses, StepProgress
+from strategies.schedules.registry import schedule_named
 from strategies.share import (
     Outcome,
     Share,
@@ -87,7 +88,15 @@ class StepRunner:
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
-        self.pipeline = Pipeline(self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
+        self.pipeline = Pipeline(
+            self.endpoint,
+            self.plan,
+            self.worker,
+            self.stage,
+            self.data,
+            schedule_named(self.job.schedule),
+            self.fault,
+        )
         self._exact = self.job.reduction == "exact"
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
@@ -182,7 +191,7 @@ class StepRunner:
         salvage = self.salvage if attempt == 1 and self.salvage and self.salvage.step == step else None
         if salvage is None or self.worker not in salvage.contributors:
             self.stage.clear_gradients()
-            self.progress.begin(step, attempt, (self.stage.first, self.stage.stop))
+            self.progress.begin(step, attempt, layers_of(self.plan, self.worker))
         self.pipeline.between = partial(self._take_what_came, step - 1)
         losses = self.pipeline.train(self.progress, exponents, salvage)
         share = Share(

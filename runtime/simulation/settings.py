@@ -31,3 +31,5 @@ class Settings:
     checkpoint_every: int = 0
     patience: Patience = field(default_factory=Patience)
     salvage: bool = True
+    split_backward: bool = False
+    """Weight gradients are put off."""
