@@ -116,51 +116,53 @@ def simulate(
     seconds: Sequence[StageSeconds],
     speeds: Mapping[WorkerId, float] | None = None,
     room: int | None = None,
+    message_seconds: float = 0.0,
 ) -> Timeline:
-    """One pass of ``plan``'s micro-batches; ``seconds`` has one entry a stage.
+    """One pass of ``plan``'s micro-batches; ``seconds`` has one entry a stage, ``message_seconds`` are
+    those from one worker to another.
 
     ``room``: for how many layers x micro-batches a worker has memory. Raises ValueError where a worker keeps
     more than that, and where the schedule deadlocks.
     """
     workers = {worker: _Worker(schedule, plan, worker) for worker in plan.workers}
-    running: list[tuple[float, WorkerId, Task, Work]] = []
+    events: list[tuple[float, bool, WorkerId, Task, Work]] = []
+    """(when, whether an input comes and not something ends, who, what of which work)."""
     spans: list[Span] = []
     last = len(plan.stages) - 1
 
-    def give(stage: int, micro_batch: int, work: Work) -> WorkerId:
-        worker = plan.assignment[stage][micro_batch]
-        workers[worker].give(stage, work, micro_batch)
-        return worker
+    def send(now: float, sender: WorkerId | None, task: Task, work: Work) -> None:
+        worker = plan.assignment[task[0]][task[1]]
+        delay = message_seconds if sender not in (None, worker) else 0.0
+        heappush(events, (now + delay, True, worker, task, work))
 
-    def end(worker: WorkerId, task: Task, work: Work) -> WorkerId | None:
-        """Who has something to do after that, beside ``worker``."""
+    def end(now: float, worker: WorkerId, task: Task, work: Work) -> None:
         stage, micro_batch = task
         workers[worker].done(stage, micro_batch, work)
-        if work is Work.FORWARD:
-            to = stage + 1 if stage < last else stage
-            return give(to, micro_batch, Work.FORWARD if stage < last else Work.BACKWARD)
-        if work is Work.WEIGHT_GRADIENT or stage == 0:
-            return None
-        return give(stage - 1, micro_batch, Work.BACKWARD)
+        if work is Work.FORWARD and stage < last:
+            send(now, worker, (stage + 1, micro_batch), Work.FORWARD)
+        elif work is Work.FORWARD:
+            send(now, worker, task, Work.BACKWARD)
+        elif work is not Work.WEIGHT_GRADIENT and stage > 0:
+            send(now, worker, (stage - 1, micro_batch), Work.BACKWARD)
 
-    now = 0.0
     for micro_batch in range(plan.micro_batches):
-        give(0, micro_batch, Work.FORWARD)
-    woken: set[WorkerId | None] = set(workers)
-    while woken or running:
-        for worker in sorted(w for w in woken if w is not None and workers[w].is_idle):
+        send(0.0, None, (0, micro_batch), Work.FORWARD)
+    while events:
+        now, woken = events[0][0], set()
+        while events and events[0][0] <= now * (1 + TIE):
+            _, comes, worker, task, work = heappop(events)
+            woken.add(worker)
+            if comes:
+                workers[worker].give(task[0], work, task[1])
+            else:
+                end(now, worker, task, work)
+        for worker in sorted(worker for worker in woken if workers[worker].is_idle):
             taken = workers[worker].take()
             if taken is not None:
                 stage, micro_batch, work = taken
                 ends = now + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
                 spans.append(Span(worker, stage, micro_batch, work, now, ends))
-                heappush(running, (ends, worker, (stage, micro_batch), work))
-        woken = set()
-        if running:
-            now = running[0][0]
-        while running and running[0][0] <= now * (1 + TIE):
-            _, worker, task, work = heappop(running)
-            woken |= {worker, end(worker, task, work)}
+                heappush(events, (ends, False, worker, (stage, micro_batch), work))
     _check(workers, room)
     return Timeline(tuple(spans), {worker: each.peak for worker, each in workers.items()})
 

@@ -13,16 +13,29 @@ from collections.abc import Iterator, Sequence
 from strategies.schedules.instructions import Instruction, Offer, Place, Tally, Work
 from strategies.schedules.limits import group_limit
 
-FULL: Offer = (Instruction(Work.INPUT_GRADIENT), Instruction(Work.WEIGHT_GRADIENT))
-WITH_ROOM: Offer = (Instruction(Work.FORWARD), *FULL)
-"""A forward first: after a backward, weight gradients would fill the gap in which the next forward comes."""
+INPUT = Instruction(Work.INPUT_GRADIENT)
+WEIGHT = Instruction(Work.WEIGHT_GRADIENT)
+START: Offer = (Instruction(Work.FORWARD), INPUT)
 
 
 def instructions(place: Place, tallies: Sequence[Tally]) -> Iterator[Offer]:
-    """See ``Schedule``. Weight gradients wait for nobody, so it deadlocks no more than 1F1B does."""
+    """See ``Schedule``.
+
+    Weight gradients go first where memory is full, and fill gaps only beyond those that memory has room for:
+    a worker that took one whenever a message is a moment late would keep all before it waiting. They wait for
+    nobody, and else the rule is 1F1B's, so it deadlocks no more than that does.
+    """
     (tally,) = tallies
     (stage,) = place.stages
     limit, first = group_limit(place.shape, stage), group_limit(place.shape, 0)
     most = max(limit, first * place.shape[0][0] // place.shape[stage][0])
     while not tally.is_finished:
-        yield WITH_ROOM if tally.in_flight < limit and tally.held < most else FULL
+        more = tally.started < tally.total
+        if more and tally.deferred and tally.held >= most:
+            yield (WEIGHT,)
+        elif more and tally.in_flight < limit:
+            yield START
+        elif tally.in_flight and tally.deferred <= most - limit:
+            yield (INPUT,)
+        else:
+            yield INPUT, WEIGHT

@@ -40,13 +40,21 @@ def test_the_numbers_that_everybody_quotes() -> None:
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(2, 4), (4, 8), (4, 16), (8, 32)])
-@pytest.mark.parametrize("each", [ONE, StageSeconds(2.0, 2.0, 1.0), StageSeconds(1.0, 1.0, 0.5)])
+@pytest.mark.parametrize("each", [ONE, StageSeconds(2.0, 2.0, 1.0), StageSeconds(1.0, 1.25, 0.75)])
 def test_zero_bubble_fills_the_drain(stages: int, micro_batches: int, each: StageSeconds) -> None:
     # Qi et al., ICLR'24, table 2: (p - 1) (T_F + T_B - T_W)
     timeline = simulated("zero-bubble", stages, micro_batches, each)
     work = micro_batches * (each.forward + each.input_gradient + each.weight_gradient)
     gap = (stages - 1) * (each.forward + each.input_gradient - each.weight_gradient)
     assert timeline.seconds == pytest.approx(work + gap, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_messages_that_take_their_time_cost_little(name: str) -> None:
+    """No schedule takes up something long because something short is a moment late."""
+    plan = even_plan(4, 16)
+    slow = simulate(schedule_named(name), plan, [ONE] * 4, message_seconds=0.001)
+    assert 0.0 < slow.seconds - simulated(name, 4, 16).seconds < 0.03
 
 
 def test_zero_bubble_is_faster_whatever_the_parts_take() -> None:
