@@ -336,7 +336,8 @@ class ControllerActor:
             aim=self._aim,
             patience=settings.patience,
         )
-        chooser = plan_chooser(ready.layout, ready.profile, self._job.micro_batches, settings.stages)
+        job = self._job
+        chooser = plan_chooser(ready.layout, ready.profile, job.micro_batches, settings.stages, job.chunks)
         gain = plan_gain(ready.layout, ready.profile) if settings.rebalance else None
         mender = plan_mender(ready.layout, ready.profile) if self._job.salvage else None
         return Controller(terms, chooser, gain, mender)

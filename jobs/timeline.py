@@ -50,7 +50,7 @@ def show_schedule(
     written too. Raises ValueError for an unknown name, counts that the schedule cannot do, a deadlock, and
     where a worker keeps activations of more than ``room`` micro-batches.
     """
-    schedule = schedule_named(name)
+    schedule = schedule_named(name, chunks)
     plan = even_plan(stages, micro_batches, chunks)
     each = StageSeconds(
         seconds.forward / chunks, seconds.input_gradient / chunks, seconds.weight_gradient / chunks

@@ -35,7 +35,8 @@ class Job:
     Steps count from 1; step t turns version t - 1 of the parameters into version t.
     ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``. ``feed_workers``
+    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``,
+    for workers of ``chunks`` stages each. ``feed_workers``
     prepare data for those that train; 0: these read by themselves.
     """
 
@@ -50,6 +51,7 @@ class Job:
     reduction: Literal["exact", "fast"] = "exact"
     salvage: bool = True
     schedule: str = DEFAULT
+    chunks: int = 1
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0

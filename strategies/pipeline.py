@@ -14,7 +14,7 @@ from runtime.samples import Samples
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Wanted, read
 from strategies.salvage import Losses, StepProgress
-from strategies.schedules.instructions import Place, Schedule
+from strategies.schedules.instructions import Schedule
 from strategies.stage import StageModel
 from strategies.training_pass import TrainingPass
 
@@ -58,9 +58,6 @@ class Pipeline:
     """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
 
-    def __post_init__(self) -> None:
-        self.place = Place.of(self.plan, self.worker)
-
     def train(
         self, progress: StepProgress, exponents: Sequence[int] | None, salvage: Salvage | None = None
     ) -> Losses:
@@ -72,19 +69,14 @@ class Pipeline:
 
     def evaluate(self, step: int, attempt: int, micro_batches: int) -> Losses:
         """Forward of held-out micro-batches 0 to ``micro_batches`` - 1; returns this worker's losses."""
-        tags = [Tag(self.plan.generation, step, attempt, f"held-out {k}") for k in self.place.stages]
+        stages = self.plan.stages_of(self.worker)
+        others = [Tag(self.plan.generation, step, attempt, f"held-out {k}") for k in stages if k > 0]
         last = len(self.plan.stages) - 1
-        mine = [
-            (k, m)
-            for k in self.place.stages
-            for m in range(micro_batches)
-            if self._worker_at(k, m) == self.worker
-        ]
+        mine = [(k, m) for k in stages for m in range(micro_batches) if self._worker_at(k, m) == self.worker]
         to_start = [m for k, m in reversed(mine) if k == 0]
         losses: Losses = {}
         for _ in mine:
             # what has come goes before what begins here: chunks of one worker feed each other
-            others = [tag for tag, k in zip(tags, self.place.stages, strict=True) if k > 0]
             message = self.endpoint.poll_any(others) if to_start and others else None
             if message is None and to_start:
                 k, micro_batch = 0, to_start.pop()
@@ -100,7 +92,7 @@ class Pipeline:
                 value,
                 train=False,
                 check=self.endpoint.check,
-                stage=self.place.stages.index(k),
+                stage=stages.index(k),
             )
             if k == last:
                 targets = self.data.held_out(micro_batch)[1]

@@ -94,7 +94,7 @@ class StepRunner:
             self.worker,
             self.stage,
             self.data,
-            schedule_named(self.job.schedule),
+            schedule_named(self.job.schedule, self.job.chunks),
             self.fault,
         )
         self._exact = self.job.reduction == "exact"

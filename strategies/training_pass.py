@@ -17,7 +17,7 @@ from runtime.samples import Samples
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Side, Wanted, announce
 from strategies.salvage import Losses, StepProgress
-from strategies.schedules.instructions import Instruction, Offer, Tally, Work
+from strategies.schedules.instructions import Instruction, Offer, Place, Tally, Work
 from strategies.stage import Gradients
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class TrainingPass:
     ) -> None:
         self._pipeline, self._plan, self._stage = pipeline, pipeline.plan, pipeline.stage
         self._progress, self._exponents, self._salvage = progress, exponents, salvage
-        self._stages = pipeline.place.stages
+        self._place = Place.of(pipeline.plan, pipeline.worker, anew=salvage is None)
+        self._stages = self._place.stages
         self._last = len(self._plan.stages) - 1
         self._early: dict[Task, Gradients] = {}
         """Of micro-batches that only this stage has to do again."""
@@ -69,7 +70,7 @@ class TrainingPass:
         reached = {*progress.done, *progress.deferred, *progress.in_flight}
         started = {(side, m) for side, k in read_at for stage, m in reached if stage == k}
         announce(pipeline.data, self._plan, pipeline.worker, progress.step, started)
-        for offer in pipeline.schedule(pipeline.place, self._tallies):
+        for offer in pipeline.schedule(self._place, self._tallies):
             pipeline.between()
             self._do_one(offer)
         return progress.losses

@@ -76,7 +76,7 @@ def simulated(schedule: str, plan: Plan) -> Timeline:
     each = BACKWARD * FORWARD_SECONDS / 2
     layers = [stage.stop - stage.first for stage in plan.stages]
     seconds = [StageSeconds(n * FORWARD_SECONDS, n * each, n * each) for n in layers]
-    return simulate(schedule_named(schedule), plan, seconds)
+    return simulate(schedule_named(schedule, len(plan.stages) // STAGES), plan, seconds)
 
 
 def recipe(schedule: str, micro_batches: int) -> Recipe:

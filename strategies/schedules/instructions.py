@@ -82,15 +82,22 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a worker stands: ``shape`` has every stage's (layers, workers), ``stages`` are its own,
-    ascending, one for each chunk."""
+    ascending, one for each chunk.
+
+    ``in_lanes``: micro-batches that meet anywhere are together at every stage, and all of them begin anew.
+    """
 
     shape: tuple[tuple[int, int], ...]
     stages: tuple[int, ...]
+    in_lanes: bool
 
     @classmethod
-    def of(cls, plan: Plan, worker: WorkerId) -> Place:
+    def of(cls, plan: Plan, worker: WorkerId, *, anew: bool = True) -> Place:
+        """``anew``: nothing of the step is done."""
         shape = tuple((stage.stop - stage.first, len(stage.workers)) for stage in plan.stages)
-        return cls(shape, plan.stages_of(worker))
+        lanes = len(set(zip(*plan.assignment, strict=True)))
+        apart = all(len(set(row)) == lanes for row in plan.assignment)
+        return cls(shape, plan.stages_of(worker), anew and apart)
 
 
 Schedule = Callable[[Place, Sequence[Tally]], Iterator[Offer]]

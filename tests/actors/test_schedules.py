@@ -29,9 +29,19 @@ def assert_same_bits(result: Result) -> None:
     assert all(record.samples == 10 for record in result.steps)
 
 
-def run_of(folder: Path, schedule: str, workers: int, stages: int, **changes: Any) -> ChaosRun:
-    job = toy_job(folder, schedule=schedule, steps=STEPS, **changes)
-    return ChaosRun(job, folder, workers, stages)
+def run_of(
+    folder: Path,
+    schedule: str,
+    workers: int,
+    stages: int,
+    *,
+    steps: int = STEPS,
+    max_workers: int | None = None,
+    **changes: Any,
+) -> ChaosRun:
+    chunks = 2 if SCHEDULES[schedule].chunked else 1
+    job = toy_job(folder, schedule=schedule, chunks=chunks, steps=steps, **changes)
+    return ChaosRun(job, folder, workers, stages, max_workers=max_workers)
 
 
 @pytest.mark.parametrize(("workers", "stages"), LAYOUTS)
@@ -60,10 +70,10 @@ def test_one_loss(tmp_path: Path, schedule: str, workers: int, stages: int, at: 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_one_join(tmp_path: Path, schedule: str, workers: int, stages: int) -> None:
     trigger = Trigger(3, 0)
-    job = toy_job(
-        tmp_path, schedule=schedule, steps=STEPS + 3, build_data=partial(TriggeringTokens, 5, trigger)
+    data = partial(TriggeringTokens, 5, trigger)
+    run = run_of(
+        tmp_path, schedule, workers, stages, steps=STEPS + 3, build_data=data, max_workers=workers + 1
     )
-    run = ChaosRun(job, tmp_path, workers, stages, max_workers=workers + 1)
     trigger.action = lambda: wait_until(lambda: run.controller.generation >= 2, "a planned change")
     result = run.run()
     assert result.outcome == "completed", result.message

@@ -21,7 +21,7 @@ ONE = StageSeconds(1.0, 1.0, 1.0)
 
 
 def test_the_picture_shows_who_does_what_when() -> None:
-    timeline = simulate(schedule_named("gpipe"), even_plan(2, 2), [ONE] * 2)
+    timeline = simulate(schedule_named("gpipe", 1), even_plan(2, 2), [ONE] * 2)
     lines = [line.plain for line in picture(timeline, 36)]
     assert lines == [
         "   0 F0  F1  ............B0      B1      ",
@@ -46,10 +46,17 @@ def test_files_say_what_the_table_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_command_knows_every_schedule(name: str) -> None:
-    result = CliRunner().invoke(app, ["schedule", name, "--stages", "2", "--micro-batches", "4"])
+    chunks = ["--chunks", "2"] if SCHEDULES[name].chunked else []
+    result = CliRunner().invoke(app, ["schedule", name, "--stages", "2", "--micro-batches", "4", *chunks])
     assert result.exit_code == 0 and f"{name}: 2 stages x 4 micro-batches" in result.output
 
 
 def test_the_command_refuses_what_cannot_be_done() -> None:
-    for arguments in (["2f2b"], ["gpipe", "--micro-batches", "0"], ["gpipe", "--room", "4"]):
+    for arguments in (
+        ["2f2b"],
+        ["gpipe", "--chunks", "2"],
+        ["interleaved"],
+        ["gpipe", "--micro-batches", "0"],
+        ["gpipe", "--room", "4"],
+    ):
         assert CliRunner().invoke(app, ["schedule", *arguments]).exit_code == 2

@@ -22,8 +22,15 @@ ONE = StageSeconds(1.0, 1.0, 1.0)
 SHAPES = [(1, 3), (2, 1), (4, 4), (4, 16), (3, 7), (8, 32)]
 
 
-def simulated(name: str, stages: int, micro_batches: int, each: StageSeconds = ONE) -> Timeline:
-    return simulate(schedule_named(name), even_plan(stages, micro_batches), [each] * stages)
+PLAIN = [name for name, entry in SCHEDULES.items() if not entry.chunked]
+ALL = [(name, chunks) for name in SCHEDULES for chunks in ((2, 3) if SCHEDULES[name].chunked else (1,))]
+
+
+def simulated(
+    name: str, stages: int, micro_batches: int, each: StageSeconds = ONE, chunks: int = 1
+) -> Timeline:
+    plan = even_plan(stages, micro_batches, chunks)
+    return simulate(schedule_named(name, chunks), plan, [each] * stages * chunks)
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
@@ -49,12 +56,22 @@ def test_zero_bubble_fills_the_drain(stages: int, micro_batches: int, each: Stag
     assert timeline.seconds == pytest.approx(work + gap, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_messages_that_take_their_time_cost_little(name: str) -> None:
+@pytest.mark.parametrize(("stages", "micro_batches"), [(1, 2), (2, 4), (4, 8), (4, 16), (8, 32)])
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_chunks_shorten_fill_and_drain(stages: int, micro_batches: int, chunks: int) -> None:
+    # Narayanan et al., SC'21, sec. 2.2.2: (p - 1) / v forwards and backwards of a worker's layers
+    timeline = simulated("interleaved", stages, micro_batches, chunks=chunks)
+    assert timeline.seconds == 3 * (micro_batches * chunks + stages - 1)
+    warm_up = [2 * (stages - 1 - p) + (chunks - 1) * stages for p in range(stages)]
+    assert list(timeline.peaks.values()) == [min(n + 1, micro_batches * chunks) for n in warm_up]
+
+
+@pytest.mark.parametrize(("name", "chunks"), ALL)
+def test_messages_that_take_their_time_cost_little(name: str, chunks: int) -> None:
     """No schedule takes up something long because something short is a moment late."""
-    plan = even_plan(4, 16)
-    slow = simulate(schedule_named(name), plan, [ONE] * 4, message_seconds=0.001)
-    assert 0.0 < slow.seconds - simulated(name, 4, 16).seconds < 0.03
+    plan = even_plan(4, 16, chunks)
+    slow = simulate(schedule_named(name, chunks), plan, [ONE] * 4 * chunks, message_seconds=0.001)
+    assert 0.0 < slow.seconds - simulated(name, 4, 16, chunks=chunks).seconds < 0.05
 
 
 def test_zero_bubble_is_faster_whatever_the_parts_take() -> None:
@@ -66,35 +83,43 @@ def test_zero_bubble_is_faster_whatever_the_parts_take() -> None:
 @pytest.mark.parametrize(("stages", "micro_batches"), SHAPES)
 def test_peak_activations(stages: int, micro_batches: int) -> None:
     """GPipe keeps all, 1F1B one for every stage still to come, zero-bubble no more than 1F1B's first."""
-    peaks = {name: list(simulated(name, stages, micro_batches).peaks.values()) for name in SCHEDULES}
+    peaks = {name: list(simulated(name, stages, micro_batches).peaks.values()) for name in PLAIN}
     assert peaks["gpipe"] == [micro_batches] * stages
     assert peaks["1f1b"] == [min(stages - k, micro_batches) for k in range(stages)]
     assert max(peaks["zero-bubble"]) == peaks["1f1b"][0]
 
 
 @given(
-    name=st.sampled_from(sorted(SCHEDULES)),
+    which=st.sampled_from(ALL),
     groups=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     micro_batches=st.integers(1, 12),
-    seconds=st.lists(st.tuples(*[st.integers(1, 5)] * 3), min_size=4, max_size=4),
+    seconds=st.lists(st.tuples(*[st.integers(1, 5)] * 3), min_size=12, max_size=12),
+    late=st.sampled_from([0.0, 0.25]),
 )
 def test_all_work_is_done_once_and_in_order(
-    name: str, groups: list[int], micro_batches: int, seconds: list[tuple[int, int, int]]
+    which: tuple[str, int],
+    groups: list[int],
+    micro_batches: int,
+    seconds: list[tuple[int, int, int]],
+    late: float,
 ) -> None:
-    plan = grouped(groups, micro_batches)
-    timeline = simulate(schedule_named(name), plan, [StageSeconds(*each) for each in seconds[: len(groups)]])
+    name, chunks = which
+    plan = grouped(groups, micro_batches, chunks)
+    stages = len(plan.stages)
+    each = [StageSeconds(*three) for three in seconds[:stages]]
+    timeline = simulate(schedule_named(name, chunks), plan, each, message_seconds=late)
     found = Counter((span.stage, span.micro_batch, span.work) for span in timeline.spans)
     backwards = [Work.INPUT_GRADIENT, Work.WEIGHT_GRADIENT] if name == "zero-bubble" else [Work.BACKWARD]
     wanted = [
         (k, m, work)
-        for k in range(len(groups))
+        for k in range(stages)
         for m in range(micro_batches)
         for work in [Work.FORWARD, *backwards]
     ]
     assert found == Counter(wanted)
     by_place = {(span.stage, span.micro_batch, span.work): span for span in timeline.spans}
     for (k, m, work), span in by_place.items():
-        for before in inputs(k, m, work, len(groups) - 1, backwards[0]):
+        for before in inputs(k, m, work, stages - 1, backwards[0]):
             assert by_place[before].end <= span.begin
     for worker in plan.workers:
         mine = sorted((s for s in timeline.spans if s.worker == worker), key=lambda span: span.begin)
@@ -114,12 +139,11 @@ def inputs(k: int, m: int, work: Work, last: int, backward: Work) -> Iterator[tu
             yield k + 1, m, backward
 
 
-def grouped(groups: Sequence[int], micro_batches: int) -> Plan:
-    """One layer a stage, several workers a group."""
+def grouped(groups: Sequence[int], micro_batches: int, chunks: int = 1) -> Plan:
+    """One layer a stage, several workers and ``chunks`` stages a group."""
     starts = [sum(groups[:k]) for k in range(len(groups))]
-    stages = tuple(
-        Stage(k, k + 1, tuple(range(starts[k], starts[k] + size))) for k, size in enumerate(groups)
-    )
+    workers = [tuple(range(start, start + size)) for start, size in zip(starts, groups, strict=True)] * chunks
+    stages = tuple(Stage(k, k + 1, group) for k, group in enumerate(workers))
     rows = tuple(deal_micro_batches([(w, 1.0) for w in stage.workers], micro_batches) for stage in stages)
     return Plan(0, stages, rows, ())
 
@@ -130,13 +154,13 @@ def test_it_agrees_with_the_planners_simulation(groups: list[int], micro_batches
     plan = grouped(groups, micro_batches)
     each = [StageSeconds(1.0, 1.0, 1.0)] * len(groups)
     quick = simulate_step(plan, [1.0] * len(groups), [2.0] * len(groups), dict.fromkeys(plan.workers, 1.0))
-    assert simulate(schedule_named("1f1b"), plan, each).seconds == quick
+    assert simulate(schedule_named("1f1b", 1), plan, each).seconds == quick
 
 
 def test_a_slow_worker_takes_longer() -> None:
     plan = even_plan(2, 4)
-    even = simulate(schedule_named("1f1b"), plan, [ONE, ONE])
-    slow = simulate(schedule_named("1f1b"), plan, [ONE, ONE], {0: 0.5, 1: 1.0})
+    even = simulate(schedule_named("1f1b", 1), plan, [ONE, ONE])
+    slow = simulate(schedule_named("1f1b", 1), plan, [ONE, ONE], {0: 0.5, 1: 1.0})
     assert slow.busy(0) == 2 * even.busy(0) and slow.busy(1) == even.busy(1)
     assert slow.seconds > even.seconds and slow.bubble > 0.0
 
@@ -152,9 +176,9 @@ def test_a_deadlock_is_found() -> None:
 
 
 def test_too_many_activations_are_found() -> None:
-    simulate(schedule_named("1f1b"), even_plan(4, 16), [ONE] * 4, room=4)
+    simulate(schedule_named("1f1b", 1), even_plan(4, 16), [ONE] * 4, room=4)
     with pytest.raises(ValueError, match="16 layers x micro-batches on worker 0, which has room for 4"):
-        simulate(schedule_named("gpipe"), even_plan(4, 16), [ONE] * 4, room=4)
+        simulate(schedule_named("gpipe", 1), even_plan(4, 16), [ONE] * 4, room=4)
 
 
 def test_spans_say_who_did_what() -> None:
@@ -164,5 +188,10 @@ def test_spans_say_who_did_what() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="'2f2b' is no schedule: choose one of gpipe, 1f1b, zero-bubble"):
-        schedule_named("2f2b")
+    names = "gpipe, 1f1b, interleaved, zero-bubble"
+    with pytest.raises(ValueError, match=f"'2f2b' is no schedule: choose one of {names}"):
+        schedule_named("2f2b", 1)
+    with pytest.raises(ValueError, match="gpipe has one chunk a worker, not 2: choose interleaved"):
+        schedule_named("gpipe", 2)
+    with pytest.raises(ValueError, match="interleaved needs chunks of at least 2, not 1"):
+        schedule_named("interleaved", 1)
