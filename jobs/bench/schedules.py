@@ -27,19 +27,25 @@ from strategies.schedules.simulation import StageSeconds, Timeline, simulate
 
 GOAL = 0.1
 STAGES, LAYERS = 4, 8
-FORWARD_SECONDS = 0.025
+FORWARD_SECONDS = 0.04
 """Per layer: so long that messages and sums, some milliseconds a micro-batch, are little beside it."""
 
-STEPS = 4
+STEPS = 3
 """Over how many steps a bubble is measured. A run's first is left out: it probes the gradients' scale."""
 
-CASES: tuple[tuple[str, int], ...] = (("gpipe", 4), ("gpipe", 16), ("1f1b", 16), ("zero-bubble", 16))
-"""(schedule, micro-batches)."""
+CASES: tuple[tuple[str, int, int], ...] = (
+    ("gpipe", 4, 1),
+    ("gpipe", 16, 1),
+    ("1f1b", 16, 1),
+    ("interleaved", 16, 2),
+    ("zero-bubble", 16, 1),
+)
+"""(schedule, micro-batches, chunks)."""
 
 
-def formula(schedule: str, micro_batches: int) -> float:
+def formula(schedule: str, micro_batches: int, chunks: int) -> float:
     """The textbook's bubble, input and weight gradients as long as a forward: see the schedules' files."""
-    gap = {"zero-bubble": 1 / 3}.get(schedule, 1.0) * (STAGES - 1)
+    gap = (STAGES - 1) * (1 / 3 if schedule == "zero-bubble" else 1 / chunks)
     return gap / (micro_batches + gap)
 
 
@@ -49,6 +55,7 @@ class Bubble:
 
     schedule: str
     micro_batches: int
+    chunks: int
     measured: float
     simulated: Timeline
     step_seconds: float
@@ -79,7 +86,7 @@ def simulated(schedule: str, plan: Plan) -> Timeline:
     return simulate(schedule_named(schedule, len(plan.stages) // STAGES), plan, seconds)
 
 
-def recipe(schedule: str, micro_batches: int) -> Recipe:
+def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
     """The run that is measured. It would go on for longer than the bench lasts."""
     return Recipe.model_validate(
         {
@@ -94,6 +101,7 @@ def recipe(schedule: str, micro_batches: int) -> Recipe:
                 "workers": STAGES,
                 "stages": STAGES,
                 "schedule": schedule,
+                "chunks": chunks,
                 "micro_batches": micro_batches,
                 "micro_batch_size": 1,
                 "cpus_per_worker": 0.0,
@@ -104,9 +112,9 @@ def recipe(schedule: str, micro_batches: int) -> Recipe:
     )
 
 
-def measure(schedule: str, micro_batches: int, folder: Path) -> Bubble:
+def measure(schedule: str, micro_batches: int, chunks: int, folder: Path) -> Bubble:
     """Runs a few steps. Raises RuntimeError if the run ends by itself."""
-    with started(recipe(schedule, micro_batches), folder) as run:
+    with started(recipe(schedule, micro_batches, chunks), folder) as run:
         bubbles: dict[int, tuple[float, float]] = {}
 
         def enough() -> bool:
@@ -115,11 +123,14 @@ def measure(schedule: str, micro_batches: int, folder: Path) -> Bubble:
                 bubbles[found[0]] = found[1], found[2]
             return len(bubbles) >= STEPS
 
-        wait_for(f"{STEPS} steps of {schedule}", enough, poll_seconds=0.05)
+        wait_for(f"{STEPS} steps of {schedule}", enough, poll_seconds=0.3)
         plan = run.plan()
         assert plan is not None, "a run that has committed steps has a plan"
     measured, seconds = zip(*bubbles.values(), strict=True)
-    return Bubble(schedule, micro_batches, median(measured), simulated(schedule, plan), median(seconds))
+    assert len(plan.stages) == STAGES * chunks, "every worker has its chunks"
+    return Bubble(
+        schedule, micro_batches, chunks, median(measured), simulated(schedule, plan), median(seconds)
+    )
 
 
 def _whole_step(run: RayRun) -> tuple[int, float, float] | None:
@@ -145,7 +156,8 @@ def report(results: Sequence[Bubble]) -> BenchReport:
             {
                 "schedule": each.schedule,
                 "micro_batches": each.micro_batches,
-                "formula": formula(each.schedule, each.micro_batches),
+                "chunks": each.chunks,
+                "formula": formula(each.schedule, each.micro_batches, each.chunks),
                 "simulated": each.simulated.bubble,
                 "measured": each.measured,
                 "deviation": each.deviation,
@@ -168,11 +180,11 @@ def run(console: Console) -> BenchReport:
     """Measures; takes about two minutes. Raises RuntimeError if a run ends by itself."""
     results = []
     with tempfile.TemporaryDirectory() as folder, connect(None, STAGES, 1.0, 0.0):
-        for number, (schedule, micro_batches) in enumerate(CASES):
-            results.append(measure(schedule, micro_batches, Path(folder) / f"{number}"))
+        for number, case in enumerate(CASES):
+            results.append(measure(*case, Path(folder) / f"{number}"))
             each = results[-1]
             console.print(
-                f"{schedule}, {micro_batches} micro-batches: bubble {each.measured:.1%}, simulated "
+                f"{each.schedule}, {each.micro_batches} micro-batches: bubble {each.measured:.1%}, simulated "
                 f"{each.simulated.bubble:.1%}",
                 highlight=False,
             )
