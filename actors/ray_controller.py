@@ -233,14 +233,15 @@ class ControllerActor:
             if self._done.wait(0.05):
                 return
 
-    def run(self) -> None:
-        """Returns when the run has ended.
+    def ended(self, seconds: float) -> bool:
+        """Whether the run has ended, after waiting for that at most so long.
 
         Raises ValueError for a mistake of the user that only showed when the model was built.
         """
-        self._done.wait()
+        ended = self._done.wait(seconds)
         if self._error is not None:
             raise self._error
+        return ended
 
     def _live(self) -> None:
         try:
