@@ -36,7 +36,8 @@ class Kubelet:
     """Runs the pods that name ``node``. ``sync`` is to be called again and again; at the end of its context
     every process that it started is gone. Images, volumes, probes and limits mean nothing to it.
 
-    ``environment`` is what every container finds; ``address`` is the one that all pods share.
+    ``environment`` is what every container finds, and in ``SCRATCH`` a folder of its pod's own, with a path as
+    short as can be; ``address`` is the one that all pods share.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Kubelet:
         self._api, self._node, self._address = api, node, address
         self._folder, self._environment = folder, environment
         self._running: dict[str, Running] = {}
+        self._started = 0
         self._lock = threading.RLock()
 
     def __enter__(self) -> Kubelet:
@@ -83,8 +85,10 @@ class Kubelet:
 
     def _start(self, name: str, pod: Object) -> None:
         running = self._running[name] = Running({})
+        self._started += 1
+        own = {**self._environment, "SCRATCH": str(self._folder / str(self._started))}
         for container in pod["spec"]["containers"]:
-            environment = {**self._environment, **environment_of(pod, container, self._address)}
+            environment = {**own, **environment_of(pod, container, self._address)}
             log = self._folder / f"{name}.{container['name']}.log"
             command = expanded(container["command"], environment)
             running.containers[container["name"]] = Container(command, environment, log)

@@ -66,7 +66,7 @@ def ray_on_kubernetes(reserved: int, spot: int) -> Iterator[Lab]:
         url = stack.enter_context(stand_in(certificates))
         api = stack.enter_context(Api(url, certificates))
         address = ray.util.get_node_ip_address()
-        manifest = cluster_manifest(folder, reserved, spot)
+        manifest = cluster_manifest(reserved, spot)
         kubelet = stack.enter_context(Kubelet(api, NODE, address, folder, environment(api)))
         stack.enter_context(Loop("operator", RayOperator(api, NODE).reconcile))
         stack.enter_context(Loop("kubelet", kubelet.sync))
@@ -78,7 +78,7 @@ def ray_on_kubernetes(reserved: int, spot: int) -> Iterator[Lab]:
         yield Lab(api, kubelet, head, folder)
 
 
-def cluster_manifest(folder: Path, reserved: int, spot: int) -> Object:
+def cluster_manifest(reserved: int, spot: int) -> Object:
     """The RayCluster of ``k8s/base``, with sizes, and without what a process has no use for (images, volumes,
     accounts). Surplus pods go after ``IDLE_SECONDS``."""
     cluster: Object = yaml.safe_load((SHIPPED / "base" / "raycluster.yaml").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def cluster_manifest(folder: Path, reserved: int, spot: int) -> Object:
         "env": [{"name": name, "value": value} for name, value in every_second.items()],
     }
     shared = {
-        "temp-dir": str(folder / "ray"),
+        "temp-dir": "$(SCRATCH)",  # two raylets that start at once in one folder mistake each other's files
         "object-store-memory": str(OBJECT_STORE_BYTES),
         # pods have an address of their own, processes have not
         "dashboard-agent-listen-port": "0",
