@@ -105,6 +105,10 @@ class RayCrew:
             self._post(Drain(worker, LEFT_NODE))
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
+    def expect(self, worker: WorkerId, reference: Any) -> None:
+        """A worker that was created will be ready some day: it then joins as one that was hired."""
+        threading.Thread(target=self._await, args=(worker, reference), daemon=True).start()
+
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
@@ -115,8 +119,12 @@ class RayCrew:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
     def _bring(self, worker: WorkerId) -> None:
+        self._await(worker, self._create(worker))
+
+    def _await(self, worker: WorkerId, reference: Any) -> None:
+        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes."""
         try:
-            ready: Ready = ray.get(self._create(worker))
+            ready: Ready = ray.get(reference)
         except Exception as error:
             died = isinstance(error, ActorDiedError)
             self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))

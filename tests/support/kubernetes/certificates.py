@@ -1,4 +1,4 @@
-"""A certificate authority for one test: a server's certificate, a client's, and a key for service accounts."""
+"""A certificate authority for one test: a server's certificate, a client's, a key for service accounts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def _name(common: str, organisation: str | None = None) -> x509.Name:
     return x509.Name(names)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -77,8 +77,7 @@ class Resource:
     def _call(self, method: str, path: str, **arguments: Any) -> Object:
         answer = self._client.request(method, self._path + path, **arguments)
         if answer.is_error:
-            raise httpx.HTTPStatusError(
-                f"{method} {answer.url}: {answer.status_code} {answer.text}", request=answer.request, response=answer
-            )
+            said = f"{method} {answer.url}: {answer.status_code} {answer.text}"
+            raise httpx.HTTPStatusError(said, request=answer.request, response=answer)
         made: Object = answer.json()
         return made

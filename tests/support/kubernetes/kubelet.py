@@ -36,8 +36,8 @@ class Kubelet:
     """Runs the pods that name ``node``. ``sync`` is to be called again and again; at the end of its context
     every process that it started is gone. Images, volumes, probes and limits mean nothing to it.
 
-    ``environment`` is what every container finds, and in ``SCRATCH`` a folder of its pod's own, with a path as
-    short as can be; ``address`` is the one that all pods share.
+    ``environment`` is what every container finds, and in ``SCRATCH`` a folder of its pod's own, with a short
+    path; ``address`` is the one that all pods share.
     """
 
     def __init__(

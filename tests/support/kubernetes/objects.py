@@ -65,8 +65,10 @@ class Objects:
     def patch(
         self, resource: str, namespace: str, name: str, patch: Any, kind: str, *, status: bool = False
     ) -> Object:
-        """With ``status`` nothing but the status changes, without it everything else. Raises Refused: 409 where
-        the patch names an older ``resourceVersion``, 422 where it does not apply."""
+        """With ``status`` nothing but the status changes, without it everything else.
+
+        Raises Refused: 409 where the patch names an older ``resourceVersion``, 422 where it does not apply.
+        """
         with self._lock:
             before = self._found(resource, namespace, name)
             if isinstance(patch, Mapping):

@@ -1,8 +1,8 @@
 """As much of KubeRay's operator as autoscaling needs: a RayCluster's pods, made and deleted through the API.
 
 The rules are KubeRay 1.7's for clusters with an autoscaler: failed pods are deleted, then those that the
-autoscaler names; what is then missing to ``replicas`` is created; none is ever chosen at random. A pod that is
-on its way out counts until it is gone. There is no scheduler here either, so pods name their node themselves.
+autoscaler names; what is then missing to ``replicas`` is created; none is ever chosen at random. A pod on its
+way out counts until it is gone. There is no scheduler here either, so pods name their node themselves.
 """
 
 from __future__ import annotations

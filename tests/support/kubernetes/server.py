@@ -1,4 +1,4 @@
-"""A stand-in for the Kubernetes API server: pods and RayClusters over HTTPS, for callers with a certificate."""
+"""A stand-in for the Kubernetes API server: pods and RayClusters over HTTPS, for those with a certificate."""
 
 from __future__ import annotations
 
