@@ -43,13 +43,17 @@ class Container:
         code = self._process.poll()
         return 128 - code if code is not None and code < 0 else code
 
+    def processes(self) -> list[int]:
+        """Its living processes."""
+        return descendants(self._token)
+
     def terminate(self) -> None:
         """SIGTERM to the first process, as a kubelet sends it."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL to all of its processes. Returns when the first one is gone."""
-        while found := descendants(self._token):  # until none was started while these were looked for
+        while found := self.processes():  # until none was started while these were looked for
             for process in found:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
