@@ -10,7 +10,7 @@ from jobs.recipe import Recipe
 from runtime.events import DrainNotice, Recovered, Resized, RunStarted, WorkerJoined, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
 from runtime.run_folder import RunFolder
-from tests.support.kubernetes.lab import Lab, ray_on_kubernetes
+from tests.support.kubernetes.lab import ApiServer, Lab, ray_on_kubernetes
 from tests.support.ray_jobs import toy_recipe, wait_until
 from tests.support.watched import FOR_EVER, Expected, Watched, start
 
@@ -40,9 +40,9 @@ def recipe() -> Recipe:
     )
 
 
-def test_pods_come_and_go_and_the_bits_stay(tmp_path: Path) -> None:
+def test_pods_come_and_go_and_the_bits_stay(tmp_path: Path, api_server: ApiServer) -> None:
     asked = recipe()
-    with ray_on_kubernetes(reserved=1, spot=USEFUL) as lab, start(tmp_path, asked) as run:
+    with ray_on_kubernetes(api_server, reserved=1, spot=USEFUL) as lab, start(tmp_path, asked) as run:
         watched = Watched(run, RunFolder(tmp_path), Expected(asked))
         assert watched.until(lambda: watched.events(RunStarted), "the start")[0].workers == 1
         grown = members(watched, USEFUL)

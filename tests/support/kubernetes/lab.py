@@ -7,8 +7,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import ray
 import yaml
 
-from tests.support.kubernetes.certificates import make_certificates
+from tests.support.dashboard import free_port
+from tests.support.kubernetes.certificates import Certificates, make_certificates
 from tests.support.kubernetes.client import Api
 from tests.support.kubernetes.kubelet import Kubelet
 from tests.support.kubernetes.loop import Loop
 from tests.support.kubernetes.objects import Object
 from tests.support.kubernetes.ray_operator import RayOperator
-from tests.support.kubernetes.server import stand_in
 from tests.support.manifests import ROOT, SHIPPED
 from tests.support.ray_jobs import wait_until
 
@@ -30,6 +30,9 @@ NODE = "this-machine"
 IDLE_SECONDS = 3
 CLUSTER = "reknit"
 OBJECT_STORE_BYTES = 100_000_000
+
+ApiServer = Callable[[Certificates], AbstractContextManager[str]]
+"""An API server that shows its certificate and knows the clients'; the context is its URL."""
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Lab:
 
 
 @contextmanager
-def ray_on_kubernetes(reserved: int, spot: int) -> Iterator[Lab]:
+def ray_on_kubernetes(api_server: ApiServer, reserved: int, spot: int) -> Iterator[Lab]:
     """This process is connected to the Ray cluster meanwhile. At its end nothing that was started is left.
 
     ``reserved`` pods are always there, up to ``spot`` more come and go, each with room for one worker.
@@ -63,7 +66,7 @@ def ray_on_kubernetes(reserved: int, spot: int) -> Iterator[Lab]:
         folder = Path(tempfile.mkdtemp(prefix="k8s-", dir="/tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         certificates = make_certificates(folder / "pki")
-        url = stack.enter_context(stand_in(certificates))
+        url = stack.enter_context(api_server(certificates))
         api = stack.enter_context(Api(url, certificates))
         address = ray.util.get_node_ip_address()
         manifest = cluster_manifest(reserved, spot)
@@ -145,13 +148,6 @@ def environment(api: Api) -> dict[str, str]:
         "REQUESTS_CA_BUNDLE": "",
         "CURL_CA_BUNDLE": "",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _accepts(address: str) -> bool:

@@ -92,14 +92,15 @@ class Objects:
             return self._keep(resource, namespace, name, copy.deepcopy(kept))
 
     def delete(self, resource: str, namespace: str, name: str, grace: int | None) -> Object:
-        """A pod that is on a node stays, with a ``deletionTimestamp``, until its kubelet deletes it with a
-        grace period of zero seconds. Raises Refused."""
+        """A pod that is on a node, and not over, stays with a ``deletionTimestamp`` until its kubelet deletes
+        it with a grace period of zero seconds. Raises Refused."""
         with self._lock:
             found = self._found(resource, namespace, name)
             spec = found.get("spec", {})
             if grace is None:
                 grace = spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
-            if resource != "pods" or not spec.get("nodeName") or grace == 0:
+            over = found.get("status", {}).get("phase") in ("Failed", "Succeeded")
+            if resource != "pods" or not spec.get("nodeName") or over or grace == 0:
                 del self._objects[resource, namespace, name]
                 self._version += 1
                 return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
