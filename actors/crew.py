@@ -16,19 +16,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, first_line, worker_name
+from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, first_line, worker_name
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
 from runtime.signals import Drain, Input, Joined, Lost
 from strategies.job import Job
 
 DRAIN_POLL_SECONDS = 0.5
-
-NODE_LABEL = "ray.io/node-id"
-"""The label that Ray gives every node."""
-
-LEFT_NODE = "its node is to be left"
-"""Why workers of an avoided node go."""
 
 ANSWER_SECONDS = 5.0
 """How long workers may take to answer a controller that was started anew."""
@@ -225,6 +219,12 @@ class RayCrew:
         for worker in told:  # those in reserve too; who has gone already is not heard of again
             self._post(Drain(worker, LEFT_NODE, deadline))
         return tuple(worker for worker in told if worker in domains)
+
+    def emptied(self) -> frozenset[str]:
+        """The Ray nodes, by id, that this run's workers have been on and are on no more."""
+        domains, gone = dict(self.domains), set(self._gone)
+        peopled = {domain for worker, domain in domains.items() if worker not in gone}
+        return frozenset(domains.values()) - peopled
 
     def watch_drains(self) -> None:
         """Tells of workers on nodes that Ray is draining, until the process ends. Runs in its own thread."""

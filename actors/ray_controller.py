@@ -128,6 +128,7 @@ class ControllerActor:
             settings.feed_cpus,
             note=lambda event: self._recorder.event(event, steady_time()),
             step=lambda: self._recorder.steps[-1].step + 1 if self._recorder.steps else 1,
+            emptied=self._crew.emptied,
         )
         self._stopping, self._done = threading.Event(), threading.Event()
         self._error: ValueError | None = None

@@ -22,7 +22,8 @@ for package in "$work"/debs/*.deb; do dpkg -x "$package" "$work/root"; done
 
 cd "$work"/source/kubernetes-*/
 # the copy that it brings crashes when it was compiled by Go 1.18 or newer
-cp "$work"/root/usr/share/gocode/src/github.com/modern-go/reflect2/* vendor/github.com/modern-go/reflect2/
+rm vendor/github.com/modern-go/reflect2/*.{go,s}
+cp "$work"/root/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} vendor/github.com/modern-go/reflect2/
 mkdir -p .go/src/k8s.io
 ln -sfn ../../.. .go/src/k8s.io/kubernetes
 export GOROOT=$work/root/usr/lib/go-1.19 GOPATH=$PWD/.go GOCACHE=$work/gocache GOPROXY=off CGO_ENABLED=0
