@@ -68,7 +68,7 @@ def test_pods_come_and_go_and_the_bits_stay(tmp_path: Path, api_server: ApiServe
         members(watched, 1)
         wait_until(lambda: list(lab.pods().values()) == ["reserved"], "the spot pods are given back")
         watched.goes_on(3)
-        # one on its way may be lost too: it takes Ray seconds to see that a node is gone, and to place nobody there
+        # one on its way may be lost too: Ray takes seconds to see that a node is gone
         at_work = {event.worker for event in watched.events(WorkerLost) if not event.idle}
         assert at_work == {victim} and len(watched.events(Recovered)) == 1, "nobody else was lost"
         assert len(watched.events(WorkerJoined)) == USEFUL - 1 + 2, "two were replaced, and no other came"
