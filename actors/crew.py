@@ -48,7 +48,7 @@ class RayCrew:
         self,
         run: str,
         job: Job,
-        secret: bytes,
+        secret: bytes | None,
         place: Place,
         controller: WorkerId,
         address: str,
