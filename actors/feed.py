@@ -159,7 +159,8 @@ class FeedCrew:
         """Places it anew, on a node that is there now: for the sake of feeding no node is to be brought."""
         with suppress(RayError):
             ray.kill(self._handles[number])
-        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - self._emptied()
+        every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = {node["NodeID"] for node in every if node["Alive"]} - self._emptied()
         return self._create(number, {NODE_LABEL: f"in({','.join(sorted(nodes))})"})
 
     def _create(self, number: int, nodes: dict[str, str] | None = None) -> Any:
