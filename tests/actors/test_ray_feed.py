@@ -115,7 +115,7 @@ def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(tmp_path:
     job = replace(assemble(recipe, str(folder.checkpoints)), feed_workers=3)
     with (
         ray_cluster(nodes=2, slots=1) as cluster,
-        RayRun(job, run_settings(recipe, folder.path), secrets.token_bytes(32)) as run,
+        RayRun(job, run_settings(recipe, folder.path)) as run,
     ):
 
         def idle(node: str) -> bool:
