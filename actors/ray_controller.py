@@ -178,6 +178,10 @@ class ControllerActor:
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
 
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """As ``RunFolder.piece``, for those who cannot read this machine's disks."""
+        return self._folder.piece(name, offset)
+
     def feed_processes(self) -> Mapping[int, int]:
         """The feed workers' process ids, once they are ready; those that were lost and not yet replaced among
         them."""
@@ -388,9 +392,7 @@ class ControllerActor:
         newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
-        start = None
-        if newest is not None:
-            start = Durable(newest.version, self._job.checkpoint_root, newest.exponents)
+        start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None
         controller = self._controller(self._first, start, next_worker)
         for worker, ready in answers.items():
             self._crew.keep(worker, ready)
