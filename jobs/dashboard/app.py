@@ -130,8 +130,8 @@ class Shown:
         try:
             self.record.follow()
             self.problem = ""
-        except Exception as error:  # whatever its transport raises: what was read so far is still shown
-            self.problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except OSError as error:  # what was read so far is still shown
+            self.problem = str(error)
 
     def run(self) -> tuple[str, dict[str, Any]]:
         """(what changes when anything does, the run)."""

@@ -25,7 +25,7 @@ export class Charts {
     const longest = charts.goodput.x.at(-1) || 0;
     const [unit, per] = longest > 7200 ? ["h", 3600] : longest > 300 ? ["min", 60] : ["s", 1];
     const goodput = {...curve(charts.goodput, "goodput", paint.good, ".1%"), x: charts.goodput.x.map(x => x / per),
-      mode: charts.goodput.x.length > 1 ? "lines" : "markers", customdata: charts.goodput.x.map(duration), fill: "tozeroy", fillcolor: paint.good + "22",
+      mode: charts.goodput.x.length > 1 ? "lines" : "markers", customdata: charts.goodput.x.map(duration), fill: "tozeroy", fillcolor: paint.good.replace("rgb(", "rgba(").replace(")", ", 0.13)"),
       hovertemplate: "%{y:.1%}<extra>%{customdata}</extra>"};
     this.draw("goodput-chart", [goodput], paint, [],
       {xaxis: {title: {text: unit}, rangemode: "tozero"}, yaxis: {range: [0, 1.02], tickformat: ".0%"}});

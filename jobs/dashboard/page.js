@@ -3,7 +3,7 @@
 import {Charts} from "./charts.js";
 import {Grid, shares} from "./grid.js";
 import {Timeline} from "./timeline.js";
-import {at, cause, clock, count, dealt, duration, known, layers, make, percent, plural, say, seconds} from "./words.js";
+import {at, cause, clock, count, dealt, duration, forgetColours, known, layers, make, percent, plural, say, seconds} from "./words.js";
 
 const LIVE = 1000, OVER = 5000, HIDDEN = 5000;  // milliseconds between two looks
 const CHIPS = 96;  // workers of a stage from which on a plan shows only those that change
@@ -228,8 +228,8 @@ function drawn(title, plan, other, missing) {
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function theme() {
-  const wanted = at("theme").value;
-  document.documentElement.dataset.theme = wanted === "auto" ? (dark.matches ? "dark" : "light") : wanted;
+  document.documentElement.dataset.theme = at("theme").value;
+  forgetColours();
   lanes.draw();
   charts.again();
 }

@@ -112,7 +112,7 @@ class RunRecord:
         )
 
     def follow(self) -> None:
-        """Raises what the source raises where the run cannot be reached."""
+        """Raises OSError where the run cannot be reached."""
         if not self.facts:
             self.facts = _parsed(self._source.piece("run.json", 0) or b"")
         grown = [tail.follow() for tail in self._tails]

@@ -12,8 +12,6 @@ from rich.console import Console
 from jobs.dashboard.app import build
 from jobs.dashboard.source import source_of
 
-DEFAULT_PORT = 8270
-
 
 def dashboard(run: str | Path, *, host: str, port: int, names: Sequence[str] = (), console: Console) -> None:
     """Serves the page of ``run``, a run's folder or its name on the cluster, until Ctrl-C.

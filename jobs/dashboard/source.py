@@ -7,18 +7,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from ray.exceptions import RayError
+
+from actors.cluster import RayRun
 from jobs.control import found
 from runtime.run_folder import RunFolder
 
 
 class Source(Protocol):
-    """``name`` is the run's. ``piece``: as ``RunFolder.piece``; raises OSError or what its transport raises
-    where the run cannot be reached."""
+    """``name`` is the run's. ``piece``: as ``RunFolder.piece``; raises OSError where it cannot be reached."""
 
     @property
     def name(self) -> str: ...
 
     def piece(self, name: str, offset: int) -> bytes | None: ...
+
+
+class ControllerSource:
+    """The record as the controller of a run under way reads it, on whatever machine it is."""
+
+    def __init__(self, run: RayRun) -> None:
+        self.name = run.name
+        self._run = run
+
+    def piece(self, name: str, offset: int) -> bytes | None:
+        try:
+            return self._run.piece(name, offset)
+        except RayError as error:
+            raise ConnectionError(
+                f"the controller of {self.name} does not answer: the run may have ended "
+                f"({type(error).__name__})"
+            ) from None
 
 
 @contextmanager
@@ -33,4 +52,4 @@ def source_of(run: str | Path) -> Iterator[Source]:
         yield folder
         return
     with found(run) as way:
-        yield way
+        yield ControllerSource(way)

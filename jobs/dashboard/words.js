@@ -79,4 +79,17 @@ const CAUSES = {
 };
 export const cause = name => CAUSES[name] || [name, "--soft"];
 
-export const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const resolved = new Map(), probe = make("i", {hidden: ""});
+
+/** What a custom property of the style sheet is in the present theme, as rgb(...). */
+export function colour(name) {
+  if (!resolved.has(name)) {
+    if (!probe.isConnected) document.body.append(probe);
+    probe.style.color = `var(${name})`;
+    resolved.set(name, getComputedStyle(probe).color);
+  }
+  return resolved.get(name);
+}
+
+/** After a change of theme. */
+export const forgetColours = () => resolved.clear();
