@@ -45,6 +45,8 @@ STYLES = {
 }
 """In the order of a bar's parts. Waiting and idling are drawn as gaps."""
 
+COMPUTING = ("forward", "backward", "held_out", "data", "optimizer")
+
 _STATE_STYLES = {"running": "green", "completed": "green", "failed": "red", "recovering": "red"}
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -99,7 +101,8 @@ def _headline(figures: Mapping[str, Any]) -> Text:
     steps = f" of {figures['steps']:,}" if figures["steps"] is not None else ""
     line.append(f"  step {figures['step']:,}{steps}")
     if figures["workers"]:
-        line.append(f"  {figures['workers']} workers in {figures['stages'] or '?'} stages")
+        line.append(f"  {figures['workers']} workers")
+        line.append(f" in {figures['stages']} stages" if figures["stages"] else "")
         line.append(f"  generation {figures['generation']}")
     if figures["goodput"] is not None:
         line.append(f"  goodput {figures['goodput']:.1%}")
@@ -143,7 +146,7 @@ def _workers(record: RunRecord, plan: Mapping[str, Any]) -> Table:
     for name in ("stage", "layers", "worker", "micro-batches"):
         table.add_column(name, justify="right")
     table.add_column(title, no_wrap=True)
-    table.add_column("busy", justify="right")
+    table.add_column("computing", justify="right")
     total = sum(len(stage["workers"]) for stage in plan["stages"])
     room = max(2, ROWS // max(1, len(plan["stages"]))) if total > ROWS else total
     for number, stage in enumerate(plan["stages"]):
@@ -185,8 +188,8 @@ def _extremes(workers: Sequence[int], mixes: Mapping[int, Mapping[str, float]], 
 
 
 def busy(mix: Mapping[str, float]) -> float:
-    """The share of a step in which a worker did not wait for another stage, nor did nothing."""
-    return sum(share for kind, share in mix.items() if kind not in ("wait", "idle"))
+    """The share of a step that a worker computed. What it says to others includes waiting for them."""
+    return sum(mix.get(kind, 0.0) for kind in COMPUTING)
 
 
 def bar(mix: Mapping[str, float], width: int = BAR) -> Text:
