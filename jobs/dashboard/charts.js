@@ -45,9 +45,9 @@ export class Charts {
     const axis = {gridcolor: paint.line, linecolor: paint.line, zerolinecolor: paint.line, tickfont: {size: 11},
       title: {font: {size: 11}, standoff: 4}, automargin: true, fixedrange: true};
     const layout = {
-      margin: {l: 44, r: 8, t: 8, b: 36}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
+      margin: {l: 44, r: 8, t: traces.length > 1 ? 26 : 8, b: 36}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
       font: {color: paint.soft, size: 11, family: "system-ui, sans-serif"}, hovermode: "closest", shapes, uirevision: id,
-      showlegend: traces.length > 1, legend: {x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)", font: {size: 11}},
+      showlegend: traces.length > 1, legend: {orientation: "h", x: 1, xanchor: "right", y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)", font: {size: 11}},
       hoverlabel: {bgcolor: paint.ink, bordercolor: paint.ink, font: {color: paint.card, size: 12}},
       xaxis: {...axis, ...special.xaxis, title: {...axis.title, ...(special.xaxis || {}).title}},
       yaxis: {...axis, ...special.yaxis, title: {...axis.title, ...(special.yaxis || {}).title}},

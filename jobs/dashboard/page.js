@@ -6,7 +6,7 @@ import {Timeline} from "./timeline.js";
 import {at, cause, clock, count, dealt, duration, forgetColours, known, layers, make, percent, plural, say, seconds} from "./words.js";
 
 const LIVE = 1000, OVER = 5000, HIDDEN = 5000;  // milliseconds between two looks
-const CHIPS = 96;  // workers of a stage from which on a plan shows only those that change
+const CHIPS = 32;  // workers of a stage from which on a plan shows only those that change
 
 const plans = new Map(), tags = new Map();
 let shown = null, timeline = null, chosen = null, follows = true;
@@ -102,14 +102,14 @@ function figures(run) {
 
 function worst(badput) {
   const [name, lost] = Object.entries(badput).filter(([name]) => name !== "productive").sort((a, b) => b[1] - a[1])[0] || [];
-  return name ? `most lost by ${cause(name)[0]}: ${seconds(lost)}` : "";
+  return name ? `${cause(name)[0]} cost ${seconds(lost)}` : "";
 }
 
 function elapsed() {
   const run = shown.run;
   const passed = run.over || !known(run.started) ? run.elapsed : Date.now() / 1000 - shown.skew - run.started;
   say(at("elapsed"), known(run.started) ? duration(passed) : "-");
-  const left = run.steps && run.step_seconds && !run.over ? (run.steps - run.step) * run.step_seconds : null;
+  const left = run.steps && run.step_seconds && run.state === "running" ? (run.steps - run.step) * run.step_seconds : null;
   say(at("elapsed-note"), known(left) ? `about ${duration(left)} left` : run.device ? `on ${run.device}` : "");
 }
 
@@ -215,13 +215,19 @@ function drawn(title, plan, other, missing) {
       return [change, make("span", {class: `chip ${change}`, title: `worker ${worker}: micro-batches ${batches.join(", ") || "none"}`},
         `${worker} `, make("span", {class: "soft"}, `\u00d7${batches.length}`))];
     });
-    const few = chips.length > CHIPS && theirs ? chips.filter(([change]) => change).slice(0, CHIPS) : chips.slice(0, CHIPS * 3);
-    const rest = chips.length - few.length;
+    const few = chips.length > CHIPS ? outstanding(chips, missing) : chips, rest = chips.length - few.length;
     return make("div", {class: "row"}, make("div", {class: "name"}, make("b", {}, `Stage ${k}`), make("span", {class: "soft"}, layers(stage))),
-      make("div", {class: "chips"}, ...few.map(([, chip]) => chip), rest ? make("span", {class: "soft"}, `and ${rest} as ever`) : null));
+      make("div", {class: "chips"}, ...few.map(([, chip]) => chip), rest ? make("span", {class: "soft"}, `and ${rest} more`) : null));
   });
   return make("div", {class: "plan"}, make("h3", {}, `${title} `,
     make("span", {class: "soft"}, `generation ${plan.generation}, ${plural(mine.size, "worker")}; \u00d7 micro-batches`)), ...rows);
+}
+
+/** Of many workers those that went or came, and some of the others, those that changed first. */
+function outstanding(chips, missing) {
+  const moved = chips.filter(([change]) => change && change === missing);
+  const others = [...chips.filter(([change]) => change === "changed"), ...chips.filter(([change]) => !change)];
+  return [...moved, ...others.slice(0, Math.max(0, CHIPS / 2 - moved.length))];
 }
 
 // Light and dark: as the system has it, or as somebody wants it.

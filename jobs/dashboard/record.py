@@ -20,7 +20,7 @@ class Step:
     step: int
     loss: float
     held_out: float | None
-    tokens_per_second: float | None
+    tokens: int
     seconds: float
     workers: int
     generation: int
@@ -152,14 +152,13 @@ class RunRecord:
             for step in [step for step in self.steps if step >= first]:
                 del self.steps[step]
             return
-        seconds = float(line["seconds"])
         held_out = line.get("held_out_loss")
         step = Step(
             step=int(line["step"]),
             loss=float(line["loss"]),
             held_out=None if held_out is None else float(held_out),
-            tokens_per_second=int(line["tokens"]) / seconds if seconds > 0 else None,
-            seconds=seconds,
+            tokens=int(line["tokens"]),
+            seconds=float(line["seconds"]),
             workers=int(line["workers"]),
             generation=int(line["generation"]),
             committed_at=float(line["committed_at"]),

@@ -95,8 +95,9 @@ export class Timeline {
     this.shown = (this.runs && this.runs.get(this.group)) || [];
     const seen = new Set(this.shown.flatMap(step => [...step.rows.keys()]));
     const newest = this.shown.at(-1);
-    // as the plan that those who were lost were part of has them, then newcomers
-    const orders = this.shown.map(step => this.plans.get(step.generation)).filter(Boolean);
+    // around an event as the plan before it has them, then newcomers; of the last steps as the newest plan has them
+    const steps = this.group === "last" ? this.shown.slice(-1) : this.shown;
+    const orders = steps.map(step => this.plans.get(step.generation)).filter(Boolean);
     this.rows = [];
     const stages = Math.max(0, ...orders.map(plan => plan.stages.length));
     for (let k = 0; k < stages; k++) for (const plan of orders) for (const worker of (plan.stages[k] || {workers: []}).workers) {
@@ -265,17 +266,20 @@ export class Timeline {
         pen.textAlign = "left";
         pen.font = "11px system-ui, sans-serif";
         pen.fillStyle = soft;
-        if (first && stage !== null) pen.fillText(`stage ${stage}`, 0, row.y + (this.tall - 3) / 2);
+        if (first) pen.fillText(stage === null ? "left" : `stage ${stage}`, 0, row.y + (this.tall - 3) / 2);
       } else if (first) {
         pen.font = "11px system-ui, sans-serif";
         pen.fillStyle = soft;
-        pen.fillText(stage === null ? "others" : `stage ${stage}`, 0, row.y + 6);
+        pen.fillText(stage === null ? "left" : `stage ${stage}`, 0, row.y + 6);
       }
     }
     if (this.tall < 12 && this.worker !== null) {
       const row = this.rows.find(each => each.worker === this.worker);
-      if (row) { pen.fillStyle = ink; pen.font = "600 11px system-ui, sans-serif"; pen.textAlign = "right";
-        pen.fillText(`\u25b8 ${row.worker}`, LEFT - 4, row.y + 2); pen.textAlign = "left"; }
+      if (!row) return;
+      pen.fillStyle = ink;
+      pen.textAlign = "right";
+      pen.fillText("\u25b8", LEFT - 2, row.y + this.tall / 2);
+      pen.textAlign = "left";
     }
   }
 

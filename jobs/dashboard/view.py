@@ -65,16 +65,18 @@ def state_of(record: RunRecord, now: float) -> tuple[str, str]:
 
 
 def summary(record: RunRecord, now: float) -> dict[str, Any]:
-    """The run in figures. Of a run that was resumed, ``started`` is when it was taken up again."""
+    """The run in figures. Of a run that was resumed, ``started`` is when that was."""
     state, detail = state_of(record, now)
     begun = [each for each in record.events if isinstance(each.event, RunStarted)]
     newest = _newest(record)
     last = begun[-1] if begun else None
     over = state in ("completed", "interrupted", "failed")
-    end = record.events[-1].time if over and record.events else now
     plan = record.plans.get(newest.generation) if newest else None
-    recent = list(record.steps.values())[-RECENT_STEPS:]
-    speeds = [step.tokens_per_second for step in recent if step.tokens_per_second is not None]
+    recent = paces(list(record.steps.values())[-RECENT_STEPS:])
+    lasted = sum(seconds for _, seconds in recent)
+    books = record.books[-1] if record.books else None
+    started = books.time - sum(books.seconds.values()) if books else None
+    end = books.time if over and books else now
     return {
         "name": record.name,
         "state": state,
@@ -83,22 +85,28 @@ def summary(record: RunRecord, now: float) -> dict[str, Any]:
         "step": newest.step if newest else 0,
         "steps": last.event.steps if last and isinstance(last.event, RunStarted) else None,
         "loss": finite(newest.loss) if newest else None,
-        "tokens_per_second": finite(sum(speeds) / len(speeds)) if speeds else None,
-        "step_seconds": sum(step.seconds for step in recent) / len(recent) if recent else None,
+        "tokens_per_second": sum(step.tokens for step, _ in recent) / lasted if lasted else None,
+        "step_seconds": lasted / len(recent) if recent else None,
         "workers": newest.workers if newest else 0,
         "stages": len(plan["stages"]) if plan else None,
         "generation": newest.generation if newest else 0,
-        "goodput": record.books[-1].goodput if record.books else None,
-        "badput": _badput(record),
-        "started": last.time if last else None,
-        "elapsed": max(0.0, end - last.time) if last else 0.0,
+        "goodput": books.goodput if books else None,
+        "badput": dict(books.seconds) if books else {},
+        "started": started,
+        "elapsed": max(0.0, end - started) if started is not None else 0.0,
         "device": record.facts.get("device"),
         "unreadable": record.unreadable,
     }
 
 
-def _badput(record: RunRecord) -> dict[str, float]:
-    return dict(record.books[-1].seconds) if record.books else {}
+def paces(steps: Sequence[Step]) -> list[tuple[Step, float]]:
+    """Each step with the seconds from the commit before it to its own, all that came between included."""
+    found, before = [], None
+    for step in steps:
+        passed = step.committed_at - before.committed_at if before else 0.0
+        found.append((step, passed if passed > 0 else step.seconds))
+        before = step
+    return found
 
 
 def _newest(record: RunRecord) -> Step | None:
@@ -121,7 +129,9 @@ def charts(record: RunRecord) -> dict[str, Any]:
     return {
         "loss": _curve([(step.step, step.loss) for step in steps]),
         "held_out": _curve([(step.step, step.held_out) for step in held_out]),
-        "throughput": _curve([(step.step, step.tokens_per_second) for step in steps]),
+        "throughput": _curve(
+            [(step.step, step.tokens / passed if passed else None) for step, passed in paces(steps)]
+        ),
         "goodput": _curve([(round(book.time - origin, 3), book.goodput) for book in record.books]),
     }
 
