@@ -137,8 +137,8 @@ export class Grid {
     const shares = make("dl", {class: "shares"}, ...parts.flatMap(([kind, share]) => [
       make("i", {class: "swatch", style: {background: `var(--${kind})`}}), make("dt", {}, KIND_NAMES[kind] || kind),
       make("dd", {}, percent(share, 0))]));
-    panel.replaceChildren(make("h3", {}, `Worker ${count(worker)}`),
-      make("h3", {class: "share"}, mix ? "Share of the last step" : "No step of it is on record yet"), list, shares);
+    panel.replaceChildren(make("div", {}, make("h3", {}, `Worker ${count(worker)}`), list),
+      make("div", {}, make("h3", {class: "share"}, mix ? "Share of the last step" : "No step of it is on record yet"), shares));
   }
 }
 

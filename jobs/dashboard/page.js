@@ -63,8 +63,8 @@ function show() {
   grid.show(shown.plan, newest ? shares(newest, timeline.kinds) : new Map());
   if (timeline) lanes.show(timeline, shown.events, plans, !shown.run.over);
   if (lanes.worker === null && grid.chosen !== null) lanes.choose(grid.chosen);
+  badput(shown.run);  // first, since the charts fill what it leaves
   charts.show(shown.charts, shown.events);
-  badput(shown.run);
   events();
 }
 

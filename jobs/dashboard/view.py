@@ -122,10 +122,10 @@ def current_plan(record: RunRecord) -> dict[str, Any] | None:
 
 
 def charts(record: RunRecord) -> dict[str, Any]:
-    """Curves, each ``{"x": [...], "y": [...]}``: by step, the goodput by seconds since its first entry."""
+    """Curves, each ``{"x": [...], "y": [...]}``: by step, the goodput by seconds since the run began."""
     steps = [record.steps[step] for step in sorted(record.steps)]
     held_out = [step for step in steps if step.held_out is not None]
-    origin = record.books[0].time if record.books else 0.0
+    origin = record.books[0].time - sum(record.books[0].seconds.values()) if record.books else 0.0
     return {
         "loss": _curve([(step.step, step.loss) for step in steps]),
         "held_out": _curve([(step.step, step.held_out) for step in held_out]),
