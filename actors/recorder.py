@@ -104,7 +104,8 @@ class Recorder:
 
     def _log_books(self, now: float) -> None:
         self._books_at = now
-        self._write(lambda: self.folder.log_books(self.ledger, now))
+        books = self.ledger.at(max(self.ledger.now, _nanoseconds(now)))  # threads note events too
+        self._write(lambda: self.folder.log_books(books, now))
 
     def _note(self, event: Event, now: float) -> None:
         self.events.append(event)
