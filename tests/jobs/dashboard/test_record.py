@@ -87,10 +87,7 @@ def test_steps_that_were_taken_back(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_counted_and_left_out(folder: RunFolder) -> None:
     unknown = '{"time": 1.0, "kind": "OfAnotherVersion"}'
-    folder.events_file.write_text(f'{unknown}
-nothing
-{{"kind": "RunStarted"}}
-')
+    folder.events_file.write_text(f'{unknown}\nnothing\n{{"kind": "RunStarted"}}\n')
     folder.steps_file.write_text('{"step": 1}\n')
     record = RunRecord(folder)
     record.follow()
