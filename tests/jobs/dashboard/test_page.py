@@ -13,7 +13,7 @@ from jobs.dashboard.app import build
 from runtime.events import RunFinished, WorkerLost
 from runtime.run_folder import RunFolder
 from tests.support.browser import chromium, listening, needs_chromium, page
-from tests.support.made_run import LOST_AT, make_run
+from tests.support.made_run import JOINED_AT, LOST_AT, make_run
 
 pytestmark = needs_chromium
 
@@ -31,8 +31,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def opened(browser: Any, small: str) -> Iterator[Any]:
+    """A page that several tests use one after the other: loading it takes longer than they do."""
+    with page(browser, small) as shown:
+        is_whole(shown)
+        yield shown
+
+
+@pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = make_run(tmp_path_factory.mktemp("large"), 256, 4, 512, steps=LOST_AT + 4)
+    folder = make_run(tmp_path_factory.mktemp("large"), 256, 4, 512, steps=JOINED_AT + 2)
     with listening(build(folder)) as url:
         yield url
 
@@ -110,77 +118,76 @@ def test_the_theme_is_the_systems_until_somebody_chooses(browser: Any, small: st
         assert ground(shown) == dark
 
 
-def test_the_grid_by_keyboard(browser: Any, small: str) -> None:
-    with page(browser, small) as shown:
-        is_whole(shown)
+def test_the_grid_by_keyboard(opened: Any) -> None:
+    shown = opened
 
-        def chosen() -> str:
-            found: str = shown.locator("#grid [aria-selected=true]").inner_text().split()[0]
-            focused = shown.evaluate("document.activeElement.dataset.worker")
-            assert focused == found, "the focus goes along, and one cell alone can be reached by Tab"
-            assert shown.locator("#grid [tabindex='0']").count() == 1
-            return found
+    def chosen() -> str:
+        found: str = shown.locator("#grid [aria-selected=true]").inner_text().split()[0]
+        focused = shown.evaluate("document.activeElement.dataset.worker")
+        assert focused == found, "the focus goes along, and one cell alone can be reached by Tab"
+        assert shown.locator("#grid [tabindex='0']").count() == 1
+        return found
 
-        shown.locator("#theme").focus()
-        shown.keyboard.press("Tab")
-        assert chosen() == "0"
-        assert shown.locator("[data-worker='0']").evaluate(
-            "cell => getComputedStyle(cell).outlineStyle !== 'none'"
-        ), "the focus is seen"
-        walked = []
-        for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "End", "Home", "ArrowUp"):
-            shown.keyboard.press(key)
-            walked.append(chosen())
-        assert walked == ["2", "3", "1", "6", "1", "0"]
-        shown.keyboard.press("End")
-        assert "Worker 4" in shown.locator("#worker").inner_text()
-        assert "backed up by\n0" in shown.locator("#worker").inner_text()
-
-
-def test_the_timeline_by_keyboard(browser: Any, small: str) -> None:
-    with page(browser, small) as shown:
-        is_whole(shown)
-        shown.locator("#lanes").focus()
-
-        def said() -> str:
-            text: str = shown.locator("#span").inner_text()
-            return text.rpartition(", ")[0]  # without the time of day
-
-        shown.keyboard.press("Home")
-        first = said()
-        assert first == "worker 0, step 29: forward of micro-batch 0, 4.0 ms"
-        shown.keyboard.press("ArrowRight")
-        assert said() == "worker 0, step 29: forward of micro-batch 3, 4.0 ms"
-        shown.keyboard.press("ArrowLeft")
-        assert said() == first
-        shown.keyboard.press("ArrowDown")
-        assert said().startswith("worker 2"), "the next row of the stage"
-        assert shown.locator("#grid [aria-selected=true]").inner_text().split()[0] == "2"
-        shown.keyboard.press("End")
-        assert "gather" in said() and "step 60" in said()
-        whole = len(colours(shown))
-        for _ in range(8):
-            shown.keyboard.press("+")
-        assert len(colours(shown)) < whole, "so near that little is seen"
-        shown.keyboard.press("f")
-        assert paint(shown, "forward") in colours(shown)
+    shown.locator("[data-worker='0']").click()
+    shown.locator("#theme").focus()
+    shown.keyboard.press("Tab")
+    assert chosen() == "0"
+    assert shown.locator("[data-worker='0']").evaluate(
+        "cell => getComputedStyle(cell).outlineStyle !== 'none'"
+    ), "the focus is seen"
+    walked = []
+    for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "End", "Home", "ArrowUp"):
+        shown.keyboard.press(key)
+        walked.append(chosen())
+    assert walked == ["2", "3", "1", "6", "1", "0"]
+    shown.keyboard.press("End")
+    assert "Worker 4" in shown.locator("#worker").inner_text()
+    assert "backed up by\n0" in shown.locator("#worker").inner_text()
 
 
-def test_events_and_their_plans_by_keyboard(browser: Any, small: str) -> None:
-    with page(browser, small) as shown:
-        is_whole(shown)
-        rows = shown.locator("#events [role=option]")
-        assert rows.count() == 5, "checkpoints are left out"
-        assert "worker 6 joined" in shown.locator("#events [aria-selected=true]").inner_text()
-        assert shown.locator("#plans .chip.new").inner_text().split()[0] == "6"
-        shown.locator("#events [tabindex='0']").focus()
-        shown.keyboard.press("ArrowUp")
-        assert "recovered in" in shown.locator("#events [aria-selected=true]").inner_text()
-        shown.locator("#plans .chip.gone").wait_for()
-        assert shown.locator("#plans .chip.gone").inner_text().split()[0] == "5"
-        assert shown.locator("#moment").input_value() == str(LOST_AT), "the timeline goes along"
-        shown.locator("#quiet").check()
-        assert rows.count() == 6 and shown.get_by_text("checkpoint written").count() == 1
+def test_the_timeline_by_keyboard(opened: Any) -> None:
+    shown = opened
+    shown.locator("[data-worker='0']").click()
+    shown.locator("#lanes").focus()
+
+    def said() -> str:
+        text: str = shown.locator("#span").inner_text()
+        return text.rpartition(", ")[0]  # without the time of day
+
+    shown.keyboard.press("Home")
+    first = said()
+    assert first == "worker 0, step 29: forward of micro-batch 0, 4.0 ms"
+    shown.keyboard.press("ArrowRight")
+    assert said() == "worker 0, step 29: forward of micro-batch 3, 4.0 ms"
+    shown.keyboard.press("ArrowLeft")
+    assert said() == first
+    shown.keyboard.press("ArrowDown")
+    assert said().startswith("worker 2"), "the next row of the stage"
+    assert shown.locator("#grid [aria-selected=true]").inner_text().split()[0] == "2"
+    shown.keyboard.press("End")
+    assert "gather" in said() and "step 60" in said()
+    whole = len(colours(shown))
+    for _ in range(8):
+        shown.keyboard.press("+")
+    assert len(colours(shown)) < whole, "so near that little is seen"
+    shown.keyboard.press("f")
+    assert paint(shown, "forward") in colours(shown)
+
+
+def test_events_and_their_plans_by_keyboard(opened: Any) -> None:
+    shown = opened
+    rows = shown.locator("#events [role=option]")
+    assert rows.count() == 5, "checkpoints are left out"
+    assert "worker 6 joined" in shown.locator("#events [aria-selected=true]").inner_text()
+    assert shown.locator("#plans .chip.new").inner_text().split()[0] == "6"
+    shown.locator("#events [tabindex='0']").focus()
+    shown.keyboard.press("ArrowUp")
+    assert "recovered in" in shown.locator("#events [aria-selected=true]").inner_text()
+    shown.locator("#plans .chip.gone").wait_for()
+    assert shown.locator("#plans .chip.gone").inner_text().split()[0] == "5"
+    assert shown.locator("#moment").input_value() == str(LOST_AT), "the timeline goes along"
+    shown.locator("#quiet").check()
+    assert rows.count() == 6 and shown.get_by_text("checkpoint written").count() == 1
 
 
 def test_256_workers(browser: Any, large: str, tmp_path: Path) -> None:
@@ -234,7 +241,7 @@ def test_what_a_run_says_is_text(browser: Any, tmp_path: Path) -> None:
 
 def test_a_server_that_is_gone_for_a_while(browser: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path, steps=3, finished=False)
-    with listening(build(folder)) as url, page(browser, url) as shown:
+    with listening(build(folder)) as url, page(browser, url, but="status of 503") as shown:
         is_whole(shown)
         refuse = "**/api/run"
         shown.route(refuse, lambda route: route.fulfill(status=503))
