@@ -134,13 +134,15 @@ class Timeline:
 
     def _forget(self) -> None:
         """Lets go of what is over the limits."""
-        room, last = LAST_SPANS, set()
+        room = LAST_SPANS
+        last: set[int] = set()
         for step in sorted((step for step in self._steps if step <= self._newest), reverse=True)[:LAST]:
             room -= self._steps[step].spans
             if room < 0 and last:
                 break
             last.add(step)
-        room, around = AROUND_SPANS, set()
+        room = AROUND_SPANS
+        around: set[int] = set()
         for mark in reversed(self._marked):
             steps = set(range(mark - BEFORE, mark + AFTER + 1)) & self._steps.keys() - around
             room -= sum(self._steps[step].spans for step in steps)

@@ -149,8 +149,8 @@ class RunRecord:
     def _step(self, line: Line) -> None:
         if "superseded_from" in line:
             first = int(line["superseded_from"])
-            for step in [step for step in self.steps if step >= first]:
-                del self.steps[step]
+            for number in [number for number in self.steps if number >= first]:
+                del self.steps[number]
             return
         held_out = line.get("held_out_loss")
         step = Step(

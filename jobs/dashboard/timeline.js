@@ -106,6 +106,7 @@ export class Timeline {
     for (const worker of [...seen].sort((a, b) => a - b)) {
       if (!this.rows.some(row => row.worker === worker)) this.rows.push({worker, stage: null});
     }
+    if (this.view && newest && (this.view[1] < this.shown[0].began || this.view[0] > newest.ended)) this.view = null;  // gone by
     if (this.span && !this.shown.some(step => step.step === this.span.step)) this.span = null;
     this.draw();
     if (!newest) say(at("span"), "");
