@@ -31,6 +31,7 @@ from runtime.controller import Controller
 from runtime.detection import Patience
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
+from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
@@ -74,9 +75,10 @@ class RunSettings:
 class ControllerActor:
     """The run lives in a thread of its own; the methods answer meanwhile."""
 
-    def __init__(self, job: Job, settings: RunSettings, secret: bytes) -> None:
+    def __init__(self, job: Job, settings: RunSettings, secret: bytes | None) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._job, self._settings, self._secret = job, settings, secret
+        self._job, self._settings = job, settings
+        self._secret = secret_of(settings.name, secret)
         self._folder = RunFolder(settings.folder)
         facts = self._folder.controller_facts()
         self._is_anew = ray.get_runtime_context().was_current_actor_reconstructed
@@ -122,7 +124,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
-            self._asked_for,
+            lambda worker: self._note(next_worker=worker + 1),
         )
         self._crew.avoided.update(facts.get("avoided", ()) if self._is_anew else ())
         self._host.crew = self._crew
@@ -145,9 +147,6 @@ class ControllerActor:
             on_control=on_control,
             on_lost=on_lost,
         )
-
-    def _asked_for(self, worker: WorkerId) -> None:
-        self._note(next_worker=worker + 1)
 
     def _note(self, **facts: object) -> None:
         with suppress(OSError), self._noting:  # a full disk costs the record, not the run
@@ -235,14 +234,15 @@ class ControllerActor:
             if self._done.wait(0.05):
                 return
 
-    def run(self) -> None:
-        """Returns when the run has ended.
+    def ended(self, seconds: float) -> bool:
+        """Whether the run has ended, after waiting for that at most so long.
 
         Raises ValueError for a mistake of the user that only showed when the model was built.
         """
-        self._done.wait()
+        ended = self._done.wait(seconds)
         if self._error is not None:
             raise self._error
+        return ended
 
     def _live(self) -> None:
         try:

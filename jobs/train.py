@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import sys
 import time
@@ -108,7 +107,7 @@ def train(
         )
         # before the controller begins to add to it
         folder.note_controller(address=gcs_address(), name=settings.name)
-        run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32), detached=detach))
+        run = stack.enter_context(RayRun(job, settings, detached=detach))
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:

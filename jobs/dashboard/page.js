@@ -94,7 +94,7 @@ function figures(run) {
   say(at("speed"), known(run.tokens_per_second) ? count(Math.round(run.tokens_per_second)) : "-");
   say(at("speed-note"), known(run.step_seconds) ? `${seconds(run.step_seconds)} a step` : "");
   say(at("workers"), String(run.workers || "-"));
-  say(at("workers-note"), run.stages ? `in ${plural(run.stages, "stage")}, generation ${run.generation}` : "");
+  say(at("workers-note"), run.stages ? `in ${plural(run.stages, "stage")}` : "");
   say(at("goodput"), known(run.goodput) ? percent(run.goodput) : "-");
   say(at("goodput-note"), worst(run.badput));
   elapsed();
@@ -107,7 +107,7 @@ function worst(badput) {
 
 function elapsed() {
   const run = shown.run;
-  const passed = run.over || !known(run.started) ? run.elapsed : Date.now() / 1000 - shown.skew - run.started;
+  const passed = run.over || run.state === "silent" || !known(run.started) ? run.elapsed : Date.now() / 1000 - shown.skew - run.started;
   say(at("elapsed"), known(run.started) ? duration(passed) : "-");
   const left = run.steps && run.step_seconds && run.state === "running" ? (run.steps - run.step) * run.step_seconds : null;
   say(at("elapsed-note"), known(left) ? `about ${duration(left)} left` : run.device ? `on ${run.device}` : "");

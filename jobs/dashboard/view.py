@@ -76,7 +76,7 @@ def summary(record: RunRecord, now: float) -> dict[str, Any]:
     lasted = sum(seconds for _, seconds in recent)
     books = record.books[-1] if record.books else None
     started = books.time - sum(books.seconds.values()) if books else None
-    end = books.time if over and books else now
+    end = books.time if books and (over or state == "silent") else now
     return {
         "name": record.name,
         "state": state,
