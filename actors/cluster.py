@@ -146,6 +146,11 @@ class RayRun:
         badput: Mapping[str, float] = _patiently(self._controller.badput.remote)
         return badput
 
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """A piece of the run's record, as ``RunFolder.piece`` on the controller's machine."""
+        piece: bytes | None = _patiently(lambda: self._controller.piece.remote(name, offset))
+        return piece
+
     def processes(self) -> Mapping[WorkerId, int]:
         """The workers' process ids, once they are ready; lost ones among them."""
         processes: Mapping[WorkerId, int] = _patiently(self._controller.processes.remote)

@@ -32,6 +32,7 @@ from runtime.protocol import (
     Settled,
 )
 from runtime.snapshots import ShardStore
+from runtime.spans import RECOVERY, SpanLog
 from strategies.job import Job
 from strategies.move import Mover
 from strategies.pipeline import Data, FaultPoint
@@ -78,6 +79,8 @@ class Follower:
         self._build_lock = build_lock
         self._pending: Change | None = None
         self._began: dict[int, float] = {}
+        self._spans = SpanLog()
+        self._left_ns: int | None = None  # since when no step has been under way here
         self._exponents: dict[int, Exponents] = {}
         self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
 
@@ -95,16 +98,19 @@ class Follower:
     def follow(self, resume: Resume) -> None:
         """Goes on under another plan, or serves what others need of this worker."""
         plan, version = resume.plan, resume.version
+        self._leave_step()
         self._fault("recovery", version + 1, 0)
         if self.worker not in plan.workers:
             self.plan = None
             self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
             self._mover(resume).serve()
+            self._left_ns = None
             return
         self._train(resume, self._move(resume))
 
     def enter(self, change: Change) -> None:
         """Comes in where those at work say that the change takes place."""
+        self._left_ns = time.perf_counter_ns()
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
         entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
         resume = at_boundary(change, entry)
@@ -116,6 +122,7 @@ class Follower:
         Raises Interrupted if something else has come first.
         """
         generation = change.plan.generation
+        self._leave_step()
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
         self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
@@ -128,9 +135,13 @@ class Follower:
                 self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
         if self.worker in change.plan.workers:
             return resume
-        self.plan = None
+        self.plan = self._left_ns = None
         self._mover(resume).serve()
         return None
+
+    def _leave_step(self) -> None:
+        if self._left_ns is None:
+            self._left_ns = time.perf_counter_ns()
 
     def _mover(self, resume: Resume) -> Mover:
         def settled() -> None:
@@ -157,6 +168,9 @@ class Follower:
             mover.move()
         self.version = version
         self.records.follow(plan, version, resume.record)
+        assert self._left_ns is not None, "nobody moves in mid-step"
+        self._spans.add(RECOVERY, self._left_ns)
+        self._left_ns = None
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         return mover
 
@@ -181,6 +195,7 @@ class Follower:
             remember=self.records.remember,
             progress=self._progress,
             salvage=resume.salvage,
+            spans=self._spans,
         )
 
     def pending_generation(self) -> int:
@@ -203,6 +218,7 @@ class Follower:
                 self.version = version
                 stopping, change = outcome.stop, outcome.change
                 self._tell_measured(version, runner)
+                self._tell(self._spans.take(self.worker, version, plan.generation))
                 written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
                 if written:
                     self._write(runner, version, is_last=version == resume.stop_at or stopping)
@@ -252,6 +268,7 @@ class Follower:
     def held(self, generation: int) -> Held:
         """What this worker holds, in answer to an interrupt. A change that was pending is off."""
         self._pending = None
+        self._leave_step()
         now = time.perf_counter()
         ages = {version: now - began for version, began in self._began.items()}
         working = {block: v for block, v in self.stage.version.items() if v is not None}

@@ -120,7 +120,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
-            self._asked_for,
+            lambda worker: self._note(next_worker=worker + 1),
         )
         self._crew.avoided.update(facts.get("avoided", ()) if self._is_anew else ())
         self._host.crew = self._crew
@@ -144,9 +144,6 @@ class ControllerActor:
             on_control=on_control,
             on_lost=on_lost,
         )
-
-    def _asked_for(self, worker: WorkerId) -> None:
-        self._note(next_worker=worker + 1)
 
     def _note(self, **facts: object) -> None:
         with suppress(OSError), self._noting:  # a full disk costs the record, not the run
@@ -176,6 +173,10 @@ class ControllerActor:
 
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
+
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """As ``RunFolder.piece``, for those who cannot read this machine's disks."""
+        return self._folder.piece(name, offset)
 
     def feed_processes(self) -> Mapping[int, int]:
         """The feed workers' process ids, once they are ready; those that were lost and not yet replaced among
@@ -383,9 +384,7 @@ class ControllerActor:
         newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
-        start = None
-        if newest is not None:
-            start = Durable(newest.version, self._job.checkpoint_root, newest.exponents)
+        start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None
         controller = self._controller(self._first, start, next_worker)
         for worker, ready in answers.items():
             self._crew.keep(worker, ready)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli_jobs import jobs_app
+from jobs.cli_watch import watch_app
 from jobs.exits import INTERRUPTED, RUN_ERROR
 from jobs.exits import errors as _errors
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(jobs_app)
+app.add_typer(watch_app)
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe (a TOML file).")]
 Settings = Annotated[

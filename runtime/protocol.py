@@ -223,6 +223,23 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """Worker to controller: what it did since it told of the last step (``runtime.spans`` packs and unpacks
+    it). A step that was interrupted is part of what is told of the one that was committed in the end.
+
+    ``offset`` makes the spans' clock nanoseconds since 1970; ``dropped`` spans found no room. No decision
+    depends on it: it is for people, and never reaches the controller's transitions.
+    """
+
+    worker: WorkerId
+    step: int
+    generation: int
+    offset: int
+    spans: bytes
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Repeated:
     """Worker to controller: a gradient outgrew its scale, the step is computed again."""
 
@@ -311,5 +328,5 @@ Report = (
 )
 
 # what all of these are made of; whatever else comes from the network is no message
-carry(*get_args(Command), *get_args(Report), Entry, Greeting, shared=(Plan,))
+carry(*get_args(Command), *get_args(Report), Entry, Greeting, Timed, shared=(Plan,))
 carry(Holding, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Transfer)

@@ -19,6 +19,7 @@ from runtime.protocol import Exponents
 from runtime.salvage import Salvage
 from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
+from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
@@ -83,11 +84,14 @@ class StepRunner:
     """What has been reached of the step under way, under this plan or an earlier one."""
     salvage: Salvage | None = None
     """What the first step of this plan need not do."""
+    spans: SpanLog = field(default_factory=SpanLog)
+    """Takes in what is done when."""
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
-        self.pipeline = Pipeline(self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
+        parts = (self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
+        self.pipeline = Pipeline(*parts, spans=self.spans)
         self._exact = self.job.reduction == "exact"
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
@@ -198,11 +202,13 @@ class StepRunner:
         sums: dict[Piece, Tensor] = {}
         if not probing:
             began = time.perf_counter()
+            began_ns = time.perf_counter_ns()
             self.fault("reduce", step, 0)
             tag = self._tag(step, attempt, "reduce")
             sums = self.rounds.reduce(tag, self.stage.accumulators, ordered=not self._exact)
             share.squared = self._squared(sums)
             self.seconds.reduce += time.perf_counter() - began
+            self.spans.add(REDUCE, began_ns)
         return self._exchange(step, attempt, share), sums
 
     def _squared(self, sums: dict[Piece, Tensor]) -> dict[int, int | float]:
@@ -218,13 +224,17 @@ class StepRunner:
         """Every worker's share. Nobody gets it before all copies of the last version are in place."""
         began = time.perf_counter()
         version = step - 1
+        began_ns = time.perf_counter_ns()
         self.settle(wait=True)
         self._take_backups(version, wait=True)
+        self.spans.add(BACKUP, began_ns)
+        began_ns = time.perf_counter_ns()
         self.fault("exchange", step, 0)
         share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began
+        self.spans.add(EXCHANGE, began_ns)
         return [shares[worker] for worker in self.plan.workers]
 
     def _take_what_came(self, version: int) -> None:
@@ -244,6 +254,7 @@ class StepRunner:
         self, step: int, sums: dict[Piece, Tensor], exponents: Exponents, norm: float, count: int
     ) -> dict[Piece, Tensor]:
         began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         self.fault("optimizer", step, 0)
         self.stage.pulse.enter()
         clip_norm = self.job.optimizer.clip_norm
@@ -260,6 +271,7 @@ class StepRunner:
             self.store.put(piece, step, new_3N)
         self.stage.pulse.leave()
         self.seconds.optimizer = time.perf_counter() - began
+        self.spans.add(OPTIMIZER, began_ns)
         return new_states
 
     def _gradient(
@@ -276,6 +288,7 @@ class StepRunner:
 
     def _gather(self, step: int, attempt: int, new_states: dict[Piece, Tensor]) -> None:
         began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         self.fault("gather", step, 0)
         for block in self.stage.version:
             self.stage.version[block] = None
@@ -283,3 +296,4 @@ class StepRunner:
         for block in self.stage.version:
             self.stage.version[block] = step
         self.seconds.gather = time.perf_counter() - began
+        self.spans.add(GATHER, began_ns)
