@@ -131,11 +131,19 @@ class Host:
             outputs = controller.handle(event, now)
             for output in outputs:
                 self._carry_out(output, now)
-            self.plan = controller.plan
+            self._tell_metrics(event, controller)
             if any(isinstance(output, Send) and isinstance(output.command, Resume) for output in outputs):
                 controller.handle(CommandsSent(), steady_time())
         self._writer.shutdown()
         self.endpoint.close()
+
+    def _tell_metrics(self, event: Input, controller: Controller) -> None:
+        metrics, plan = self.recorder.metrics, controller.plan
+        if plan is not None and (plan is not self.plan or isinstance(event, Lost)):
+            metrics.observe_members(worker for worker in plan.workers if worker in controller.members)
+        self.plan = plan
+        if isinstance(event, Measured):
+            metrics.observe_worker(event, controller.speeds.of(event.worker))
 
     def _next_event(self, next_tick: float) -> tuple[Input, float]:
         """The next event and when the clock is to tick again. A busy queue does not hold up the clock."""
