@@ -17,6 +17,7 @@ from actors.crew import end_all
 from actors.names import NAMESPACE, controller_name, controller_pattern, run_of
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.recorder import Progress
+from runtime.fabric.secret import secret_to_hand_out
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.settings import ray_address
@@ -79,7 +80,7 @@ class RayRun:
     Calls wait while a controller that died is being started again.
     """
 
-    def __init__(self, job: Job, settings: RunSettings, secret: bytes, *, detached: bool = False) -> None:
+    def __init__(self, job: Job, settings: RunSettings, *, detached: bool = False) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         controller = ray.remote(ControllerActor).options(
             name=controller_name(settings.name),
@@ -95,7 +96,7 @@ class RayRun:
         self.name = settings.name
         self._detached = detached
         # actor handles get their methods at run time, so they have no useful static type
-        self._controller: Any = controller.remote(job, settings, secret)
+        self._controller: Any = controller.remote(job, settings, secret_to_hand_out())
         self._ended: Any = None
 
     @classmethod

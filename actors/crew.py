@@ -54,7 +54,7 @@ class RayCrew:
         self,
         run: str,
         job: Job,
-        secret: bytes,
+        secret: bytes | None,
         place: Place,
         controller: WorkerId,
         address: str,

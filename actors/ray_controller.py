@@ -32,6 +32,7 @@ from runtime.controller import Controller
 from runtime.detection import Patience
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
+from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
 from runtime.plan import CONTROLLER, Plan, WorkerId
@@ -73,9 +74,10 @@ class RunSettings:
 class ControllerActor:
     """The run lives in a thread of its own; the methods answer meanwhile."""
 
-    def __init__(self, job: Job, settings: RunSettings, secret: bytes) -> None:
+    def __init__(self, job: Job, settings: RunSettings, secret: bytes | None) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._job, self._settings, self._secret = job, settings, secret
+        self._job, self._settings = job, settings
+        self._secret = secret_of(settings.name, secret)
         self._folder = RunFolder(settings.folder)
         facts = self._folder.controller_facts()
         self._is_anew = ray.get_runtime_context().was_current_actor_reconstructed

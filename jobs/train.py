@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import sys
 import time
@@ -111,7 +110,7 @@ def train(
         folder.note_controller(address=gcs_address(), name=settings.name)
         if not detach:  # the controller does so itself, unless it is ended at once
             stack.callback(withdraw, targets_folder_of(recipe), "train", folder.name)
-        run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32), detached=detach))
+        run = stack.enter_context(RayRun(job, settings, detached=detach))
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:

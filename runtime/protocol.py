@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from runtime.checkpoint import ShardFile
 from runtime.events import StepRecord
-from runtime.plan import Plan, WorkerId
+from runtime.fabric.notes import carry
+from runtime.plan import Plan, Shard, Stage, WorkerId
 from runtime.resharding import Holding, Transfer
-from runtime.salvage import Progress, Salvage
+from runtime.salvage import Progress, Salvage, Status
 
 Exponents = tuple[int, ...] | None
 """Scale exponents of every tensor; None before the probing pass."""
@@ -316,3 +317,7 @@ Report = (
     | Failing
     | Injecting
 )
+
+# what all of these are made of; whatever else comes from the network is no message
+carry(*get_args(Command), *get_args(Report), Entry, Greeting, shared=(Plan,))
+carry(Holding, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Transfer)

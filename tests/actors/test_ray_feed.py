@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import signal
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
     job = assemble(recipe, str(folder.checkpoints))
     with (
         ray_cluster(nodes=1, slots=3),
-        RayRun(job, run_settings(recipe, folder.path), secrets.token_bytes(32)) as run,
+        RayRun(job, run_settings(recipe, folder.path)) as run,
     ):
 
         def events(kind: type[Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,4 +155,4 @@ def start(folder: Path, recipe: Recipe) -> RayRun:
     created = RunFolder.create(folder, recipe.to_toml(), {})
     settings = run_settings(recipe, folder)
     created.note_controller(address=gcs_address(), name=settings.name)
-    return RayRun(assemble(recipe, str(folder / "checkpoints")), settings, secrets.token_bytes(32))
+    return RayRun(assemble(recipe, str(folder / "checkpoints")), settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +65,7 @@ def test_every_panel_has_data_of_a_run_that_lost_a_worker(
     job = assemble(recipe, str(folder / "checkpoints"))
     with (
         connect(None, 4, 0.25, 0),
-        RayRun(job, run_settings(recipe, folder), secrets.token_bytes(32)) as run,
+        RayRun(job, run_settings(recipe, folder)) as run,
     ):
         wait_until(lambda: len(workers_seen(server)) == 4, "Prometheus finds the run and all its workers")
         os.kill(run.processes()[VICTIM], signal.SIGKILL)
