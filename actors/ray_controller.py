@@ -19,6 +19,7 @@ from typing import Literal
 import ray
 
 from actors.crew import Place, RayCrew, end_all, worker_names
+from actors.exposition import Exposition, MetricsSettings
 from actors.feed import FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
@@ -33,7 +34,6 @@ from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
-from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
@@ -48,7 +48,7 @@ SETTLE_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What the controller is told beside the job. ``recipe`` is the digest of what decides the bits;
-    ``metrics_port`` None: no metrics are served; ``name`` begins the names of all actors of the run."""
+    ``name`` begins the names of all actors of the run."""
 
     folder: str
     workers: int
@@ -57,10 +57,9 @@ class RunSettings:
     keep: int
     recipe: str
     resume: bool
-    metrics_port: int | None
+    metrics: MetricsSettings
     name: str
     place: Place
-    metrics_host: str = "127.0.0.1"
     feed_cpus: float = 1.0
     max_workers: int | None = None
     spares: int = 0
@@ -82,11 +81,10 @@ class ControllerActor:
         self._me: WorkerId = CONTROLLER - 1 - secrets.randbelow(1 << 31) if self._is_anew else CONTROLLER
         # what a person asked for holds until the run ends, not when it is resumed
         self._aim: int | None = facts.get("aim") if self._is_anew else None
-        metrics = Metrics(self._folder.name)
-        port = settings.metrics_port
-        if port == 0 and self._is_anew:
-            port = facts.get("metrics_port", 0)
-        self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
+        earlier = facts.get("metrics_port") if self._is_anew else None
+        share = settings.place.gpus or 1.0
+        self._exposition = Exposition(self._folder.name, settings.metrics, job, share, earlier)
+        metrics = self._exposition.metrics
         now = steady_time()
         self._recorder = (
             Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
@@ -94,7 +92,7 @@ class ControllerActor:
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
         self._folder.note_controller(
-            metrics_port=self._metrics_port,
+            metrics_port=self._exposition.port,
             starts=facts.get("starts", 0) + 1,
             began=facts.get("began", now) if self._is_anew else now,
             aim=self._aim,
@@ -150,7 +148,7 @@ class ControllerActor:
             self._folder.note_controller(**facts)
 
     def metrics_port(self) -> int | None:
-        return self._metrics_port
+        return self._exposition.port
 
     def process(self) -> int:
         """The controller's own process id."""
@@ -261,7 +259,7 @@ class ControllerActor:
                 self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
             self._feed.end()
             end_all(self._settings.name)
-            self._recorder.metrics.close()
+            self._exposition.close()
             self._done.set()
 
     # --- a new run ----------------------------------------------------------------------------
