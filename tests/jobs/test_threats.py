@@ -1,4 +1,4 @@
-"""The README's table of threats names tests that there are, and what listens listens to this machine alone."""
+"""The table of threats names tests that there are, and what listens listens to this machine alone."""
 
 from __future__ import annotations
 
