@@ -19,6 +19,7 @@ from typing import Literal
 import ray
 
 from actors.crew import Place, RayCrew, end_all, worker_names
+from actors.exposition import Exposition, MetricsSettings
 from actors.feed import FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
@@ -33,7 +34,6 @@ from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
-from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
@@ -48,7 +48,7 @@ SETTLE_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What the controller is told beside the job. ``recipe`` is the digest of what decides the bits;
-    ``metrics_port`` None: no metrics are served; ``name`` begins the names of all actors of the run."""
+    ``name`` begins the names of all actors of the run."""
 
     folder: str
     workers: int
@@ -57,10 +57,9 @@ class RunSettings:
     keep: int
     recipe: str
     resume: bool
-    metrics_port: int | None
+    metrics: MetricsSettings
     name: str
     place: Place
-    metrics_host: str = "127.0.0.1"
     feed_cpus: float = 1.0
     max_workers: int | None = None
     spares: int = 0
@@ -82,11 +81,10 @@ class ControllerActor:
         self._me: WorkerId = CONTROLLER - 1 - secrets.randbelow(1 << 31) if self._is_anew else CONTROLLER
         # what a person asked for holds until the run ends, not when it is resumed
         self._aim: int | None = facts.get("aim") if self._is_anew else None
-        metrics = Metrics(self._folder.name)
-        port = settings.metrics_port
-        if port == 0 and self._is_anew:
-            port = facts.get("metrics_port", 0)
-        self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
+        earlier = facts.get("metrics_port") if self._is_anew else None
+        share = settings.place.gpus or 1.0
+        self._exposition = Exposition(self._folder.name, settings.metrics, job, share, earlier)
+        metrics = self._exposition.metrics
         now = steady_time()
         self._recorder = (
             Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
@@ -94,7 +92,7 @@ class ControllerActor:
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
         self._folder.note_controller(
-            metrics_port=self._metrics_port,
+            metrics_port=self._exposition.port,
             starts=facts.get("starts", 0) + 1,
             began=facts.get("began", now) if self._is_anew else now,
             aim=self._aim,
@@ -120,7 +118,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
-            self._asked_for,
+            lambda worker: self._note(next_worker=worker + 1),
         )
         self._crew.avoided.update(facts.get("avoided", ()) if self._is_anew else ())
         self._host.crew = self._crew
@@ -145,15 +143,12 @@ class ControllerActor:
             on_lost=on_lost,
         )
 
-    def _asked_for(self, worker: WorkerId) -> None:
-        self._note(next_worker=worker + 1)
-
     def _note(self, **facts: object) -> None:
         with suppress(OSError), self._noting:  # a full disk costs the record, not the run
             self._folder.note_controller(**facts)
 
     def metrics_port(self) -> int | None:
-        return self._metrics_port
+        return self._exposition.port
 
     def process(self) -> int:
         """The controller's own process id."""
@@ -176,6 +171,10 @@ class ControllerActor:
 
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
+
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """As ``RunFolder.piece``, for those who cannot read this machine's disks."""
+        return self._folder.piece(name, offset)
 
     def feed_processes(self) -> Mapping[int, int]:
         """The feed workers' process ids, once they are ready; those that were lost and not yet replaced among
@@ -231,14 +230,15 @@ class ControllerActor:
             if self._done.wait(0.05):
                 return
 
-    def run(self) -> None:
-        """Returns when the run has ended.
+    def ended(self, seconds: float) -> bool:
+        """Whether the run has ended, after waiting for that at most so long.
 
         Raises ValueError for a mistake of the user that only showed when the model was built.
         """
-        self._done.wait()
+        ended = self._done.wait(seconds)
         if self._error is not None:
             raise self._error
+        return ended
 
     def _live(self) -> None:
         try:
@@ -259,7 +259,7 @@ class ControllerActor:
                 self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
             self._feed.end()
             end_all(self._settings.name)
-            self._recorder.metrics.close()
+            self._exposition.close()
             self._done.set()
 
     # --- a new run ----------------------------------------------------------------------------
@@ -382,9 +382,7 @@ class ControllerActor:
         newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
-        start = None
-        if newest is not None:
-            start = Durable(newest.version, self._job.checkpoint_root, newest.exponents)
+        start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None
         controller = self._controller(self._first, start, next_worker)
         for worker, ready in answers.items():
             self._crew.keep(worker, ready)
