@@ -122,8 +122,8 @@ class Parallel(Section):
 
     The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
-    to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work anew. ``resources`` are Ray's
-    custom resources that every worker takes up.
+    to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
+    anew. ``resources`` are Ray's custom resources that every worker takes up.
     """
 
     workers: PositiveInt
