@@ -48,10 +48,10 @@ def test_pods_come_and_go_and_the_bits_stay(tmp_path: Path, api_server: ApiServe
     asked = recipe()
     with ray_on_kubernetes(api_server, reserved=1, spot=USEFUL) as lab, start(tmp_path, asked) as run:
         watched = Watched(run, RunFolder(tmp_path), Expected(asked))
-        assert nodes_may_come(), "Ray's autoscaler is at work"
         (began,) = watched.until(lambda: watched.events(RunStarted), "the start", POD_SECONDS)
         assert began.workers == 1
         grown = members(watched, USEFUL)
+        assert nodes_may_come(), "the autoscaler has reported itself"
         assert sorted(lab.pods().values()) == ["reserved", "spot", "spot"]
         assert len(set(run.domains().values())) == USEFUL, "each is on a pod of its own"
 
