@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.dashboard.record import RunRecord
 from jobs.dashboard.source import Source
-from jobs.dashboard.view import charts, current_plan, events, summary
+from jobs.dashboard.view import charts, current_plan, events, newest_whole, shares, summary
 from runtime.spans import KINDS
 
 FRESH_SECONDS = 0.4
@@ -59,6 +59,7 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/grid.js": ("grid.js", "text/javascript"),
     "/timeline.js": ("timeline.js", "text/javascript"),
+    "/lanes.js": ("lanes.js", "text/javascript"),
     "/charts.js": ("charts.js", "text/javascript"),
     "/words.js": ("words.js", "text/javascript"),
 }
@@ -139,7 +140,13 @@ class Shown:
             self._follow()
             record = self.record
             if self._made[0] != record.version:
-                made = {"charts": charts(record), "events": events(record), "plan": current_plan(record)}
+                newest = newest_whole(record)
+                made = {
+                    "charts": charts(record),
+                    "events": events(record),
+                    "plan": current_plan(record),
+                    "shares": shares(newest) if newest else {},
+                }
                 self._made = (record.version, made)
             figures = summary(record, self.clock())
             body = {

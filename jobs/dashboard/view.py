@@ -229,6 +229,17 @@ def _tone(happened: Happened) -> str:
     return "plain"
 
 
+def newest_whole(record: RunRecord) -> dict[str, Any] | None:
+    """The newest step that all its workers have told of."""
+    for line in reversed(record.timeline):
+        plan = record.plans.get(line["generation"])
+        if plan and all(
+            str(worker) in line["workers"] for stage in plan["stages"] for worker in stage["workers"]
+        ):
+            return line
+    return record.timeline[-1] if record.timeline else None
+
+
 def shares(line: dict[str, Any]) -> dict[int, dict[str, float]]:
     """For each worker of a step's timeline, the share of the step by kind; "idle" is what no span covers.
 
