@@ -46,7 +46,7 @@ class Follower:
     work here any more; they raise Interrupted when something has come in between.
 
     ``build_lock`` is held while a model is built from its seed; ``fault`` is called at the places where a
-    fault may be injected.
+    fault may be injected. ``step_flops`` and ``peak_flops`` are passed on (``Measured``).
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Follower:
         *,
         fault: FaultPoint,
         build_lock: AbstractContextManager[Any],
+        step_flops: int | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self.worker = worker
         self.job = job
@@ -77,6 +79,7 @@ class Follower:
         self._tell = line.tell
         self._fault = fault
         self._build_lock = build_lock
+        self._step_flops, self._peak_flops = step_flops, peak_flops
         self._pending: Change | None = None
         self._began: dict[int, float] = {}
         self._spans = SpanLog()
@@ -243,6 +246,7 @@ class Follower:
     def _tell_measured(self, step: int, runner: StepRunner) -> None:
         times = self.stage.take_times()
         counts = times.micro_batches
+        fabric = self.endpoint.statistics()
         self._tell(
             Measured(
                 self.worker,
@@ -250,16 +254,19 @@ class Follower:
                 {layer: seconds / counts[layer] for layer, seconds in times.forward.items()},
                 {layer: seconds / counts[layer] for layer, seconds in times.backward.items()},
                 asdict(runner.seconds),
-                self._resident_bytes(),
+                self._resident_bytes(fabric["inbox_peak_bytes"]),
+                {"sent": fabric["bytes_sent"], "received": fabric["bytes_received"]},
+                self._step_flops,
+                self._peak_flops,
             )
         )
 
-    def _resident_bytes(self) -> dict[str, int]:
+    def _resident_bytes(self, inbox_peak: int) -> dict[str, int]:
         return {
             "parameters": sum(tensor.nbytes for tensor in self.stage.working.values()),
             "accumulators": sum(tensor.nbytes for tensor in self.stage.accumulators.values()),
             "shards": self.store.bytes(),
-            "inbox_peak": self.endpoint.statistics()["inbox_peak_bytes"],
+            "inbox_peak": inbox_peak,
         }
 
     def _write(self, runner: StepRunner, version: int, *, is_last: bool) -> None:

@@ -137,6 +137,7 @@ class Host:
             outputs = controller.handle(event, now)
             if controller.plan is not None and controller.plan is not self.plan:
                 self.recorder.plan(controller.plan, now)
+            self._tell_metrics(event, controller)
             self.plan = controller.plan
             for output in outputs:
                 self._carry_out(output, now)
@@ -145,6 +146,13 @@ class Host:
         self._writer.shutdown()
         self._timeline.close()
         self.endpoint.close()
+
+    def _tell_metrics(self, event: Input, controller: Controller) -> None:
+        metrics, plan = self.recorder.metrics, controller.plan
+        if plan is not None and (plan is not self.plan or isinstance(event, Lost)):
+            metrics.observe_members(worker for worker in plan.workers if worker in controller.members)
+        if isinstance(event, Measured):
+            metrics.observe_worker(event, controller.speeds.of(event.worker))
 
     def _next_event(self, next_tick: float) -> tuple[Input, float]:
         """The next event and when the clock is to tick again. A busy queue does not hold up the clock."""

@@ -110,7 +110,7 @@ class Recorder:
     def _note(self, event: Event, now: float) -> None:
         self.events.append(event)
         self._book(event, _nanoseconds(now))
-        self.metrics.observe_event(event)
+        self.metrics.observe_event(event, now)
         self.metrics.observe_ledger(self.ledger)
 
     def _write(self, log: Callable[[], None]) -> None:

@@ -226,6 +226,23 @@ def serve(
         )
 
 
+@app.command()
+def monitoring(
+    output: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("monitoring"),
+    targets: Annotated[
+        Path | None, typer.Option(help="Where runs say that they are: a recipe's metrics.targets.")
+    ] = None,
+    serve_token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the bearer token of services.")
+    ] = None,
+) -> None:
+    """Writes settings, dashboards and alerts for a Prometheus and a Grafana that find this user's runs."""
+    with _errors():
+        from jobs.monitoring import monitoring as write
+
+        write(output, targets=targets, token=serve_token_file)
+
+
 k8s = typer.Typer(help="Runs recipes on Kubernetes.", no_args_is_help=True)
 app.add_typer(k8s, name="k8s")
 

@@ -154,11 +154,15 @@ class Checkpoint(Section):
 
 
 class Metrics(Section):
-    """``port`` 0 takes any free port; ``host`` "0.0.0.0" lets other machines scrape."""
+    """``port`` 0 takes any free port; ``host`` "0.0.0.0" lets other machines scrape. Prometheus finds the run
+    in the folder ``targets`` (default: this user's own, ``reknit monitoring`` names it). ``peak_flops``: what
+    one worker's device can do in a second, for one that Reknit does not know."""
 
     enabled: bool = True
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 0
+    targets: Annotated[str, Field(min_length=1)] | None = None
+    peak_flops: PositiveFloat | None = None
 
 
 class Fabric(Section):

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from actors.cluster import RayRun, connect, gcs_address
-from jobs.assembly import assemble, run_settings
+from jobs.assembly import assemble, run_settings, targets_folder_of
 from jobs.control import found
 from jobs.display import Display
 from jobs.exits import RunFailed
@@ -26,6 +26,7 @@ from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
 from runtime.settings import ray_address
+from runtime.targets import withdraw
 
 POLL_SECONDS = 0.2
 
@@ -107,6 +108,8 @@ def train(
         )
         # before the controller begins to add to it
         folder.note_controller(address=gcs_address(), name=settings.name)
+        if not detach:  # the controller does so itself, unless it is ended at once
+            stack.callback(withdraw, targets_folder_of(recipe), "train", folder.name)
         run = stack.enter_context(RayRun(job, settings, detached=detach))
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)

@@ -212,7 +212,12 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Worker to controller: seconds per micro-batch and layer, and where a step's time went."""
+    """Worker to controller: seconds per micro-batch and layer, and where a step's time went.
+
+    ``fabric_bytes`` are those sent and received since the worker began. ``step_flops`` is what the model
+    computes in a whole step, on all workers together; ``peak_flops`` what this worker's device can do in a
+    second. Both are None where they are not known.
+    """
 
     worker: WorkerId
     step: int
@@ -220,6 +225,9 @@ class Measured:
     backward: Mapping[int, float]
     seconds: Mapping[str, float] = field(default_factory=dict)
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
+    fabric_bytes: Mapping[str, int] = field(default_factory=dict)
+    step_flops: int | None = None
+    peak_flops: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reknit"
 
 
+def targets_folder() -> Path:
+    """Where runs of this machine say that their metrics can be had (``runtime.targets``)."""
+    return cache_folder() / "targets"
+
+
 def ray_address() -> str | None:
     """The Ray cluster that this process was started for (``$RAY_ADDRESS``, set in a submitted job)."""
     return os.environ.get("RAY_ADDRESS") or None

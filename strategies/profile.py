@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from runtime.streams import seed_layer
 from strategies.boundary import Value, flatten, unflatten
+from strategies.flops import FlopCounter
 from strategies.model import Model
 from strategies.stage import Precision
 
@@ -26,11 +28,14 @@ warm-up is time that the others train without it."""
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next."""
+    """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next. ``flops``: what
+    each layer computes for a micro-batch, forward and backward, without what is computed again; None where
+    it cannot be counted."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
     boundary_bytes: tuple[int, ...]
+    flops: tuple[int, ...] | None = None
 
 
 def profile(
@@ -44,6 +49,7 @@ def profile(
     forward: list[float] = []
     backward: list[float] = []
     boundary_bytes: list[int] = []
+    flops: list[int | None] = []
     value = inputs
     for index, layer in enumerate(model.layers):
         layer.to(device)
@@ -51,18 +57,22 @@ def profile(
         tensors, spec = flatten(value)
         tensors = [tensor.to(device).detach() for tensor in tensors]
         seconds_forward = seconds_backward = math.inf
+        counter = FlopCounter()
         for number in range(RUNS):
+            # the first run is the slow one anyway
+            counting = nullcontext() if number else counter
             leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
             buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
             began = time.perf_counter()
             seed_layer(seed, 0, 0, index, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
+            with counting, torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
                 outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
             _synchronise(device)
             seconds_forward = min(seconds_forward, time.perf_counter() - began)
             _refuse_changed_buffers(index, layer, buffers)
             began = time.perf_counter()
-            _backward(outputs, leaves, layer)
+            with counting:
+                _backward(outputs, leaves, layer)
             _synchronise(device)
             seconds_backward = min(seconds_backward, time.perf_counter() - began)
             if number and seconds_forward + seconds_backward > LONG:
@@ -70,9 +80,12 @@ def profile(
         forward.append(seconds_forward)
         backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
         boundary_bytes.append(sum(tensor.nbytes for tensor in outputs))
+        flops.append(counter.flops)
         value = unflatten([tensor.detach() for tensor in outputs], output_spec)
     _check_loss(model, value, targets, device)
-    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes))
+    counted = tuple(each for each in flops if each is not None)
+    whole = counted if len(counted) == len(flops) else None
+    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes), whole)
 
 
 def _run(index: int, layer: nn.Module, value: Value) -> Value:

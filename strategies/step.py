@@ -41,7 +41,9 @@ FaultPoint = Callable[[str, int, int], None]
 
 @dataclass
 class StepSeconds:
-    """Where the seconds of a step went, as one worker saw it."""
+    """Where the seconds of a step went, as one worker saw it. The waits for peers and data are parts of
+    ``pipeline``, that for the last version's copies (``wait_backups``) of ``exchange``; ``backup_lag`` runs
+    beside all of them: from a version's end until the copies of it that are kept here have come."""
 
     pipeline: float = 0.0
     wait_peers: float = 0.0
@@ -50,6 +52,8 @@ class StepSeconds:
     exchange: float = 0.0
     optimizer: float = 0.0
     gather: float = 0.0
+    wait_backups: float = 0.0
+    backup_lag: float = 0.0
 
 
 @dataclass
@@ -93,6 +97,7 @@ class StepRunner:
         parts = (self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
         self.pipeline = Pipeline(*parts, spans=self.spans)
         self._exact = self.job.reduction == "exact"
+        self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
             piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
@@ -156,6 +161,7 @@ class StepRunner:
             result = replace(result, change=0)
             self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
             self.rounds.expect_backups()
+            self._version_ended = time.perf_counter()
         self.seconds.wait_peers = self.pipeline.waiting.peers
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
@@ -176,7 +182,9 @@ class StepRunner:
         return every > 0 and version > 0 and version % every == 0
 
     def _evaluate(self, step: int) -> Losses:
-        return self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+        losses = self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+        self.pipeline.waiting.peers = 0.0  # of training's passes alone
+        return losses
 
     def _attempt(
         self, step: int, attempt: int, exponents: Exponents, held_out: Losses
@@ -226,7 +234,9 @@ class StepRunner:
         version = step - 1
         began_ns = time.perf_counter_ns()
         self.settle(wait=True)
+        waiting = time.perf_counter()
         self._take_backups(version, wait=True)
+        self.seconds.wait_backups += time.perf_counter() - waiting
         self.spans.add(BACKUP, began_ns)
         began_ns = time.perf_counter_ns()
         self.fault("exchange", step, 0)
@@ -242,8 +252,12 @@ class StepRunner:
         self._take_backups(version, wait=False)
 
     def _take_backups(self, version: int, *, wait: bool) -> None:
+        if not self.rounds.awaits_backups:
+            return
         tag = self._tag(version, 0, "backup")
         self.rounds.take_backups(tag, self.stage.working, self.store, version, wait=wait)
+        if not self.rounds.awaits_backups:
+            self.seconds.backup_lag = time.perf_counter() - self._version_ended
 
     def _state(self, shard: Shard, version: int) -> Tensor:
         state_3N = self.store.get(piece_of(shard), version)

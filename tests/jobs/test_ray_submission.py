@@ -68,7 +68,10 @@ class Site:
 
     def goes_on(self, run: str, steps: int = 3) -> None:
         reached = self.steps(run) + steps
-        wait_until(lambda: self.steps(run) >= reached, f"step {reached} of {run}", interval=0.1)
+        try:
+            wait_until(lambda: self.steps(run) >= reached, f"step {reached} of {run}", interval=0.1)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log:\n{self.reknit('logs', run).output}") from None
 
     def members(self, run: str) -> tuple[int, ...]:
         with found(self.folder(run)) as way:
