@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.dashboard.record import Happened, RunRecord, Step
+from jobs.watch.record import Happened, RunRecord, Step
 from runtime.events import (
     CheckpointSkipped,
     CheckpointWritten,

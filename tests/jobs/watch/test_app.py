@@ -10,7 +10,7 @@ import httpx
 import pytest
 from plotly.offline import get_plotlyjs
 
-from jobs.dashboard.app import FRESH_SECONDS, Shown, build, is_own_host
+from jobs.watch.app import FRESH_SECONDS, Shown, build, is_own_host
 from runtime.run_folder import RunFolder
 from runtime.spans import KINDS
 from tests.support.made_run import LOST_AT, STEPS, make_run

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.source import source_of
-from jobs.dashboard.view import charts, current_plan, events, newest_whole, shares, summary
+from jobs.watch.record import RunRecord
+from jobs.watch.source import source_of
+from jobs.watch.view import charts, current_plan, events, newest_whole, shares, summary
 
 LOOK_SECONDS = 1.0
 TRIES = 10
