@@ -28,7 +28,7 @@ def dashboard(
 ) -> None:
     """Serves one page on which a run is seen, live or finished."""
     with errors():
-        from jobs.dashboard.serve import dashboard as show
+        from jobs.watch.serve import dashboard as show
 
         show(run, host=host, port=port, names=names or (), console=Console())
 
@@ -40,7 +40,7 @@ def top(
 ) -> None:
     """Shows a run in the terminal, live or finished."""
     with errors():
-        from jobs.dashboard.top import top as show
+        from jobs.watch.top import top as show
 
         show(run, once=once, console=Console())
 
@@ -54,8 +54,8 @@ def trace(
 ) -> None:
     """Saves a run's timeline for Perfetto (ui.perfetto.dev) or chrome://tracing."""
     with errors():
-        from jobs.dashboard.source import source_of
-        from jobs.dashboard.trace import write_trace
+        from jobs.watch.source import source_of
+        from jobs.watch.trace import write_trace
 
         with source_of(run) as source:
             spans = write_trace(source, output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from runtime.fabric import notes
 from runtime.spans import BACKWARD, FORWARD, KINDS, NO_MICRO_BATCH, WAIT, SpanLog, unpack
 
 
@@ -49,3 +50,10 @@ def test_every_kind_has_its_number() -> None:
     assert [(span.kind, span.micro_batch) for span in unpack(log.take(0, 1, 1).spans)] == [
         (kind, number) for number, kind in enumerate(KINDS)
     ]
+
+
+def test_it_travels_as_a_note() -> None:
+    log = SpanLog()
+    log.add(WAIT, 5)
+    told = log.take(0, 1, 1)
+    assert notes.loads(notes.dumps(told)) == told

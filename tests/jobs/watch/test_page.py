@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.dashboard.app import build
+from jobs.watch.app import build
 from runtime.events import RunFinished, WorkerLost
 from runtime.run_folder import RunFolder
 from tests.support.browser import chromium, listening, needs_chromium, page

@@ -36,7 +36,7 @@ export class Grid {
     }
     const shape = JSON.stringify([plan.generation, plan.stages, plan.assignment]);
     if (shape !== this.shape) this.build(plan, shape);
-    for (const [worker, cell] of this.cells) fill(cell.querySelector(".bar"), shares.get(worker));
+    for (const [worker, cell] of this.cells) fill(cell.querySelector(".bar"), shares[worker]);
     this.facts();
   }
 
@@ -66,7 +66,8 @@ export class Grid {
     const cell = make("div", {
       class: "cell", role: "gridcell", "data-worker": worker, tabindex: -1,
       "aria-label": `worker ${worker}, stage ${k}, ${layers(stage)}, micro-batches ${ranges(micro_batches) || "none"}`,
-    }, make("b", {}, String(worker)), make("span", {class: "soft"}, micro_batches.length ? `batches ${ranges(micro_batches)}` : "no batches"),
+    }, make("b", {}, String(worker)),
+      make("span", {class: "soft"}, micro_batches.length ? `batches ${ranges(micro_batches)}` : "no batches"),
       make("div", {class: "bar", "aria-hidden": "true"}));
     this.cells.set(worker, cell);
     return cell;
@@ -129,7 +130,7 @@ export class Grid {
       ["keeps", `${amount(shard.kept)} of others`],
     ];
     const list = make("dl", {}, ...rows.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
-    const mix = this.shares.get(worker);
+    const mix = this.shares[worker];
     const text = JSON.stringify([rows, mix ? Object.entries(mix).map(([k, v]) => [k, percent(v, 0)]) : 0]);
     if (text === this.told) return;
     this.told = text;
@@ -143,32 +144,11 @@ export class Grid {
 }
 
 function fill(bar, mix) {
-  const parts = mix ? Object.entries(mix).filter(([kind]) => kind !== "idle") : [];
+  const parts = mix ? Object.keys(KIND_NAMES).filter(kind => kind !== "idle" && mix[kind]).map(kind => [kind, mix[kind]]) : [];
   while (bar.children.length < parts.length) bar.append(document.createElement("i"));
   while (bar.children.length > parts.length) bar.lastChild.remove();
   parts.forEach(([kind, share], i) => {
     bar.children[i].style.background = `var(--${kind})`;
     bar.children[i].style.width = percent(share, 2);
   });
-}
-
-/** For each worker of a step of the timeline its shares by kind, in a fixed order. */
-export function shares(step, kinds) {
-  const found = new Map();
-  if (!step) return found;
-  const flats = Object.entries(step.workers);
-  let began = Infinity, ended = -Infinity;
-  for (const [, flat] of flats) for (let i = 0; i < flat.length; i += 4) {
-    began = Math.min(began, flat[i + 2]);
-    ended = Math.max(ended, flat[i + 2] + flat[i + 3]);
-  }
-  for (const [worker, flat] of flats) {
-    const taken = new Array(kinds.length).fill(0);
-    for (let i = 0; i < flat.length; i += 4) taken[flat[i]] += flat[i + 3];
-    const mix = {};
-    kinds.forEach((kind, i) => { if (taken[i]) mix[kind] = taken[i] / (ended - began); });
-    mix.idle = Math.max(0, 1 - Object.values(mix).reduce((a, b) => a + b, 0));
-    found.set(Number(worker), mix);
-  }
-  return found;
 }

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from jobs.dashboard.serve import dashboard
 from jobs.exits import INTERRUPTED
+from jobs.watch.serve import dashboard
 from tests.support.made_run import make_run
 
 ROOT = Path(__file__).parent.parent.parent.parent

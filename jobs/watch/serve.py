@@ -9,8 +9,8 @@ from pathlib import Path
 import uvicorn
 from rich.console import Console
 
-from jobs.dashboard.app import build
-from jobs.dashboard.source import source_of
+from jobs.watch.app import build
+from jobs.watch.source import source_of
 
 
 def dashboard(run: str | Path, *, host: str, port: int, names: Sequence[str] = (), console: Console) -> None:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.dashboard.record import Happened, RunRecord, Step
+from jobs.watch.record import Happened, RunRecord, Step
 from runtime.events import (
     CheckpointSkipped,
     CheckpointWritten,
@@ -227,6 +227,17 @@ def _tone(happened: Happened) -> str:
         case CheckpointWritten():
             return "quiet"
     return "plain"
+
+
+def newest_whole(record: RunRecord) -> dict[str, Any] | None:
+    """The newest step that all its workers have told of."""
+    for line in reversed(record.timeline):
+        plan = record.plans.get(line["generation"])
+        if plan and all(
+            str(worker) in line["workers"] for stage in plan["stages"] for worker in stage["workers"]
+        ):
+            return line
+    return record.timeline[-1] if record.timeline else None
 
 
 def shares(line: dict[str, Any]) -> dict[int, dict[str, float]]:

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from actors.cluster import RayRun, connect, gcs_address
 from jobs.assembly import assemble, run_settings
 from jobs.cli import app
-from jobs.dashboard.app import build
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.source import ControllerSource, source_of
+from jobs.watch.app import build
+from jobs.watch.record import RunRecord
+from jobs.watch.source import ControllerSource, source_of
 from runtime.run_folder import RunFolder
 from runtime.spans import KINDS
 from tests.support.browser import chromium, listening, needs_chromium, page

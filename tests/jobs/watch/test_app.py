@@ -10,7 +10,7 @@ import httpx
 import pytest
 from plotly.offline import get_plotlyjs
 
-from jobs.dashboard.app import FRESH_SECONDS, Shown, build, is_own_host
+from jobs.watch.app import FRESH_SECONDS, Shown, build, is_own_host
 from runtime.run_folder import RunFolder
 from runtime.spans import KINDS
 from tests.support.made_run import LOST_AT, STEPS, make_run
@@ -121,7 +121,7 @@ def test_nothing_of_the_page_comes_from_elsewhere_or_runs_inline(ask: Asked) -> 
     page = ask("/").text
     assert "http://" not in page and "https://" not in page and " on" not in page.replace(" one", "")
     assert page.count("<script") == page.count("<script src=")
-    for path in ("/page.js", "/grid.js", "/timeline.js", "/charts.js", "/words.js"):
+    for path in ("/page.js", "/grid.js", "/timeline.js", "/lanes.js", "/charts.js", "/words.js"):
         script = ask(path).text
         assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "://" not in script
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.trace import WORKERS_PID
+from jobs.watch.record import RunRecord
+from jobs.watch.trace import WORKERS_PID
 from runtime.run_folder import RunFolder
 from runtime.spans import KINDS
 from tests.support.made_run import make_run

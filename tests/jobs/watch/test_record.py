@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.dashboard.record import RunRecord, Tail
-from jobs.dashboard.source import source_of
+from jobs.watch.record import RunRecord, Tail
+from jobs.watch.source import source_of
 from runtime import run_folder
 from runtime.events import RunStarted
 from runtime.run_folder import RunFolder

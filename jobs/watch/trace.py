@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.source import Source
-from jobs.dashboard.view import events, finite
+from jobs.watch.record import RunRecord
+from jobs.watch.source import Source
+from jobs.watch.view import events, finite
 from runtime.spans import KINDS
 
 CONTROLLER_PID, WORKERS_PID = 1, 2

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dashboard.record import Books, Happened, RunRecord, Step
-from jobs.dashboard.view import charts, current_plan, events, paces, shares, state_of, summary, thinned
+from jobs.watch.record import Books, Happened, RunRecord, Step
+from jobs.watch.view import charts, current_plan, events, paces, shares, state_of, summary, thinned
 from runtime.events import (
     Event,
     Paused,

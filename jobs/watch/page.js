@@ -1,7 +1,7 @@
 // The page: asks for the run once a second, and shows what has changed.
 
 import {Charts} from "./charts.js";
-import {Grid, shares} from "./grid.js";
+import {Grid} from "./grid.js";
 import {Timeline} from "./timeline.js";
 import {at, cause, clock, count, dealt, duration, forgetColours, known, layers, make, percent, plural, say, seconds} from "./words.js";
 
@@ -59,22 +59,12 @@ function notice(text) {
 
 function show() {
   figures(shown.run);
-  const newest = timeline && whole(timeline.steps);
-  grid.show(shown.plan, newest ? shares(newest, timeline.kinds) : new Map());
+  grid.show(shown.plan, shown.shares);
   if (timeline) lanes.show(timeline, shown.events, plans, !shown.run.over);
   if (lanes.worker === null && grid.chosen !== null) lanes.choose(grid.chosen);
   badput(shown.run);  // first, since the charts fill what it leaves
   charts.show(shown.charts, shown.events);
   events();
-}
-
-/** The newest step that all its workers have told of. */
-function whole(steps) {
-  for (const step of [...steps].reverse()) {
-    const known = plans.get(step.generation);
-    if (known && known.stages.every(stage => stage.workers.every(worker => worker in step.workers))) return step;
-  }
-  return steps.at(-1);
 }
 
 function figures(run) {
@@ -199,7 +189,8 @@ async function compare() {
   if (!before && !after) return place.replaceChildren(make("div", {class: "empty"}, "No plan is on record around this event."));
   if (!before || !after || before.generation === after.generation) {
     const only = after || before;
-    return place.replaceChildren(drawn(before && after ? "The plan stayed the same" : before ? "Plan before" : "Plan after", only, null));
+    const title = before && after ? "The plan stayed the same" : before ? "Plan before" : "Plan after";
+    return place.replaceChildren(drawn(title, only, null));
   }
   place.replaceChildren(drawn("Before", before, after, "gone"), drawn("After", after, before, "new"));
 }

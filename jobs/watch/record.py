@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.dashboard.source import Source
+from jobs.watch.source import Source
 from runtime.events import Event, from_json
 
 Line = dict[str, Any]

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.dashboard.top import BAR, ROWS, STYLES, bar, sparkline, top
+from jobs.watch.top import BAR, ROWS, STYLES, bar, sparkline, top
 from tests.support.made_run import make_run
 
 

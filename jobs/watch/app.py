@@ -24,9 +24,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.source import Source
-from jobs.dashboard.view import charts, current_plan, events, summary
+from jobs.watch.record import RunRecord
+from jobs.watch.source import Source
+from jobs.watch.view import charts, current_plan, events, newest_whole, shares, summary
 from runtime.spans import KINDS
 
 FRESH_SECONDS = 0.4
@@ -59,6 +59,7 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/grid.js": ("grid.js", "text/javascript"),
     "/timeline.js": ("timeline.js", "text/javascript"),
+    "/lanes.js": ("lanes.js", "text/javascript"),
     "/charts.js": ("charts.js", "text/javascript"),
     "/words.js": ("words.js", "text/javascript"),
 }
@@ -139,7 +140,13 @@ class Shown:
             self._follow()
             record = self.record
             if self._made[0] != record.version:
-                made = {"charts": charts(record), "events": events(record), "plan": current_plan(record)}
+                newest = newest_whole(record)
+                made = {
+                    "charts": charts(record),
+                    "events": events(record),
+                    "plan": current_plan(record),
+                    "shares": shares(newest) if newest else {},
+                }
                 self._made = (record.version, made)
             figures = summary(record, self.clock())
             body = {
@@ -185,7 +192,7 @@ def build(source: Source, names: Collection[str] = ()) -> Starlette:
         Route("/plotly.js", _static(get_plotlyjs().encode(), "text/javascript")),
     ]
     for path, (name, kind) in _FILES.items():
-        routes.append(Route(path, _static(files("jobs.dashboard").joinpath(name).read_bytes(), kind)))
+        routes.append(Route(path, _static(files("jobs.watch").joinpath(name).read_bytes(), kind)))
     return Starlette(routes=routes, middleware=[Middleware(_Guard, names=names)])
 
 

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jobs.dashboard.record import RunRecord
-from jobs.dashboard.source import source_of
-from jobs.dashboard.view import charts, current_plan, events, shares, summary
+from jobs.watch.record import RunRecord
+from jobs.watch.source import source_of
+from jobs.watch.view import charts, current_plan, events, newest_whole, shares, summary
 
 LOOK_SECONDS = 1.0
 TRIES = 10
@@ -139,7 +139,7 @@ def sparkline(values: Sequence[float | None], width: int = BAR) -> str:
 
 
 def _workers(record: RunRecord, plan: Mapping[str, Any]) -> Table:
-    newest = _newest_whole(record)
+    newest = newest_whole(record)
     mixes = shares(newest) if newest else {}
     title = f"the last step's time, step {newest['step']}" if newest else "no step's times are on record"
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -167,17 +167,6 @@ def _workers(record: RunRecord, plan: Mapping[str, Any]) -> Table:
         if len(shown) < len(workers):
             table.add_row("", "", "", "", Text(f"and {len(workers) - len(shown)} between", style="dim"), "")
     return table
-
-
-def _newest_whole(record: RunRecord) -> dict[str, Any] | None:
-    """The newest step that all its workers have told of."""
-    for line in reversed(record.timeline):
-        plan = record.plans.get(line["generation"])
-        if plan and all(
-            str(worker) in line["workers"] for stage in plan["stages"] for worker in stage["workers"]
-        ):
-            return line
-    return record.timeline[-1] if record.timeline else None
 
 
 def _extremes(workers: Sequence[int], mixes: Mapping[int, Mapping[str, float]], room: int) -> list[int]:
