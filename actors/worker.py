@@ -44,6 +44,7 @@ from runtime.protocol import (
 )
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
+from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import build_model
 from strategies.profile import Profile, profile
@@ -114,8 +115,18 @@ class Worker:
             compute_lock=compute_lock,
             pulse=self.pulse,
         )
+        flops = self.profile.flops
         self.follower = Follower(
-            worker, job, self._line, self.stage, self.store, self.data, fault=self._fault, build_lock=lock
+            worker,
+            job,
+            self._line,
+            self.stage,
+            self.store,
+            self.data,
+            fault=self._fault,
+            build_lock=lock,
+            step_flops=None if flops is None else job.micro_batches * sum(flops),
+            peak_flops=known_peak(device, autocast=job.precision.autocast),
         )
         self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
 

@@ -11,6 +11,7 @@ from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Plan, WorkerId
 from runtime.salvage import Salvage
 from runtime.samples import Samples
+from runtime.spans import DATA, HELD_OUT, WAIT, SpanLog
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Wanted, read
 from strategies.salvage import Losses, StepProgress
@@ -57,6 +58,7 @@ class Pipeline:
     between: Callable[[], None] = lambda: None
     """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
+    spans: SpanLog = field(default_factory=SpanLog)
 
     def train(
         self, progress: StepProgress, exponents: Sequence[int] | None, salvage: Salvage | None = None
@@ -86,6 +88,7 @@ class Pipeline:
                 assert isinstance(message.tag.index, tuple), "indexed by stage and micro-batch"
                 k, micro_batch = message.tag.index
                 value = unflatten(message.tensors, message.note)
+            began = time.perf_counter_ns()
             value, _ = self.stage.forward(
                 step,
                 micro_batch,
@@ -94,6 +97,7 @@ class Pipeline:
                 check=self.endpoint.check,
                 stage=stages.index(k),
             )
+            self.spans.add(HELD_OUT, began, micro_batch)
             if k == last:
                 targets = self.data.held_out(micro_batch)[1]
                 loss, count, _ = self.stage.loss_of(value, targets, train=False)
@@ -109,16 +113,20 @@ class Pipeline:
 
     def wait(self, tags: Iterable[Tag]) -> Message:
         """The first message on any of the channels; of several the one that is earliest in ``tags``."""
-        began = time.perf_counter()
-        message = self.endpoint.receive_any(tags)
-        self.waiting.peers += time.perf_counter() - began
+        began = time.perf_counter_ns()
+        try:
+            message = self.endpoint.receive_any(tags)
+        finally:  # an interrupted wait is what a loss costs the others: it shows
+            self.spans.add(WAIT, began)
+        self.waiting.peers += (time.perf_counter_ns() - began) / 1e9
         return message
 
     def read(self, wanted: Wanted) -> tuple[Value, Samples]:
         """What the data says; waiting for it counts as such."""
-        began = time.perf_counter()
+        began = time.perf_counter_ns()
         self.stage.pulse.enter()
         value, samples = read(self.data, wanted)
         self.stage.pulse.leave()
-        self.waiting.data += time.perf_counter() - began
+        self.spans.add(DATA, began, wanted.micro_batch)
+        self.waiting.data += (time.perf_counter_ns() - began) / 1e9
         return value, samples

@@ -5,6 +5,7 @@ Driven by messages: a worker does the first thing on offer whose input has come 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from runtime.fabric.interface import Message, Tag
 from runtime.salvage import Salvage, Status, Task
 from runtime.samples import Samples
+from runtime.spans import BACKWARD, FORWARD
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Side, Wanted, announce
 from strategies.salvage import Losses, StepProgress
@@ -135,9 +137,11 @@ class TrainingPass:
         chunk = self._stages.index(k)
         progress.samples[micro_batch] = samples
         pipeline.fault("forward", progress.step, micro_batch)
+        began = time.perf_counter_ns()
         value, progress.in_flight[task] = self._stage.forward(
             progress.step, micro_batch, value, train=True, check=pipeline.endpoint.check, stage=chunk
         )
+        pipeline.spans.add(FORWARD, began, micro_batch)
         self._tallies[chunk].add(Work.FORWARD)
         if k < self._last:
             if progress.keeps:
@@ -153,7 +157,9 @@ class TrainingPass:
                 f"step {progress.step}: the inputs of micro-batch {micro_batch} are of other samples than "
                 "its targets: the data must be equal, and pure functions of their place, on all workers"
             )
+        began = time.perf_counter_ns()
         loss, count, gradients = self._stage.loss_of(value, targets, train=True)
+        pipeline.spans.add(BACKWARD, began, micro_batch)
         progress.losses[micro_batch] = (loss, count)
         progress.paused[task] = gradients
 
@@ -162,6 +168,7 @@ class TrainingPass:
         pipeline, progress = self._pipeline, self._progress
         k, micro_batch = task
         pipeline.fault("backward", progress.step, micro_batch)
+        began = time.perf_counter_ns()
         split = work is Work.INPUT_GRADIENT
         # all emptied and overwritten layer by layer: an interrupt leaves what backward goes on from
         gradients = progress.paused[task]
@@ -174,6 +181,7 @@ class TrainingPass:
             check=pipeline.endpoint.check,
             deferred=progress.deferred.setdefault(task, []) if split else None,
         )
+        pipeline.spans.add(BACKWARD, began, micro_batch)
         del progress.in_flight[task], progress.paused[task]
         if not split:
             progress.done.add(task)
@@ -190,8 +198,10 @@ class TrainingPass:
         return task in self._progress.deferred and task not in self._progress.in_flight
 
     def _weight_gradients(self, task: Task) -> None:
+        began = time.perf_counter_ns()
         deferred = self._progress.deferred[task]
         self._stage.weight_gradients(deferred, self._exponents, check=self._pipeline.endpoint.check)
+        self._pipeline.spans.add(BACKWARD, began, task[1])
         del self._progress.deferred[task]
         self._progress.done.add(task)
         self._tallies[self._stages.index(task[0])].add(Work.WEIGHT_GRADIENT)
