@@ -27,7 +27,7 @@ from strategies.schedules.simulation import StageSeconds, Timeline, simulate
 
 GOAL = 0.1
 STAGES, LAYERS = 4, 8
-FORWARD_SECONDS = 0.04
+FORWARD_SECONDS = 0.03
 """Per layer: so long that messages and sums, some milliseconds a micro-batch, are little beside it."""
 
 STEPS = 3
