@@ -20,8 +20,8 @@ def unfolded(
     plan: Plan, chunks: int, layout: Layout, members: Sequence[Member], layer_seconds: Sequence[float]
 ) -> Plan:
     """``plan`` with every group's work in ``chunks`` stages (or as many as there are layers for), the groups
-    in turn; ``layer_seconds`` are forward and backward of a micro-batch. Pure, and a function of the groups
-    alone: the same groups get the same layers again."""
+    in turn; ``layer_seconds`` are forward and backward of a micro-batch. Pure: the same groups
+    and seconds get the same layers again."""
     groups = len(plan.stages)
     chunks = min(chunks, layout.layers // groups)
     if chunks < 2:

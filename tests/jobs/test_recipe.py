@@ -211,13 +211,13 @@ WRONG = {
     "unknown schedule": (
         "workers = 4",
         'workers = 4\nschedule = "2f2b"',
-        "demo.toml: parallel.schedule must be one of gpipe, 1f1b, interleaved, zero-bubble, not \"2f2b\".",
+        'demo.toml: parallel.schedule must be one of gpipe, 1f1b, interleaved, zero-bubble, not "2f2b".',
     ),
     "chunks that the schedule cannot do": (
         "workers = 4",
         "workers = 4\nchunks = 2",
-        "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a worker, "
-        "not 2: choose interleaved.",
+        "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a "
+        "worker, not 2: choose interleaved.",
     ),
     "no stages": (
         "workers = 4",
