@@ -256,6 +256,9 @@ class StageModel:
         """The part of ``backward`` that it put off (Qi et al., "Zero Bubble Pipeline Parallelism", ICLR'24):
         the same bits, since autograd sums what flows into a node in one order, whoever asks for it.
 
+        What flows inside of a layer, from its output to its first parameters, is computed a second time: a
+        layer of one matrix pays nothing for the split, a deep one up to the input gradient's time.
+
         Uses up ``deferred`` layer by layer, and goes on with what is left of it as ``backward`` does.
         """
         while deferred:
