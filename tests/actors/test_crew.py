@@ -9,7 +9,7 @@ from actors.crew import RayCrew
 
 def crew(domains: dict[int, str], *gone: int) -> RayCrew:
     nothing: Any = None
-    made = RayCrew("run", nothing, nothing, -1, "at", nothing, nothing, nothing)
+    made = RayCrew("run", nothing, nothing, nothing, -1, "at", nothing, nothing, nothing)
     made.domains.update(domains)
     made._gone.update(gone)
     return made
