@@ -58,8 +58,8 @@ def demand(
     least: int,
     most: int | None,
 ) -> int | None:
-    """How many of ``most`` workers are worth asking for, by what was measured in the warm-up; None where
-    nobody is asked for."""
+    """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
+    ``least``; None where nobody is asked for."""
     if most is None or most <= least:
         return most
     speeds = Speeds()

@@ -314,19 +314,19 @@ class ControllerActor:
         starting: tuple[WorkerId, ...] = (),
     ) -> Controller:
         settings, batch = self._settings, self._job.micro_batches
-        least, most = settings.min_workers, settings.max_workers
+        first, most = settings.workers, settings.max_workers
         terms = Terms(
             run=self._folder.name,
             layout=ready.layout,
             steps=self._job.steps,
-            workers=settings.workers,
-            min_workers=least,
+            workers=first,
+            min_workers=settings.min_workers,
             start=start,
             max_workers=most,
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
-            useful=demand(ready.layout, ready.profile, batch, settings.stages, least, most),
+            useful=demand(ready.layout, ready.profile, batch, settings.stages, first, most),
             starting=starting,
             patience=settings.patience,
         )

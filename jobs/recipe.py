@@ -121,9 +121,9 @@ class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
     The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
-    to it, all the time (lost ones are replaced, and more are taken where there is room), and for ``spares``
-    that stand by warmed up. ``rebalance``: measured speeds may divide the work anew. ``resources`` are Ray's
-    custom resources that every worker takes up.
+    to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
+    to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
+    anew. ``resources`` are Ray's custom resources that every worker takes up.
     """
 
     workers: PositiveInt

@@ -32,9 +32,9 @@ class Terms:
     The run is formed of ``workers``. From then on the controller asks for as many as are missing to
     ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up; they are numbered
     from ``next_worker`` on (default: from ``workers``). ``useful``: no more than these are asked for, because
-    further ones are not predicted to make a step shorter. ``aim``: how many a person has asked for since; it
-    takes the place of ``max_workers``, and is taken at its word. ``starting``: those of the first workers
-    that Ray has yet to find room for; the run is formed without them, and they join.
+    further ones are not predicted to make a step shorter (at least ``workers``). ``aim``: how many a person
+    has asked for since; it takes the place of ``max_workers``, and is taken at its word. ``starting``: those
+    of the first workers that Ray has yet to find room for; the run is formed without them, and they join.
     """
 
     run: str

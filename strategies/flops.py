@@ -33,9 +33,15 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 }
 
 
+_OPAQUE = frozenset({_aten.mkldnn_rnn_layer, _aten._cudnn_rnn, _aten.miopen_rnn})
+"""Whole networks in one operator, without a formula."""
+
+
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs inside its ``with`` block, backward too. ``flops`` is None where an operator's formula
-    cannot make sense of what it is given: nothing is guessed."""
+    """Counts what runs inside its ``with`` block, backward too. ``flops`` is None where something ran of
+    which nobody knows what it takes, such as a kernel of another library: nothing is guessed."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,10 +57,20 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = _FORMULAS.get(func._overloadpacket)
-        if formula is not None and self.flops is not None:
+        if self.flops is not None:
             try:
-                self.flops += int(formula(*args, **kwargs, out_val=out))
-            except Exception:  # of a private interface: a figure for people must not cost the run
+                self.flops += _flops_of(func, args, kwargs, out)
+            except Exception:  # of private interfaces: a figure for people must not cost the run
                 self.flops = None
         return out
+
+
+def _flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Raises, whatever it is, where that is not known."""
+    operator = func._overloadpacket
+    formula = _FORMULAS.get(operator)
+    if formula is not None:
+        return int(formula(*args, **kwargs, out_val=out))
+    if operator in _OPAQUE or func.namespace not in ("aten", "prim", "prims"):
+        raise LookupError(f"no formula for {func}")
+    return 0

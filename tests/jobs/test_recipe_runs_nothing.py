@@ -28,8 +28,8 @@ micro_batch_size = 1
 READERS = {
     "read": "import sys; from jobs.recipe import load_recipe; load_recipe(sys.argv[1])",
     "rendered": (
-        "import sys; from jobs.cli import main;"
-        "sys.argv[1:] = ['k8s', 'render', sys.argv[1], '--image', 'reknit:1', '--output', sys.argv[2]]; main()"
+        "import sys; from jobs.cli import main; recipe, output = sys.argv[1:];"
+        "sys.argv[1:] = ['k8s', 'render', recipe, '--image', 'reknit:1', '--output', output]; main()"
     ),
 }
 

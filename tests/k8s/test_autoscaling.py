@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.forming import nodes_may_come
 from jobs.recipe import Recipe
 from runtime.events import DrainNotice, Recovered, Resized, RunStarted, WorkerJoined, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
@@ -14,7 +15,10 @@ from tests.support.kubernetes.lab import ApiServer, Lab, ray_on_kubernetes
 from tests.support.ray_jobs import toy_recipe, wait_until
 from tests.support.watched import FOR_EVER, Expected, Watched, start
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+POD_SECONDS = 240.0
+"""How long a new pod's worker may take to be at work on a machine that is busy with other things."""
 
 USEFUL = 3
 """So many of five micro-batches' workers have two at most; a fourth would leave it at that."""
@@ -44,8 +48,10 @@ def test_pods_come_and_go_and_the_bits_stay(tmp_path: Path, api_server: ApiServe
     asked = recipe()
     with ray_on_kubernetes(api_server, reserved=1, spot=USEFUL) as lab, start(tmp_path, asked) as run:
         watched = Watched(run, RunFolder(tmp_path), Expected(asked))
-        assert watched.until(lambda: watched.events(RunStarted), "the start")[0].workers == 1
+        (began,) = watched.until(lambda: watched.events(RunStarted), "the start", POD_SECONDS)
+        assert began.workers == 1
         grown = members(watched, USEFUL)
+        assert nodes_may_come(), "the autoscaler has reported itself"
         assert sorted(lab.pods().values()) == ["reserved", "spot", "spot"]
         assert len(set(run.domains().values())) == USEFUL, "each is on a pod of its own"
 
@@ -84,7 +90,7 @@ def members(watched: Watched, count: int) -> tuple[WorkerId, ...]:
         plan = watched.run.plan()
         return plan is not None and len(plan.workers) == count
 
-    watched.until(as_many, f"{count} workers")
+    watched.until(as_many, f"{count} workers", POD_SECONDS)
     watched.goes_on(3)
     return watched.plan().workers
 

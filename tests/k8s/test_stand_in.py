@@ -52,6 +52,21 @@ def test_nobody_is_heard_without_a_certificate(api: Api) -> None:
     assert answer.status_code == 401
 
 
+def test_the_autoscalers_account_may_do_what_its_role_says_and_no_more(api: Api) -> None:
+    api.clusters.create({"metadata": {"name": "c"}, "spec": {"replicas": 0}})
+    with Api(api.url, api.certificates, api.certificates.autoscaler) as autoscaler:
+        assert autoscaler.clusters.merge("c", {"spec": {"replicas": 1}})["spec"]["replicas"] == 1
+        assert autoscaler.pods.all() == []
+        for forbidden in (
+            lambda: autoscaler.pods.create(pod()),
+            lambda: autoscaler.pods.delete("one"),
+            lambda: autoscaler.clusters.create({"metadata": {"name": "d"}}),
+            lambda: autoscaler.clusters.delete("c"),
+        ):
+            with pytest.raises(httpx.HTTPStatusError, match="403"):
+                forbidden()
+
+
 def test_objects_are_found_by_label_and_every_change_has_a_version(api: Api) -> None:
     first = api.pods.create(pod("one", app="a"))
     second = api.pods.create(pod("two", app="b"))

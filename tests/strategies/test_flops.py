@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from strategies import flops
 from strategies.devices import KNOWN, TERA, peak_of
 from strategies.flops import FlopCounter
-from strategies.model import build_model
-from strategies.profile import profile
+from strategies.model import ModelBuilder, build_model
+from strategies.profile import Profile, profile
 from strategies.stage import Precision
 from tests.support.models import Tokens, build
 
@@ -61,18 +62,61 @@ def test_a_formula_that_fails_costs_the_count_only(monkeypatch: pytest.MonkeyPat
     assert counted(nn.Linear(8, 16), torch.randn(4, 8)) is None
 
 
+def test_a_kernel_without_a_formula_is_no_zero() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.LSTM(8, 8)
+
+        def forward(self, x_TBD: torch.Tensor) -> torch.Tensor:
+            return self.cells(x_TBD)[0]
+
+    assert counted(Recurrent(), torch.randn(3, 2, 8)) is None
+
+
+def test_a_kernel_of_another_library_is_no_zero() -> None:
+    with torch.library._scoped_library("reknit_test", "DEF") as library:
+        library.define("double(Tensor x) -> Tensor")
+        library.impl("double", lambda x: x * 2, "CompositeExplicitAutograd")
+        with FlopCounter() as counter:
+            torch.ops.reknit_test.double(torch.ones(2))
+    assert counter.flops is None
+
+
+def warmed_up(build: ModelBuilder, **precision: Any) -> Profile:
+    return profile(
+        build_model(build, 7),
+        *Tokens(5).micro_batch(1, 0),
+        seed=7,
+        precision=Precision(**precision),
+        device=torch.device("cpu"),
+    )
+
+
+class Shy(nn.Module):
+    """Fails where somebody counts, as layers do that compile themselves when they are first called."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        if is_in_torch_dispatch_mode():
+            raise RuntimeError("not under a dispatch mode")
+        return x_BTD
+
+
+def test_a_layer_that_cannot_be_counted_is_trained_all_the_same() -> None:
+    def with_shy() -> tuple[list[nn.Module], Any]:
+        layers, loss = build()
+        return [layers[0], Shy(), *layers[1:]], loss
+
+    made = warmed_up(with_shy)
+    assert made.flops is None
+    assert len(made.forward) == 6
+
+
 @pytest.mark.parametrize("recompute", [(), (1, 2)])
 def test_a_model_is_counted_layer_by_layer(recompute: tuple[int, ...]) -> None:
     """Whatever is computed again is no further work of the model."""
     width, rows, vocabulary = 24, 2 * 5, 37
-    model = build_model(build, 7)
-    made = profile(
-        model,
-        *Tokens(5).micro_batch(1, 0),
-        seed=7,
-        precision=Precision(recompute=recompute),
-        device=torch.device("cpu"),
-    )
+    made = warmed_up(build, recompute=recompute)
     mix = 3 * 2 * (2 * rows * width * 3 * width)
     assert made.flops == (0, mix, mix, mix, 3 * (2 * rows * width * vocabulary))
 

@@ -68,7 +68,7 @@ class Prometheus:
             return not missing
 
         try:
-            wait_until(all_there, "data in every panel", seconds=60.0, interval=0.5)
+            wait_until(all_there, "data in every panel", interval=0.5)
         except AssertionError:
             raise AssertionError(f"no data: {missing}") from None
 

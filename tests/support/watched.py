@@ -96,7 +96,7 @@ class Watched:
         assert plan is not None
         return plan
 
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
         """Waits for ``condition`` while the run goes on."""
 
         def true_or_over() -> Any:
@@ -104,7 +104,7 @@ class Watched:
             assert progress.outcome is None, f"waiting for {what}: {progress.message}"
             return condition()
 
-        return wait_until(true_or_over, what, seconds=60.0)
+        return wait_until(true_or_over, what, seconds)
 
     def full(self) -> tuple[WorkerId, ...]:
         """The members once there are as many as there should be and nothing is under way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from jobs.dashboards.training import TRAINING
 from jobs.monitoring import monitoring
 from runtime.events import Recovered
 from runtime.run_folder import RunFolder
+from runtime.worker_metrics import PARTS
 from tests.support.prometheus import Prometheus, asked, needs_prometheus, prometheus
 from tests.support.ray_jobs import toy_recipe, wait_until
 
@@ -40,6 +42,16 @@ def server(tmp_path: Path, targets: Path) -> Iterator[Prometheus]:
 def workers_seen(server: Prometheus) -> set[str]:
     found = server.query("count by (worker) (reknit_worker_steps_total)")
     return {dict(labels)["worker"] for labels in found}
+
+
+def expression(title: str) -> str:
+    """That of the panel's first series, as it is asked."""
+    (panel,) = [each for each in TRAINING.panels if each.title == title]
+    return asked(panel.series[0].expr)
+
+
+def is_positive(server: Prometheus, title: str) -> bool:
+    return max(server.query(expression(title)).values(), default=0.0) > 0
 
 
 def test_every_panel_has_data_of_a_run_that_lost_a_worker(
@@ -72,22 +84,20 @@ def test_every_panel_has_data_of_a_run_that_lost_a_worker(
         wait_until(lambda: any(isinstance(e, Recovered) for e in run.progress(0, 0).events), "the recovery")
         server.wait_for_data(TRAINING, run="watched")
         for mark in TRAINING.marks:
-            wait_until(lambda e=mark.expr: server.query(asked(e, window="1m")), mark.name)  # type: ignore[misc]
+            wait_until(partial(server.query, asked(mark.expr, window="1m")), mark.name)
 
-        assert workers_seen(server) == {"0", "1", "2"}, "the series of who is gone have ended"
-        assert server.value('reknit_workers{run="watched"}') == 3
+        wait_until(lambda: workers_seen(server) == {"0", "1", "2"}, "the series of who is gone have ended")
+        wait_until(lambda: server.value('reknit_workers{run="watched"}') == 3, "three workers are left")
         assert server.value("reknit_recoveries_total") == 1
-        for panel in ("Samples", "Model FLOPs utilisation (MFU)", "Where the workers' time goes"):
-            (found,) = [each for each in TRAINING.panels if each.title == panel]
-            assert max(server.query(asked(found.series[0].expr)).values()) > 0, panel
-        shares = [
-            s.expr for p in TRAINING.panels if p.title == "Where the workers' time goes" for s in p.series
-        ]
-        assert sum(server.query(asked(shares[0])).values()) == pytest.approx(1.0)
+        for title in ("Samples", "Model FLOPs utilisation (MFU)", "Data wait", "Pipeline bubble"):
+            wait_until(partial(is_positive, server, title), title)
+        shares = wait_until(partial(server.query, expression("Where the workers' time goes")), "shares")
+        assert {dict(labels)["part"] for labels in shares} == set(PARTS)
+        assert sum(shares.values()) == pytest.approx(1.0)
 
         rules = httpx.get(f"{server.url}/api/v1/rules", timeout=30).json()["data"]["groups"][0]["rules"]
         assert {rule["name"]: rule["health"] for rule in rules} == {alert.name: "ok" for alert in ALERTS}
-        assert server.query("ALERTS") == {}
+        assert server.query('ALERTS{alertstate="firing"}') == {}
         run.stop()
         wait_until(lambda: run.wait(0.05), "the end")
         run.finish()

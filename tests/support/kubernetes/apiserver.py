@@ -20,11 +20,13 @@ from tests.support.dashboard import free_port
 from tests.support.kubernetes.certificates import Certificates
 from tests.support.kubernetes.containers import Container
 from tests.support.kubernetes.objects import Object
+from tests.support.kubernetes.rights import roles
 from tests.support.manifests import DEFINITIONS
 from tests.support.ray_jobs import wait_until
 
 CLUSTERS = "/apis/ray.io/v1/namespaces/default/rayclusters"
 DEFINITIONS_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+RIGHTS_PATH = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
 TEMPLATES = ("template", "submitterPodTemplate")
 
 
@@ -76,6 +78,8 @@ def real_server(binaries: Path, certificates: Certificates) -> Iterator[str]:
         client = stack.enter_context(httpx.Client(base_url=url, verify=context, trust_env=False))
         wait_until(lambda: _answers(client, "/api/v1/namespaces/default"), "the API server is ready")
         client.post(DEFINITIONS_PATH, json=definition()).raise_for_status()
+        for each in roles():
+            client.post(f"{RIGHTS_PATH}/{each['kind'].lower()}s", json=each).raise_for_status()
         wait_until(lambda: _answers(client, CLUSTERS), "it knows RayClusters")
         yield url
 

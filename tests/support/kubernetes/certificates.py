@@ -1,4 +1,4 @@
-"""A certificate authority for one test: a server's certificate, a client's, a key for service accounts."""
+"""A certificate authority for one test: a server's and its clients' certificates, a service accounts' key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.support.kubernetes.rights import ACCOUNT, ANYTHING
 
 VALID = datetime.timedelta(days=1)
 
@@ -36,6 +38,11 @@ class Certificates:
         return self.folder / "client.crt", self.folder / "client.key"
 
     @property
+    def autoscaler(self) -> tuple[Path, Path]:
+        """Likewise, of the account that the autoscaler has beside Ray's head."""
+        return self.folder / "autoscaler.crt", self.folder / "autoscaler.key"
+
+    @property
     def accounts(self) -> tuple[Path, Path]:
         """Public and private key that service accounts' tokens are signed with."""
         return self.folder / "accounts.pub", self.folder / "accounts.key"
@@ -59,8 +66,9 @@ def make_certificates(folder: Path) -> Certificates:
     )
     for (certificate, key), subject, use in (
         (made.server, _name("127.0.0.1"), ExtendedKeyUsageOID.SERVER_AUTH),
-        # Kubernetes takes the organisation for the group; this one may do anything
-        (made.client, _name("admin", "system:masters"), ExtendedKeyUsageOID.CLIENT_AUTH),
+        # Kubernetes takes the common name for the user, and the organisation for the group
+        (made.client, _name("admin", ANYTHING), ExtendedKeyUsageOID.CLIENT_AUTH),
+        (made.autoscaler, _name(ACCOUNT), ExtendedKeyUsageOID.CLIENT_AUTH),
     ):
         own = ec.generate_private_key(ec.SECP256R1())
         signed = (

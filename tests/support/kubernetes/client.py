@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,11 +19,20 @@ CLUSTERS = "/apis/ray.io/v1/namespaces/{namespace}/rayclusters"
 
 
 class Api:
-    """Calls raise ``httpx.HTTPStatusError`` where the server refuses. For any thread."""
+    """Calls raise ``httpx.HTTPStatusError`` where the server refuses. For any thread.
 
-    def __init__(self, url: str, certificates: Certificates, namespace: str = "default") -> None:
+    ``own``: certificate and key of who calls, by default of somebody who may do anything.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        certificates: Certificates,
+        own: tuple[Path, Path] | None = None,
+        namespace: str = "default",
+    ) -> None:
         context = ssl.create_default_context(cafile=str(certificates.authority))
-        context.load_cert_chain(*certificates.client)
+        context.load_cert_chain(*(own or certificates.client))
         self.url, self.certificates, self.namespace = url, certificates, namespace
         # whatever the environment says of proxies and authorities is not meant for this server
         self._client = httpx.Client(base_url=url, verify=context, trust_env=False, timeout=30.0)

@@ -130,8 +130,8 @@ def _as_process(template: Object) -> Object:
 
 
 def environment(api: Api) -> dict[str, str]:
-    """What containers find: this checkout for an image, the API server, and a certificate for it."""
-    certificate, key = api.certificates.client
+    """What containers find: this checkout for an image, the API server, and the head's account there."""
+    certificate, key = api.certificates.autoscaler
     port = api.url.rpartition(":")[2]
     return {
         **os.environ,

@@ -14,12 +14,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.support.kubernetes.certificates import Certificates
 from tests.support.kubernetes.objects import Objects, Refused
+from tests.support.kubernetes.rights import ANYTHING, permitted, rules_of
 
 PATH = re.compile(
     r"(?P<group>/api/v1|/apis/ray\.io/v1)/namespaces/(?P<namespace>[^/]+)/(?P<resource>pods|rayclusters)"
     r"(?:/(?P<name>[^/]+)(?P<status>/status)?)?"
 )
 GROUPS = {"pods": "/api/v1", "rayclusters": "/apis/ray.io/v1"}
+API_GROUPS = {"pods": "", "rayclusters": "ray.io"}
+VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
 LISTS = {"pods": ("v1", "PodList"), "rayclusters": ("ray.io/v1", "RayClusterList")}
 
 
@@ -55,9 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         try:
-            if not getattr(self.connection, "getpeercert", dict)():
-                raise Refused(401, "Unauthorized", "Unauthorized")
-            code, answer = self._carried_out()
+            code, answer = self._carried_out(self._user())
         except Refused as refused:
             code = refused.code
             answer = {
@@ -75,9 +76,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _user(self) -> tuple[str, str]:
+        """Name and group, as the certificate has them."""
+        certificate = getattr(self.connection, "getpeercert", dict)()
+        if not certificate:
+            raise Refused(401, "Unauthorized", "Unauthorized")
+        subject = dict(field for part in certificate["subject"] for field in part)
+        return subject["commonName"], subject.get("organizationName", "")
+
     do_GET = do_POST = do_PATCH = do_DELETE = _answer
 
-    def _carried_out(self) -> tuple[int, Any]:
+    def _carried_out(self, user: tuple[str, str]) -> tuple[int, Any]:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         address = urlsplit(self.path)
         asked = parse_qs(address.query)
@@ -85,6 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or GROUPS[found["resource"]] != found["group"]:
             raise Refused(404, "NotFound", f"{address.path} is not known")
         resource, namespace, name = found["resource"], found["namespace"], found["name"]
+        verb = "list" if self.command == "GET" and name is None else VERBS[self.command]
+        if user[1] != ANYTHING and not permitted(rules_of(user[0]), API_GROUPS[resource], resource, verb):
+            raise Refused(403, "Forbidden", f"{user[0]} cannot {verb} {resource}")
         try:
             body = json.loads(content) if content else {}
         except ValueError as error:
