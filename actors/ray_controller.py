@@ -23,7 +23,7 @@ from actors.crew import Place, RayCrew, end_all, worker_names
 from actors.feed import FeedCrew
 from actors.host import Host, steady_time
 from actors.names import first_line
-from actors.planning import plan_chooser, plan_gain, plan_mender
+from actors.planning import planners
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
@@ -336,10 +336,10 @@ class ControllerActor:
             aim=self._aim,
             patience=settings.patience,
         )
-        chooser = plan_chooser(ready.layout, ready.profile, self._job.micro_batches, settings.stages)
-        gain = plan_gain(ready.layout, ready.profile) if settings.rebalance else None
-        mender = plan_mender(ready.layout, ready.profile) if self._job.salvage else None
-        return Controller(terms, chooser, gain, mender)
+        return Controller(
+            terms,
+            *planners(self._job, ready.layout, ready.profile, settings.stages, rebalance=settings.rebalance),
+        )
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
         root = self._job.checkpoint_root

@@ -45,7 +45,7 @@ from runtime.protocol import (
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
 from strategies.job import Job
-from strategies.model import build_model
+from strategies.model import Model, build_model
 from strategies.profile import Profile, profile
 from strategies.stage import StageModel
 
@@ -105,19 +105,26 @@ class Worker:
             )
         self.layout = model.layout
         self.store = ShardStore()
+        self._compute_lock = compute_lock
+        self.follower = self._make_follower(model, device, lock)
+        self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
+
+    def _make_follower(
+        self, model: Model, device: torch.device, lock: AbstractContextManager[Any]
+    ) -> Follower:
+        """What computes this worker's steps."""
+        job = self.job
         self.stage = StageModel(
             model,
             seed=job.seed,
             precision=job.precision,
             device=device,
             exact=job.reduction == "exact",
-            compute_lock=compute_lock,
+            compute_lock=self._compute_lock,
             pulse=self.pulse,
         )
-        self.follower = Follower(
-            worker, job, self._line, self.stage, self.store, self.data, fault=self._fault, build_lock=lock
-        )
-        self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
+        parts = (self.worker, job, self._line, self.stage, self.store, self.data)
+        return Follower(*parts, fault=self._fault, build_lock=lock)
 
     # --- the control channel ----------------------------------------------------------------
 
