@@ -1,8 +1,8 @@
 """The torch.distributed world of one generation, which survivors can leave at once.
 
-A collective of gloo or NCCL cannot be interrupted: who waits for a dead peer's neighbour waits until the
-group's time limit. So whoever hears of a loss aborts the group from another thread; the calls that wait in
-it raise, and the next generation forms a group of its own.
+A collective cannot be interrupted: who waits for a dead peer's neighbour waits until the group's time limit. So
+whoever hears of a loss breaks the group from another thread (NCCL's ``abort``; gloo's connections are cut);
+the calls that wait in it raise, and the next generation forms a group of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from actors.engines.links import Ports, cut, listening
+from runtime.fabric.collectives import exchange
 from runtime.fabric.interface import Endpoint, Tag
 from runtime.plan import WorkerId
 
@@ -75,6 +77,7 @@ class Group:
         self._device = device
         self._abandoned = threading.Event()
         self._kept: list[Any] = []
+        self._ports: tuple[Ports, Ports] = frozenset(), frozenset()
 
     def begin(self) -> None:
         """From now on ``abandon`` means the group that is formed next."""
@@ -94,7 +97,11 @@ class Group:
         else:
             host, port = endpoint.receive(members[0], tag).note
             store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
+        before = listening()
         self._join(store, rank, len(members))
+        mine = listening() - before
+        ports = exchange(endpoint, members, Tag(generation, 0, 0, "ports"), mine)
+        self._ports = mine, frozenset(port for other in ports.values() for port in other) - mine
 
     def form_alone(self) -> None:
         """A world of this worker only, for its warm-up."""
@@ -132,9 +139,11 @@ class Group:
     def abandon(self) -> None:
         """Ends every call that waits in the group. Does not wait itself."""
         self._abandoned.set()
-        for group in list(distributed.distributed_c10d._world.pg_map):
-            with suppress(RuntimeError):  # it is being left at this moment
-                group.abort()
+        cut(*self._ports)
+        if self._device.type == "cuda":
+            for group in list(distributed.distributed_c10d._world.pg_map):
+                with suppress(RuntimeError):  # it is being left at this moment
+                    group.abort()
 
     def leave(self) -> None:
         """Lets go of the group, whatever state it is in. Without one it does nothing."""
@@ -146,6 +155,7 @@ class Group:
                 distributed.destroy_process_group()
         groups._release_process_group_references()
         deepspeed.comm.comm.cdb = None
+        self._ports = frozenset(), frozenset()
         self._kept.clear()
 
 
