@@ -36,8 +36,8 @@ from strategies.job import Job
 from strategies.move import Mover, Working
 from strategies.pipeline import Data, FaultPoint
 from strategies.salvage import StepProgress
-from strategies.stage import StageModel
 from strategies.share import Outcome
+from strategies.stage import StageModel
 from strategies.step import StepRunner, StepSeconds
 from strategies.zero import ZeroRounds
 

@@ -19,7 +19,8 @@ AUTO = "auto"
 
 _NOT_SUPPORTED: Mapping[str, str] = {
     "amp.enabled": 'use "bf16" or "fp16"',
-    "elasticity.enabled": "workers come and go by parallel.min_workers and parallel.max_workers of the recipe",
+    "elasticity.enabled": "workers come and go by parallel.min_workers and parallel.max_workers of the "
+    "recipe",
     "tensor_parallel.autotp_size": "every worker holds the whole model",
     "sparse_gradients": "gradients are dense",
     "zero_optimization.round_robin_gradients": "shards are cut in the order of the parameters",
@@ -60,7 +61,8 @@ def _read(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(
-            f"{path}: there is no such file; give engine.config the path of a DeepSpeed configuration (.json)."
+            f"{path}: there is no such file; give engine.config the path of a DeepSpeed configuration "
+            f"(.json)."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); give engine.config a readable file.") from None
@@ -137,8 +139,8 @@ def _check_recipe(recipe: Recipe) -> None:
     parallel = recipe.parallel
     if parallel.stages not in ("auto", 1):
         raise RecipeError(
-            f"parallel.stages ({parallel.stages}) has no meaning for a DeepSpeed engine, which holds the whole "
-            "model on every worker: remove it."
+            f"parallel.stages ({parallel.stages}) has no meaning for a DeepSpeed engine, which holds the "
+            "whole model on every worker: remove it."
         )
     if recipe.precision.autocast != "none":
         raise RecipeError(
@@ -147,7 +149,8 @@ def _check_recipe(recipe: Recipe) -> None:
         )
     if recipe.precision.recompute != "none":
         raise RecipeError(
-            "precision.recompute has no meaning for a DeepSpeed engine: remove it, and recompute in the model."
+            "precision.recompute has no meaning for a DeepSpeed engine: remove it, and recompute in the "
+            "model."
         )
     inside = {"reduce", "gather"}
     for index, fault in enumerate(recipe.faults):
@@ -178,8 +181,8 @@ def _check_batches(recipe: Recipe, config: Mapping[str, Any], file: str) -> None
         given = config.get(key, AUTO)
         if given != AUTO and given != value:
             raise RecipeError(
-                f"{file}: {key} ({given!r}) is not {what}, which is {value}: set it to {value}, or remove it, "
-                "since the number of workers may change."
+                f"{file}: {key} ({given!r}) is not {what}, which is {value}: set it to {value}, or remove "
+                "it, since the number of workers may change."
             )
 
 
@@ -191,8 +194,8 @@ def _check_support(config: Mapping[str, Any], file: str) -> None:
         device = _look(config, f"zero_optimization.{key}.device", "none")
         if device not in ("none", "cpu"):
             raise RecipeError(
-                f'{file}: zero_optimization.{key}.device must be "cpu" or "none", not {device!r}: state on disk '
-                "could not be divided anew in memory."
+                f'{file}: zero_optimization.{key}.device must be "cpu" or "none", not {device!r}: state on '
+                "disk could not be divided anew in memory."
             )
     ratio = _look(config, "zero_optimization.offload_optimizer.ratio", 1.0)
     if ratio != 1.0:

@@ -43,7 +43,8 @@ OPTIMIZER_STATE = "optimizer_state.pt"
 def import_checkpoint(
     source: str | Path, recipe: Recipe, run_folder: str | Path, *, step: int | None = None
 ) -> int:
-    """Makes ``run_folder`` a run of ``recipe`` that has come as far as ``source``, to go on from by ``--resume``.
+    """Makes ``run_folder`` a run of ``recipe`` that has come as far as ``source``, to go on from by
+    ``--resume``.
 
     ``source`` is a universal checkpoint, or the folder of a run of the same model with any engine. ``step``
     says how many steps a universal checkpoint has behind it where its files do not. Returns that number.
@@ -66,8 +67,8 @@ def import_checkpoint(
 
 
 def export_checkpoint(run: str | Path, target: str | Path, *, version: int | None = None) -> int:
-    """Writes a checkpoint of a run (default: the newest whole one) as a universal checkpoint into the new folder
-    ``target``; returns its number of steps.
+    """Writes a checkpoint of a run (default: the newest whole one) as a universal checkpoint into the new
+    folder ``target``; returns its number of steps.
 
     Parameters are called ``layers.N.NAME``, after the list of layers. Raises ValueError if there is no such
     checkpoint or ``target`` is not empty, CheckpointDamaged if it cannot be read.
@@ -141,8 +142,8 @@ def _from_run(folder: RunFolder, layout: Layout) -> tuple[int, Pieces]:
     recipe = load_recipe(folder.recipe)
     if layout_digest(_layout(recipe)) != layout_digest(layout):
         raise ValueError(
-            f"{folder.path} is a run of another model (names, shapes or order of the parameters differ): give "
-            "the recipe the model of that run"
+            f"{folder.path} is a run of another model (names, shapes or order of the parameters differ): "
+            "give the recipe the model of that run"
         )
     root = checkpoint_root(recipe, folder)
     manifest = _manifest(root, layout, None)
@@ -160,8 +161,8 @@ def _universal_folder(source: Path) -> Path:
         source = source / latest.read_text(encoding="utf-8").strip()
     if not (source / "zero").is_dir():
         raise ValueError(
-            f"{source} is neither a run's folder nor a universal checkpoint (it has no folder zero): convert a "
-            "DeepSpeed checkpoint by its own ds_to_universal first"
+            f"{source} is neither a run's folder nor a universal checkpoint (it has no folder zero): "
+            "convert a DeepSpeed checkpoint by its own ds_to_universal first"
         )
     return source
 

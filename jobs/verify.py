@@ -27,7 +27,8 @@ def verify(run: str | Path, console: Console) -> bool:
     those of a single process that shares no code with the runtime but the definition of the exact sum, and
     whether the ledger says that no sample was lost or repeated within an epoch.
 
-    Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``, another engine.
+    Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``,
+    another engine.
     """
     folder = RunFolder(run)
     facts = folder.facts()

@@ -36,8 +36,8 @@ class Job:
     ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
     survivors have summed (exact sums only). ``feed_workers`` prepare data for those that train; 0: these
-    read by themselves. With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction`` and
-    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    read by themselves. With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``
+    and ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder

@@ -103,7 +103,8 @@ class Engine:
         return [flat.detach().view(-1)[part], *(state[name].view(-1)[part] for name in self.moments)]
 
     def take(self, overlaps: Iterable[Overlap], states: dict[Piece, Tensor]) -> None:
-        """Copies this rank's state into ``states``, (3, n) each; rows that the optimizer lacks stay as they are."""
+        """Copies this rank's state into ``states``, (3, n) each; rows that the optimizer lacks stay as they
+        are."""
         for overlap in overlaps:
             for row, view in enumerate(self.rows(overlap.flat, overlap.part)):
                 states[overlap.piece][row, overlap.place].copy_(view)
@@ -165,8 +166,8 @@ def grouped_parameters(
 def overlaps(layout: Layout, owned: Iterable[Piece], held: Iterable[Fragment]) -> list[Overlap]:
     """Where the pieces that a worker owns lie in its engine.
 
-    AssertionError if the engine does not hold an element of them: the plan's shards must be cut by DeepSpeed's
-    own rule.
+    AssertionError if the engine does not hold an element of them: the plan's shards must be cut by
+    DeepSpeed's own rule.
     """
     pieces = list(owned)
     block_of = {tensor.index: block for block in layout.blocks for tensor in block.tensors}

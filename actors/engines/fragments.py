@@ -1,7 +1,8 @@
 """Where a DeepSpeed engine keeps the float32 state that a rank holds, as views by tensor.
 
-DeepSpeed has no one interface for this over its stages. What is read here are the flat partitions that its own
-checkpoints are made of; views alias the live state, so they serve for taking a copy and for restoring one.
+DeepSpeed has no one interface for this over its stages. What is read here are the flat partitions that its
+own checkpoints are made of; views alias the live state, so they serve for taking a copy and for restoring
+one.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def fragments(engine: Any, stage: int, tensors: dict[int, Any], rank: int) -> It
 
 
 def make_moments(engine: Any, stage: int) -> tuple[str, ...]:
-    """Has the inner optimizer make the state that it otherwise makes in its first step, and returns the names of
-    what there is for each element (exp_avg and exp_avg_sq of Adam).
+    """Has the inner optimizer make the state that it otherwise makes in its first step, and returns the names
+    of what there is for each element (exp_avg and exp_avg_sq of Adam).
 
     That step has zero gradients and a learning rate of zero; what it counts and changes must be restored
     afterwards. Raises ValueError for an optimizer whose state this cannot hold.
@@ -107,7 +108,8 @@ def make_moments(engine: Any, stage: int) -> tuple[str, ...]:
         inner.state[flat.tensor].keys() != inner.state[found[0].tensor].keys() for flat in found
     ):
         raise ValueError(
-            f"the optimizer {type(inner).__name__} keeps {', '.join(names)} for every element, but no more than "
+            f"the optimizer {type(inner).__name__} keeps {', '.join(names)} for every element, but no more "
+            f"than "
             f"{MOMENTS} such values can be kept: choose Adam, AdamW, SGD, Adagrad or Lion in the DeepSpeed "
             "configuration"
         )

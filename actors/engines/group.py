@@ -1,8 +1,8 @@
 """The torch.distributed world of one generation, which survivors can leave at once.
 
-A collective cannot be interrupted: who waits for a dead peer's neighbour waits until the group's time limit. So
-whoever hears of a loss breaks the group from another thread (NCCL's ``abort``; gloo's connections are cut);
-the calls that wait in it raise, and the next generation forms a group of its own.
+A collective cannot be interrupted: who waits for a dead peer's neighbour waits until the group's time limit.
+So whoever hears of a loss breaks the group from another thread (NCCL's ``abort``; gloo's connections are
+cut); the calls that wait in it raise, and the next generation forms a group of its own.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Group:
         self._abandoned.clear()
 
     def form(self, endpoint: Endpoint, generation: int, members: tuple[WorkerId, ...]) -> None:
-        """Connects all members, ranks in the order of ``members``. Raises Interrupted as the endpoint does, and
-        RuntimeError if a member is lost meanwhile."""
+        """Connects all members, ranks in the order of ``members``. Raises Interrupted as the endpoint does,
+        and RuntimeError if a member is lost meanwhile."""
         rank = members.index(endpoint.worker)
         tag = Tag(generation, 0, 0, "rendezvous")
         limit = datetime.timedelta(seconds=JOIN_SECONDS)
@@ -169,8 +169,8 @@ def prepare_deepspeed() -> None:
         from deepspeed.utils import logger
     except ImportError as error:
         raise ValueError(
-            f'engine.name = "deepspeed" needs DeepSpeed, which cannot be imported here ({error}): install it on '
-            "every machine by pip install -c constraints.txt 'reknit[deepspeed]'"
+            f'engine.name = "deepspeed" needs DeepSpeed, which cannot be imported here ({error}): install '
+            "it on every machine by pip install -c constraints.txt 'reknit[deepspeed]'"
         ) from None
     # Its all-reduce in shared memory cannot be left when a peer dies, nor used across machines; without a
     # compiler, or while another process compiles it, an engine would not even start.

@@ -12,8 +12,8 @@ from strategies.stage import LayerTimes
 class HostParameters:
     """What ``strategies.move.Mover`` fills, in place of a stage's own working parameters.
 
-    They are there from a change of membership until the engine has taken them in. Where a plan begins at a step
-    boundary they are gathered before it.
+    They are there from a change of membership until the engine has taken them in. Where a plan begins at a
+    step boundary they are gathered before it.
     """
 
     def __init__(self, layout: Layout) -> None:

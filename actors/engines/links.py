@@ -1,8 +1,8 @@
 """The TCP connections that gloo made for a group, so that they can be cut.
 
 Gloo has no way to end a collective that waits: its ``abort`` wakes nobody (measured with torch 2.13 and a
-stopped peer). But every wait ends at once when the connection it waits for is shut down. A connection is known
-by the port of the listener that one of its ends belongs to. Linux only.
+stopped peer). But every wait ends at once when the connection it waits for is shut down. A connection is
+known by the port of the listener that one of its ends belongs to. Linux only.
 """
 
 from __future__ import annotations

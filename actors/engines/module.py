@@ -1,4 +1,5 @@
-"""A model's layers as the one module that a foreign engine wants, taken back unharmed when the engine goes."""
+"""A model's layers as the one module that a foreign engine wants, taken back unharmed when the engine
+goes."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _HOOKS = (
 class StepModule(nn.Module):
     """All layers and the loss. Random streams are those of ``runtime.streams``, by layer.
 
-    An engine converts parameters, swaps a module's dictionaries and leaves hooks behind. ``reclaim`` undoes all
-    of it: the modules stay, and get fresh parameters of the layout.
+    An engine converts parameters, swaps a module's dictionaries and leaves hooks behind. ``reclaim`` undoes
+    all of it: the modules stay, and get fresh parameters of the layout.
     """
 
     def __init__(self, model: Model, seed: int, device: torch.device) -> None:
@@ -93,7 +94,8 @@ class StepModule(nn.Module):
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """``value`` (a tensor, or tuples, lists and dicts of them) on ``device``; floating-point ones as ``dtype``."""
+    """``value`` (a tensor, or tuples, lists and dicts of them) on ``device``; floating-point ones as
+    ``dtype``."""
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, (tuple, list)):

@@ -60,8 +60,8 @@ def write(engine: Any, stage: int, scalars: Scalars) -> None:
 
 
 def count_from(engine: Any, stage: int, groups: list[dict[str, Any]], version: int) -> None:
-    """Brings a fresh engine to ``version`` completed steps of which no scalars are known (of the initial state,
-    or of a checkpoint of another engine). ``groups`` are the parameter groups as they were before
+    """Brings a fresh engine to ``version`` completed steps of which no scalars are known (of the initial
+    state, or of a checkpoint of another engine). ``groups`` are the parameter groups as they were before
     ``make_moments``."""
     inner = inner_optimizer(engine)
     for group, before in zip(inner.param_groups, groups, strict=True):

@@ -1,4 +1,5 @@
-"""A worker whose steps are computed by a DeepSpeed engine. Plans, moves, records and backups are Reknit's own."""
+"""A worker whose steps are computed by a DeepSpeed engine. Plans, moves, records and backups are Reknit's
+own."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from strategies.pipeline import Data, FaultPoint
 from strategies.zero import ZeroRounds, piece_of
 
 LOSS_SECONDS = 20.0
-"""How long after a collective has failed the controller may take to say who was lost. Only then it counts as a
-failure of the run itself."""
+"""How long after a collective has failed the controller may take to say who was lost. Only then it counts as
+a failure of the run itself."""
 
 
 class EngineFollower(Follower):

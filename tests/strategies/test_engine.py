@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from hypothesis import given
@@ -94,7 +95,7 @@ def owners_of(layout: Layout, cuts: list[list[tuple[int, int, int]]]) -> dict[in
     for block, pieces in zip(layout.blocks, cuts, strict=True):
         assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces[:-1])]
         assert pieces[-1][1] == block.size
-        assert all(one[2] != other[2] for one, other in zip(pieces, pieces[1:], strict=False))
+        assert all(one[2] != other[2] for one, other in pairwise(pieces))
         ranks = [rank for start, stop, rank in pieces for _ in range(start, stop)]
         owners |= {tensor.index: ranks[tensor.offset : tensor.stop] for tensor in block.tensors}
     return owners
