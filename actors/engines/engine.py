@@ -145,8 +145,11 @@ class Engine:
 
     def close(self) -> None:
         """Takes the engine off its module, in whatever state an interrupted step has left it."""
+        from deepspeed.runtime.zero import parameter_offload
+
         with suppress(Exception):  # half a step may leave it inconsistent; the module is reclaimed anyway
             self.engine.destroy()
+        parameter_offload.FWD_MODULE_STACK.clear()  # an interrupted forward does not unwind it
 
 
 def grouped_parameters(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from actors.engines.links import Ports, cut, listening
 from runtime.fabric.collectives import exchange
@@ -32,10 +33,10 @@ class Abandoned(RuntimeError):
     """The group was given up while it was being formed."""
 
 
-class Rendezvous(distributed.Store):
+class Rendezvous(Store):
     """A store whose waits end when the group is given up: torch's own only end when their time is up."""
 
-    def __init__(self, store: distributed.Store, abandoned: threading.Event) -> None:
+    def __init__(self, store: Store, abandoned: threading.Event) -> None:
         super().__init__()
         self._store, self._abandoned = store, abandoned
 
@@ -91,12 +92,12 @@ class Group:
         limit = datetime.timedelta(seconds=JOIN_SECONDS)
         host = endpoint.address.rpartition(":")[0].strip("[]")
         if rank == 0:
-            store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit)
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit)
             for member in members[1:]:
                 endpoint.send(member, tag, note=(host, store.port))
         else:
             host, port = endpoint.receive(members[0], tag).note
-            store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
+            store = TCPStore(host, port, is_master=False, timeout=limit)
         before = listening()
         self._join(store, rank, len(members))
         mine = listening() - before
@@ -106,9 +107,9 @@ class Group:
     def form_alone(self) -> None:
         """A world of this worker only, for its warm-up."""
         self.begin()
-        self._join(distributed.HashStore(), 0, 1)
+        self._join(HashStore(), 0, 1)
 
-    def _join(self, store: distributed.Store, rank: int, ranks: int) -> None:
+    def _join(self, store: Store, rank: int, ranks: int) -> None:
         import deepspeed.comm.comm
         from deepspeed.utils import groups
 

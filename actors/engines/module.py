@@ -23,6 +23,21 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 
+_LEFT_BEHIND = (
+    "_external_params",
+    "_original_parameters",
+    "all_parameters",
+    "applied_pre_backward_ref_cnt",
+    "ds_external_parameters",
+    "ds_grads_remaining",
+    "ds_id",
+    "ds_inflight_param_registry",
+    "ds_recompute_parameters",
+    "post_bwd_fn",
+    "pre_bwd_fn",
+)
+"""What ZeRO-3 keeps on modules. After an interrupted step it speaks of collectives that will never end."""
+
 
 class StepModule(nn.Module):
     """All layers and the loss. Random streams are those of ``runtime.streams``, by layer.
@@ -70,14 +85,15 @@ class StepModule(nn.Module):
         for module, hooks in self._of_user.items():
             for name, kept in hooks.items():
                 setattr(module, name, OrderedDict(kept))
+        for module in self.modules():
+            for name in _LEFT_BEHIND:
+                module.__dict__.pop(name, None)
             # ZeRO-3 puts a dictionary of its own there, which gathers what is looked up
             module._parameters = dict(module._parameters)
         self._forward_hooks.clear()
         self._forward_pre_hooks.clear()
         self._backward_hooks.clear()
         self._backward_pre_hooks.clear()
-        self._parameters = dict(self._parameters)
-        self.layers._parameters = dict(self.layers._parameters)
         self.tensors = {}
         for use in self.layout.uses:
             tensor = use.tensor
@@ -85,8 +101,8 @@ class StepModule(nn.Module):
                 values = working[use.block][tensor.offset : tensor.stop].view(tensor.shape)
                 self.tensors[tensor.index] = nn.Parameter(values.detach().clone().to(self._device))
             self._put(use.layer, use.name, self.tensors[tensor.index])
-        for layer, name, kept in self._frozen:
-            self._put(layer, name, nn.Parameter(kept.clone().to(self._device), requires_grad=False))
+        for layer, name, frozen in self._frozen:
+            self._put(layer, name, nn.Parameter(frozen.clone().to(self._device), requires_grad=False))
 
     def _put(self, layer: int, name: str, parameter: nn.Parameter) -> None:
         owner, _, own = name.rpartition(".")
