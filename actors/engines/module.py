@@ -90,10 +90,8 @@ class StepModule(nn.Module):
                 module.__dict__.pop(name, None)
             # ZeRO-3 puts a dictionary of its own there, which gathers what is looked up
             module._parameters = dict(module._parameters)
-        self._forward_hooks.clear()
-        self._forward_pre_hooks.clear()
-        self._backward_hooks.clear()
-        self._backward_pre_hooks.clear()
+        for name in _HOOKS:
+            getattr(self, name).clear()
         self.tensors = {}
         for use in self.layout.uses:
             tensor = use.tensor

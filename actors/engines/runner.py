@@ -156,7 +156,7 @@ class EngineRunner:
                 if samples:
                     share.samples[micro_batch] = samples
             self.fault("backward", step, micro_batch)
-            self.engine.backward(total * (turn.weight / int(number)))
+            self.engine.backward(total * (turn.weight / max(int(number), 1)))
             if place + 1 < len(self._turns):
                 self.engine.advance(step)
         self.seconds.pipeline = time.perf_counter() - began
