@@ -121,7 +121,7 @@ def engine_settings(recipe: Recipe) -> EngineSettings | None:
         if clip is not None:
             config.setdefault("gradient_clipping", clip)
         config["zero_force_ds_cpu_optimizer"] = False  # the job's AdamW may be offloaded, too
-        config["zero_allow_untested_optimizer"] = True
+    config.setdefault("zero_allow_untested_optimizer", True)  # those that are let through are tested here
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         config.pop(key, None)
     width = 2 if low else 4

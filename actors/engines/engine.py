@@ -54,8 +54,12 @@ class Engine:
         passes: int,
     ) -> None:
         import deepspeed
+        from deepspeed.runtime.zero.partition_parameters import Init
 
         be_local_rank(0)
+        # ZeRO-3 numbers parameters through a process's life, and compares the numbers of all ranks; newcomers
+        # have made fewer engines than the others
+        Init.param_id = 0
         self._settings = settings
         self._optimizer = optimizer
         config = {

@@ -64,7 +64,7 @@ def started(folder: Path, recipe: Recipe) -> Iterator[RayRun]:
 
 
 def to_the_end(run: RayRun) -> Progress:
-    wait_until(lambda: run.wait(0.05), "the end", seconds=180.0)
+    wait_until(lambda: run.wait(0.05), "the end")
     run.finish()
     progress = run.progress(0, 0)
     assert progress.outcome == "completed", progress.message

@@ -41,7 +41,8 @@ def test_a_configuration_is_read_beside_the_recipe_and_kept_in_it(tmp_path: Path
     settings = engine_settings(recipe)
     assert settings is not None and settings.stage == 2
     assert settings.own_optimizer and settings.own_rate
-    assert json.loads(settings.config) == {"zero_optimization": {"stage": 2}, "optimizer": ADAM}
+    kept = {"zero_optimization": {"stage": 2}, "optimizer": ADAM, "zero_allow_untested_optimizer": True}
+    assert json.loads(settings.config) == kept
 
 
 def test_without_an_optimizer_of_its_own_the_recipes_is_used(tmp_path: Path) -> None:

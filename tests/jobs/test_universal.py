@@ -27,6 +27,7 @@ from runtime.checkpoint import (
 )
 from runtime.run_folder import RunFolder
 from strategies.model import describe
+from tests.support.deepspeed import alone
 from tests.support.models import build
 from tests.support.ray_jobs import toy_recipe
 
@@ -138,20 +139,9 @@ class Whole(nn.Module):
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """DeepSpeed with a world of this process only."""
-    pytest.importorskip("deepspeed")
-    from actors.engines.group import Group, prepare_deepspeed
-    from runtime.settings import be_local_rank
-
-    prepare_deepspeed()
-    be_local_rank(0)
-    group = Group(torch.device("cpu"))
-    group.form_alone()
-    try:
+def world() -> Iterator[None]:
+    with alone():
         yield
-    finally:
-        group.leave()
 
 
 def engine_of(**more: Any) -> Any:
@@ -185,7 +175,7 @@ def deepspeed_state(engine: Any) -> torch.Tensor:
 
 
 def test_deepspeeds_own_checkpoint_comes_in_and_deepspeed_reads_what_goes_out(
-    tmp_path: Path, alone: None
+    tmp_path: Path, world: None
 ) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
