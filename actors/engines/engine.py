@@ -54,12 +54,9 @@ class Engine:
         passes: int,
     ) -> None:
         import deepspeed
-        from deepspeed.runtime.zero.partition_parameters import Init
 
         be_local_rank(0)
-        # ZeRO-3 numbers parameters through a process's life, and compares the numbers of all ranks; newcomers
-        # have made fewer engines than the others
-        Init.param_id = 0
+        _number_from_zero()
         self._settings = settings
         self._optimizer = optimizer
         config = {
@@ -154,6 +151,17 @@ class Engine:
         with suppress(Exception):  # half a step may leave it inconsistent; the module is reclaimed anyway
             self.engine.destroy()
         parameter_offload.FWD_MODULE_STACK.clear()  # an interrupted forward does not unwind it
+
+
+def _number_from_zero() -> None:
+    """ZeRO-3 numbers parameters and modules through a process's life and compares the numbers of all ranks,
+    but newcomers have made fewer engines than the others. It counts modules in a default argument."""
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    (count,) = DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+    count[0] = 0
 
 
 def grouped_parameters(

@@ -54,10 +54,15 @@ def run(console: Console) -> BenchReport:
     for stage in STAGES:
         console.print(f"DeepSpeed ZeRO-{stage} under Reknit: {KILLS} kills", highlight=False)
         engines[stage] = measure(recipe_of(stage), 1, KILLS, random_, console)
+        console.print(f"  {_middle(engines[stage].recoveries):.4g} s", highlight=False)
     console.print(f"Reknit's own engine: {KILLS} kills", highlight=False)
     own = measure(recipe_of(None), 1, KILLS, random_, console)
     console.print(f"DeepSpeed, restarted: {KILLS} kills", highlight=False)
     return report(engines, own, restarts(recipe_of(STAGES[0]), random_))
+
+
+def _middle(recoveries: Sequence[Recovery]) -> float:
+    return median(each.seconds for each in recoveries)
 
 
 def restarts(recipe: Recipe, random_: random.Random) -> list[Recovery]:
@@ -84,16 +89,14 @@ def report(engines: dict[int, Measurement], own: Measurement, restarted: Sequenc
         rows += [phase_row(f"  {name}", seconds) for name, seconds in measured.phases.items()]
     rows.append(summary("Reknit's own engine", own.recoveries, batch))
     rows.append(summary("DeepSpeed, restarted from its checkpoint", restarted, batch))
-    middle = {
-        stage: median(each.seconds for each in measured.recoveries) for stage, measured in engines.items()
-    }
-    restart = median(each.seconds for each in restarted)
+    middle = {stage: _middle(measured.recoveries) for stage, measured in engines.items()}
+    restart = _middle(restarted)
     ratio = restart / max(middle.values())
     return BenchReport(
         bench="engines",
         headline={
             **{f"zero{stage}_median_seconds": seconds for stage, seconds in middle.items()},
-            "own_median_seconds": median(each.seconds for each in own.recoveries),
+            "own_median_seconds": _middle(own.recoveries),
             "restart_median_seconds": restart,
             "ratio_to_restart": ratio,
         },
