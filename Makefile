@@ -1,4 +1,4 @@
-# make setup | test | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
+# make setup | test | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,9 +8,10 @@ NAME ?= recovery
 MINUTES ?= 3
 SEED ?= 1
 EXTRAS ?= dev
+APISERVER ?= $(HOME)/.cache/reknit/apiserver
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup lint test demo chaos bench clean
+.PHONY: setup lint test test-apiserver demo chaos bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -29,6 +30,11 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -q
+
+# Autoscaling against a real kube-apiserver and etcd, which are built of Debian's sources once (Debian 12).
+test-apiserver: setup
+	tests/support/kubernetes/build_apiserver.sh "$(APISERVER)"
+	$(BIN)/pytest -q tests/k8s/test_autoscaling.py --apiserver="$(APISERVER)/bin"
 
 # A fresh run folder each time: a run is never written over.
 demo: setup

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.crew import end_all
 from actors.names import NAMESPACE, controller_name, controller_pattern, run_of
 from actors.ray_controller import ControllerActor, RunSettings
 from actors.recorder import Progress
+from runtime.fabric.secret import secret_to_hand_out
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.settings import ray_address
@@ -24,6 +27,9 @@ from strategies.job import Job
 
 END_SECONDS = 30.0
 """How long the actors may take to leave by themselves at the end of a run."""
+
+LONGEST_CALL = 1.0
+"""Seconds that a call of the controller may wait for something."""
 
 
 @contextmanager
@@ -79,7 +85,7 @@ class RayRun:
     Calls wait while a controller that died is being started again.
     """
 
-    def __init__(self, job: Job, settings: RunSettings, secret: bytes, *, detached: bool = False) -> None:
+    def __init__(self, job: Job, settings: RunSettings, *, detached: bool = False) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         controller = ray.remote(ControllerActor).options(
             name=controller_name(settings.name),
@@ -95,15 +101,14 @@ class RayRun:
         self.name = settings.name
         self._detached = detached
         # actor handles get their methods at run time, so they have no useful static type
-        self._controller: Any = controller.remote(job, settings, secret)
-        self._ended: Any = None
+        self._controller: Any = controller.remote(job, settings, secret_to_hand_out())
 
     @classmethod
     def find(cls, name: str) -> RayRun:
         """The run called ``name`` on the cluster that this process is connected to; it goes on when this
         process lets go of it. Raises ValueError if there is none."""
         run = cls.__new__(cls)
-        run.name, run._detached, run._ended = name, True, None
+        run.name, run._detached = name, True
         try:
             run._controller = ray.get_actor(controller_name(name), namespace=NAMESPACE)
         except ValueError:
@@ -111,7 +116,6 @@ class RayRun:
         return run
 
     def __enter__(self) -> RayRun:
-        self._ended = self._controller.run.remote()
         return self
 
     def __exit__(
@@ -141,6 +145,11 @@ class RayRun:
     def badput(self) -> Mapping[str, float]:
         badput: Mapping[str, float] = _patiently(self._controller.badput.remote)
         return badput
+
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """A piece of the run's record, as ``RunFolder.piece`` on the controller's machine."""
+        piece: bytes | None = _patiently(lambda: self._controller.piece.remote(name, offset))
+        return piece
 
     def processes(self) -> Mapping[WorkerId, int]:
         """The workers' process ids, once they are ready; lost ones among them."""
@@ -200,18 +209,20 @@ class RayRun:
 
     def wait(self, seconds: float) -> bool:
         """Whether the run has ended, after waiting for it at most that long."""
-        return bool(ray.wait([self._ended], timeout=seconds)[0])
+        deadline = time.monotonic() + seconds
+        ended = False
+        while not ended and (left := deadline - time.monotonic()) > 0:
+            # in short calls: each holds one of the controller's threads, also when its caller dies
+            call = partial(self._controller.ended.remote, min(left, LONGEST_CALL))
+            try:
+                ended = _patiently(call)
+            except RayTaskError:
+                ended = True  # ``finish`` tells why
+        return ended
 
     def finish(self) -> None:
         """Waits for the end. Raises ValueError for a mistake of the user that only the workers found."""
-        try:
-            ray.get(self._ended, timeout=END_SECONDS)
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise ValueError(str(error.cause)) from None
-            raise
-        except GetTimeoutError:
-            return
+        _heeding(lambda: self._controller.ended.remote(END_SECONDS))
 
 
 def _patiently(call: Callable[[], Any]) -> Any:

@@ -16,19 +16,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, first_line, worker_name
+from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, first_line, worker_name
 from actors.ray_worker import Ready, WorkerActor
 from runtime.plan import WorkerId
 from runtime.signals import Drain, Input, Joined, Lost
 from strategies.job import Job
 
 DRAIN_POLL_SECONDS = 0.5
-
-NODE_LABEL = "ray.io/node-id"
-"""The label that Ray gives every node."""
-
-LEFT_NODE = "its node is to be left"
-"""Why workers of an avoided node go."""
 
 ANSWER_SECONDS = 5.0
 """How long workers may take to answer a controller that was started anew."""
@@ -54,7 +48,7 @@ class RayCrew:
         self,
         run: str,
         job: Job,
-        secret: bytes,
+        secret: bytes | None,
         place: Place,
         controller: WorkerId,
         address: str,
@@ -105,6 +99,10 @@ class RayCrew:
             self._post(Drain(worker, LEFT_NODE))
         threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
+    def expect(self, worker: WorkerId, reference: Any) -> None:
+        """A worker that was created will be ready some day: it then joins as one that was hired."""
+        threading.Thread(target=self._await, args=(worker, reference), daemon=True).start()
+
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
@@ -115,8 +113,12 @@ class RayCrew:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
     def _bring(self, worker: WorkerId) -> None:
+        self._await(worker, self._create(worker))
+
+    def _await(self, worker: WorkerId, reference: Any) -> None:
+        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes."""
         try:
-            ready: Ready = ray.get(self._create(worker))
+            ready: Ready = ray.get(reference)
         except Exception as error:
             died = isinstance(error, ActorDiedError)
             self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))
@@ -217,6 +219,12 @@ class RayCrew:
         for worker in told:  # those in reserve too; who has gone already is not heard of again
             self._post(Drain(worker, LEFT_NODE, deadline))
         return tuple(worker for worker in told if worker in domains)
+
+    def emptied(self) -> frozenset[str]:
+        """The Ray nodes, by id, that this run's workers have been on and are on no more."""
+        domains, gone = dict(self.domains), set(self._gone)
+        peopled = {domain for worker, domain in domains.items() if worker not in gone}
+        return frozenset(domains.values()) - peopled
 
     def watch_drains(self) -> None:
         """Tells of workers on nodes that Ray is draining, until the process ends. Runs in its own thread."""

@@ -1,7 +1,8 @@
 """Feed workers: Ray actors on CPUs that prepare micro-batches before the workers that train need them.
 
 They belong to the controller and end with it. Ray starts one again whose process dies; meanwhile the workers
-ask the others, or read by themselves.
+ask the others, or read by themselves. Nodes that the run's workers have left are left by them too, so that an
+autoscaler can take such nodes back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import ray
 import torch
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from actors.names import NAMESPACE, UNAVAILABLE_SECONDS, feed_name, first_line
+from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, feed_name, first_line
 from actors.prefetch import Prefetcher, Prepared, Rota, prepare
 from runtime.events import Event, FeedWorkerLost, FeedWorkerReplaced
 from strategies.job import Job
@@ -30,15 +31,23 @@ from strategies.reading import Wanted
 AGAIN_SECONDS = 1.0
 """Until a feed worker that failed is asked again."""
 
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a feed worker's node has been left by the workers."""
+
+EMPTY_SECONDS = 10.0
+"""How long a node may be without workers before its feed workers leave: mostly a lost one is replaced by
+then."""
+
 PLACE_SECONDS = 60.0
 """How long a feed worker may take to be placed and to open the data before that is said."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedReady:
-    """``data`` is a digest of the data's contents, where the data set has one."""
+    """``data`` is a digest of the data's contents, where the data set has one; ``node`` is Ray's id."""
 
     process: int
+    node: str
     data: str | None
 
 
@@ -51,7 +60,8 @@ class FeedActor:
         self._forever = threading.Event()
 
     def ready(self) -> FeedReady:
-        return FeedReady(os.getpid(), getattr(self._data, "digest", None))
+        node = ray.get_runtime_context().get_node_id()
+        return FeedReady(os.getpid(), node, getattr(self._data, "digest", None))
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
@@ -63,16 +73,23 @@ class FeedActor:
 
 
 class FeedCrew:
-    """A run's feed workers, as its controller sees them. ``note`` takes events, ``step`` is that under way.
+    """A run's feed workers, as its controller sees them. ``note`` takes events, ``step`` is that under way,
+    ``emptied`` are the Ray nodes that the run's workers have left.
 
     One thread a feed worker waits for Ray's word on it; all are daemons and end with the process.
     """
 
     def __init__(
-        self, run: str, job: Job, cpus: float, note: Callable[[Event], None], step: Callable[[], int]
+        self,
+        run: str,
+        job: Job,
+        cpus: float,
+        note: Callable[[Event], None],
+        step: Callable[[], int],
+        emptied: Callable[[], frozenset[str]],
     ) -> None:
         self._run, self._job, self._cpus = run, job, cpus
-        self._note, self._step = note, step
+        self._note, self._step, self._emptied = note, step, emptied
         self._handles: dict[int, Any] = {}
         self._ended = threading.Event()
         self.processes: dict[int, int] = {}
@@ -93,13 +110,16 @@ class FeedCrew:
         if handle is None:
             return
         lost_at: float | None = None
-        while not self._ended.is_set():
+        moved = False
+        while not self._ended.is_set() and handle is not None:
             try:
                 ready = ray.get(handle.ready.remote(), timeout=PLACE_SECONDS)
             except GetTimeoutError:
                 if lost_at is None:
                     lost_at = time.monotonic()
                     self._lost(number, f"no answer within {PLACE_SECONDS:.0f} s: is there a CPU for it?")
+                if moved:  # by now there may be other nodes
+                    handle = self._elsewhere(number)
                 continue
             except RayError as error:
                 if lost_at is None:
@@ -112,13 +132,38 @@ class FeedCrew:
                 self._note(FeedWorkerReplaced(self._step(), number, time.monotonic() - lost_at))
                 lost_at = None
             try:
-                ray.get(handle.watch.remote())
+                self._watch(handle, ready.node)
+                if not self._ended.is_set():
+                    lost_at, moved = self._lost(number, LEFT_NODE), True
+                    handle = self._elsewhere(number)
             except ActorUnavailableError:
                 lost_at = self._lost(number, "process died")
             except RayError as error:
                 lost_at = self._lost(number, _why(error))
 
-    def _create(self, number: int) -> Any:
+    def _watch(self, handle: Any, node: str) -> None:
+        """Returns when its node has been left by the workers; raises what Ray says of its end."""
+        watching = handle.watch.remote()
+        empty_since: float | None = None
+        while not self._ended.is_set():
+            if ray.wait([watching], timeout=LOOK_SECONDS)[0]:
+                ray.get(watching)
+            if node not in self._emptied():
+                empty_since = None
+            elif empty_since is None:
+                empty_since = time.monotonic()
+            elif time.monotonic() - empty_since > EMPTY_SECONDS:
+                return
+
+    def _elsewhere(self, number: int) -> Any:
+        """Places it anew, on a node that is there now: for the sake of feeding no node is to be brought."""
+        with suppress(RayError):
+            ray.kill(self._handles[number])
+        every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = {node["NodeID"] for node in every if node["Alive"]} - self._emptied()
+        return self._create(number, {NODE_LABEL: f"in({','.join(sorted(nodes))})"})
+
+    def _create(self, number: int, nodes: dict[str, str] | None = None) -> Any:
         remote: Any = ray.remote
         actor: Any = remote(concurrency_groups={"watch": 1})(FeedActor)
         while not self._ended.is_set():
@@ -129,6 +174,7 @@ class FeedCrew:
                     num_cpus=self._cpus,
                     max_restarts=-1,
                     scheduling_strategy="SPREAD",
+                    label_selector=nodes,
                 ).remote(self._job)
                 return handle
             except ValueError:  # that of a controller which died is still on its way out

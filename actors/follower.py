@@ -32,6 +32,7 @@ from runtime.protocol import (
     Settled,
 )
 from runtime.snapshots import ShardStore
+from runtime.spans import RECOVERY, SpanLog
 from strategies.job import Job
 from strategies.move import Mover, Working
 from strategies.pipeline import Data, FaultPoint
@@ -62,7 +63,7 @@ class Follower:
     work here any more; they raise Interrupted when something has come in between.
 
     ``build_lock`` is held while a model is built from its seed; ``fault`` is called at the places where a
-    fault may be injected.
+    fault may be injected. ``step_flops`` and ``peak_flops`` are passed on (``Measured``).
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Follower:
         *,
         fault: FaultPoint,
         build_lock: AbstractContextManager[Any],
+        step_flops: int | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self.worker = worker
         self.job = job
@@ -93,8 +96,11 @@ class Follower:
         self._tell = line.tell
         self._fault = fault
         self._build_lock = build_lock
+        self._step_flops, self._peak_flops = step_flops, peak_flops
         self._pending: Change | None = None
         self._began: dict[int, float] = {}
+        self._spans = SpanLog()
+        self._left_ns: int | None = None  # since when no step has been under way here
         self._exponents: dict[int, Exponents] = {}
         self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
 
@@ -112,16 +118,19 @@ class Follower:
     def follow(self, resume: Resume) -> None:
         """Goes on under another plan, or serves what others need of this worker."""
         plan, version = resume.plan, resume.version
+        self._leave_step()
         self._fault("recovery", version + 1, 0)
         if self.worker not in plan.workers:
             self.plan = None
             self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
             self._mover(resume).serve()
+            self._left_ns = None
             return
         self._train(resume, self._move(resume))
 
     def enter(self, change: Change) -> None:
         """Comes in where those at work say that the change takes place."""
+        self._left_ns = time.perf_counter_ns()
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
         entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
         resume = at_boundary(change, entry)
@@ -133,6 +142,7 @@ class Follower:
         Raises Interrupted if something else has come first.
         """
         generation = change.plan.generation
+        self._leave_step()
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
         self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
@@ -145,9 +155,13 @@ class Follower:
                 self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
         if self.worker in change.plan.workers:
             return resume
-        self.plan = None
+        self.plan = self._left_ns = None
         self._mover(resume).serve()
         return None
+
+    def _leave_step(self) -> None:
+        if self._left_ns is None:
+            self._left_ns = time.perf_counter_ns()
 
     def _mover(self, resume: Resume) -> Mover:
         def settled() -> None:
@@ -175,6 +189,9 @@ class Follower:
         self._prepare(resume, mover)
         self.version = version
         self.records.follow(plan, version, resume.record)
+        assert self._left_ns is not None, "nobody moves in mid-step"
+        self._spans.add(RECOVERY, self._left_ns)
+        self._left_ns = None
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         return mover
 
@@ -203,6 +220,7 @@ class Follower:
             remember=self.records.remember,
             progress=self._progress,
             salvage=resume.salvage,
+            spans=self._spans,
         )
 
     def pending_generation(self) -> int:
@@ -225,6 +243,7 @@ class Follower:
                 self.version = version
                 stopping, change = outcome.stop, outcome.change
                 self._tell_measured(version, runner)
+                self._tell(self._spans.take(self.worker, version, plan.generation))
                 written = self.job.checkpoint_every > 0 and version % self.job.checkpoint_every == 0
                 if written:
                     self._write(runner, version, is_last=version == resume.stop_at or stopping)
@@ -249,6 +268,7 @@ class Follower:
     def _tell_measured(self, step: int, runner: Runner) -> None:
         times = self.stage.take_times()
         counts = times.micro_batches
+        fabric = self.endpoint.statistics()
         self._tell(
             Measured(
                 self.worker,
@@ -256,16 +276,19 @@ class Follower:
                 {layer: seconds / counts[layer] for layer, seconds in times.forward.items()},
                 {layer: seconds / counts[layer] for layer, seconds in times.backward.items()},
                 asdict(runner.seconds),
-                self._resident_bytes(),
+                self._resident_bytes(fabric["inbox_peak_bytes"]),
+                {"sent": fabric["bytes_sent"], "received": fabric["bytes_received"]},
+                self._step_flops,
+                self._peak_flops,
             )
         )
 
-    def _resident_bytes(self) -> dict[str, int]:
+    def _resident_bytes(self, inbox_peak: int) -> dict[str, int]:
         return {
             "parameters": sum(tensor.nbytes for tensor in self.stage.working.values()),
             "accumulators": sum(tensor.nbytes for tensor in self.stage.accumulators.values()),
             "shards": self.store.bytes(),
-            "inbox_peak": self.endpoint.statistics()["inbox_peak_bytes"],
+            "inbox_peak": inbox_peak,
         }
 
     def _write(self, runner: Runner, version: int, *, is_last: bool) -> None:
@@ -274,6 +297,7 @@ class Follower:
     def held(self, generation: int) -> Held:
         """What this worker holds, in answer to an interrupt. A change that was pending is off."""
         self._pending = None
+        self._leave_step()
         now = time.perf_counter()
         ages = {version: now - began for version, began in self._began.items()}
         working = {block: v for block, v in self.stage.version.items() if v is not None}

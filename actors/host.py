@@ -12,13 +12,14 @@ from contextlib import suppress
 from typing import Protocol
 
 from actors.recorder import Recorder
+from actors.timeline_writer import TimelineWriter
 from actors.worker import EndpointMaker
 from runtime.checkpoint import prune, write_manifest
 from runtime.controller import Controller
 from runtime.events import CheckpointSkipped, CheckpointWritten
 from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
 from runtime.plan import CONTROLLER, Plan, WorkerId
-from runtime.protocol import Finished, Here, Measured, Resume
+from runtime.protocol import Finished, Here, Measured, Resume, Timed
 from runtime.signals import (
     CommandsSent,
     Committed,
@@ -87,10 +88,14 @@ class Host:
         self._tick_seconds = tick_seconds
         self.plan: Plan | None = None
         self.measured: dict[WorkerId, Measured] = {}
+        self._timeline = TimelineWriter(recorder.folder)
         self.endpoint: Endpoint = make_endpoint(self._on_control, self._on_lost)
 
     def _on_control(self, message: Message) -> None:
-        self._events.put(message.note)
+        if isinstance(message.note, Timed):  # for people only: decisions do not wait for it
+            self._timeline.take(message.note)
+        else:
+            self._events.put(message.note)
 
     def _on_lost(self, peer: WorkerId, reason: str) -> None:
         if peer != CONTROLLER:
@@ -116,6 +121,7 @@ class Host:
     def run(self, controller: Controller) -> None:
         """Lets ``controller`` handle events until the run ends."""
         self._layout = controller.terms.layout
+        self._timeline.start()
         next_tick = steady_time() + self._tick_seconds
         while not self._ended:
             event, next_tick = self._next_event(next_tick)
@@ -129,13 +135,24 @@ class Host:
                 case Finished(generation=generation) if generation == controller.generation:
                     self.recorder.writing_checkpoint(now)
             outputs = controller.handle(event, now)
+            if controller.plan is not None and controller.plan is not self.plan:
+                self.recorder.plan(controller.plan, now)
+            self._tell_metrics(event, controller)
+            self.plan = controller.plan
             for output in outputs:
                 self._carry_out(output, now)
-            self.plan = controller.plan
             if any(isinstance(output, Send) and isinstance(output.command, Resume) for output in outputs):
                 controller.handle(CommandsSent(), steady_time())
         self._writer.shutdown()
+        self._timeline.close()
         self.endpoint.close()
+
+    def _tell_metrics(self, event: Input, controller: Controller) -> None:
+        metrics, plan = self.recorder.metrics, controller.plan
+        if plan is not None and (plan is not self.plan or isinstance(event, Lost)):
+            metrics.observe_members(worker for worker in plan.workers if worker in controller.members)
+        if isinstance(event, Measured):
+            metrics.observe_worker(event, controller.speeds.of(event.worker))
 
     def _next_event(self, next_tick: float) -> tuple[Input, float]:
         """The next event and when the clock is to tick again. A busy queue does not hold up the clock."""
@@ -160,6 +177,7 @@ class Host:
                     self.crew.dismiss(worker)
             case Note(event):
                 self.recorder.event(event, now)
+                self._timeline.note(event)
             case TakenBack(version):
                 self.recorder.take_back(version)
             case Committed(record):

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from runtime.fabric.interface import CONTROL, Endpoint, EndpointClosed, Interrupted, Tag
 from runtime.plan import WorkerId
-from runtime.protocol import Beat, Greeting, Heard, Here, Leaving, PeerLost, Probe, Report
+from runtime.protocol import Beat, Greeting, Heard, Here, Leaving, PeerLost, Probe, Report, Timed
 from runtime.pulse import Pulse
 
 _TAG = Tag(0, 0, 0, CONTROL)
@@ -36,7 +36,7 @@ class Line:
         """Whether the controller is there, for all that is known."""
         return self._lost_at is None
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: Report | Timed) -> None:
         with suppress(EndpointClosed, Interrupted):
             self.endpoint.send(self.controller, _TAG, note=report)
 

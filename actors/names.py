@@ -9,6 +9,12 @@ from runtime.plan import WorkerId
 NAMESPACE = "reknit"
 """Of all actors of all runs; their names begin with the run's."""
 
+NODE_LABEL = "ray.io/node-id"
+"""The label that Ray gives every node."""
+
+LEFT_NODE = "its node is to be left"
+"""Why workers of an avoided or emptied node go."""
+
 UNAVAILABLE_SECONDS = 0.2
 """Until Ray is asked again about an actor that it cannot reach."""
 

@@ -11,6 +11,7 @@ from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
+from strategies.demand import useful_workers
 from strategies.engine import engine_plan_chooser
 from strategies.job import Job
 from strategies.mending import mended, pays
@@ -60,6 +61,24 @@ def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
         return seconds[0] / seconds[1] - 1.0
 
     return gain
+
+
+def demand(
+    layout: Layout,
+    profile: Profile,
+    micro_batches: int,
+    stages: int | Literal["auto"],
+    least: int,
+    most: int | None,
+) -> int | None:
+    """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
+    ``least``; None where nobody is asked for."""
+    if most is None or most <= least:
+        return most
+    speeds = Speeds()
+    speeds.warm_up(profile.forward, profile.backward)
+    costs = _costs(_parameter_bytes(layout), profile, speeds)
+    return useful_workers(layout, costs, micro_batches, stages, least, most)
 
 
 def plan_mender(layout: Layout, profile: Profile) -> PlanMender:

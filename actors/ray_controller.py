@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from actors.crew import Place, RayCrew, end_all, worker_names
+from actors.exposition import Exposition, MetricsSettings
 from actors.feed import FeedCrew
+from actors.forming import bring
 from actors.host import Host, steady_time
-from actors.names import first_line
-from actors.planning import planners
+from actors.planning import demand, planners
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
@@ -31,18 +31,15 @@ from runtime.controller import Controller
 from runtime.detection import Patience
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
+from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.goodput import Ledger
-from runtime.metrics import Metrics
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Measured
 from runtime.run_folder import RunFolder
 from runtime.signals import Drain, Durable, Learn, Lost, Resize, Terms
 from runtime.sizing import problem_of_size
 from strategies.job import Job
-
-START_SECONDS = 300.0
-"""How long workers may take to be placed and warmed up before the run begins without them."""
 
 SETTLE_SECONDS = 30.0
 """How long a person's wish may wait for a controller that takes over."""
@@ -51,7 +48,7 @@ SETTLE_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What the controller is told beside the job. ``recipe`` is the digest of what decides the bits;
-    ``metrics_port`` None: no metrics are served; ``name`` begins the names of all actors of the run."""
+    ``name`` begins the names of all actors of the run."""
 
     folder: str
     workers: int
@@ -60,10 +57,9 @@ class RunSettings:
     keep: int
     recipe: str
     resume: bool
-    metrics_port: int | None
+    metrics: MetricsSettings
     name: str
     place: Place
-    metrics_host: str = "127.0.0.1"
     feed_cpus: float = 1.0
     max_workers: int | None = None
     spares: int = 0
@@ -74,9 +70,10 @@ class RunSettings:
 class ControllerActor:
     """The run lives in a thread of its own; the methods answer meanwhile."""
 
-    def __init__(self, job: Job, settings: RunSettings, secret: bytes) -> None:
+    def __init__(self, job: Job, settings: RunSettings, secret: bytes | None) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._job, self._settings, self._secret = job, settings, secret
+        self._job, self._settings = job, settings
+        self._secret = secret_of(settings.name, secret)
         self._folder = RunFolder(settings.folder)
         facts = self._folder.controller_facts()
         self._is_anew = ray.get_runtime_context().was_current_actor_reconstructed
@@ -84,11 +81,10 @@ class ControllerActor:
         self._me: WorkerId = CONTROLLER - 1 - secrets.randbelow(1 << 31) if self._is_anew else CONTROLLER
         # what a person asked for holds until the run ends, not when it is resumed
         self._aim: int | None = facts.get("aim") if self._is_anew else None
-        metrics = Metrics(self._folder.name)
-        port = settings.metrics_port
-        if port == 0 and self._is_anew:
-            port = facts.get("metrics_port", 0)
-        self._metrics_port = None if port is None else metrics.serve(port, settings.metrics_host)
+        earlier = facts.get("metrics_port") if self._is_anew else None
+        share = settings.place.gpus or 1.0
+        self._exposition = Exposition(self._folder.name, settings.metrics, job, share, earlier)
+        metrics = self._exposition.metrics
         now = steady_time()
         self._recorder = (
             Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
@@ -96,7 +92,7 @@ class ControllerActor:
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
         self._folder.note_controller(
-            metrics_port=self._metrics_port,
+            metrics_port=self._exposition.port,
             starts=facts.get("starts", 0) + 1,
             began=facts.get("began", now) if self._is_anew else now,
             aim=self._aim,
@@ -122,7 +118,7 @@ class ControllerActor:
             self._host.endpoint.address,
             self._host.post,
             self._problem_of,
-            self._asked_for,
+            lambda worker: self._note(next_worker=worker + 1),
         )
         self._crew.avoided.update(facts.get("avoided", ()) if self._is_anew else ())
         self._host.crew = self._crew
@@ -132,8 +128,9 @@ class ControllerActor:
             settings.feed_cpus,
             note=lambda event: self._recorder.event(event, steady_time()),
             step=lambda: self._recorder.steps[-1].step + 1 if self._recorder.steps else 1,
+            emptied=self._crew.emptied,
         )
-        self._done = threading.Event()
+        self._stopping, self._done = threading.Event(), threading.Event()
         self._error: ValueError | None = None
         threading.Thread(target=self._live, name="run", daemon=True).start()
 
@@ -146,15 +143,12 @@ class ControllerActor:
             on_lost=on_lost,
         )
 
-    def _asked_for(self, worker: WorkerId) -> None:
-        self._note(next_worker=worker + 1)
-
     def _note(self, **facts: object) -> None:
         with suppress(OSError), self._noting:  # a full disk costs the record, not the run
             self._folder.note_controller(**facts)
 
     def metrics_port(self) -> int | None:
-        return self._metrics_port
+        return self._exposition.port
 
     def process(self) -> int:
         """The controller's own process id."""
@@ -178,6 +172,10 @@ class ControllerActor:
     def badput(self) -> Mapping[str, float]:
         return self._recorder.badput()
 
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """As ``RunFolder.piece``, for those who cannot read this machine's disks."""
+        return self._folder.piece(name, offset)
+
     def feed_processes(self) -> Mapping[int, int]:
         """The feed workers' process ids, once they are ready; those that were lost and not yet replaced among
         them."""
@@ -192,6 +190,7 @@ class ControllerActor:
         return dict(self._host.measured)
 
     def stop(self) -> None:
+        self._stopping.set()
         self._settle()
         self._host.stop()
 
@@ -231,14 +230,15 @@ class ControllerActor:
             if self._done.wait(0.05):
                 return
 
-    def run(self) -> None:
-        """Returns when the run has ended.
+    def ended(self, seconds: float) -> bool:
+        """Whether the run has ended, after waiting for that at most so long.
 
         Raises ValueError for a mistake of the user that only showed when the model was built.
         """
-        self._done.wait()
+        ended = self._done.wait(seconds)
         if self._error is not None:
             raise self._error
+        return ended
 
     def _live(self) -> None:
         try:
@@ -246,6 +246,9 @@ class ControllerActor:
                 return  # the predecessor died after the run's end
             self._feed.start()
             controller = self._take_over() if self._is_anew else self._form(0)
+            if controller is None:
+                self._recorder.finish("interrupted", "stopped before the first step", steady_time())
+                return
             threading.Thread(target=self._crew.watch_drains, daemon=True).start()
             self._host.run(controller)
         except ValueError as error:
@@ -256,15 +259,19 @@ class ControllerActor:
                 self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
             self._feed.end()
             end_all(self._settings.name)
-            self._recorder.metrics.close()
+            self._exposition.close()
             self._done.set()
 
     # --- a new run ----------------------------------------------------------------------------
 
-    def _form(self, first: WorkerId) -> Controller:
-        """Brings the first workers, with ids from ``first``, and lets the controller know of them."""
+    def _form(self, first: WorkerId) -> Controller | None:
+        """Brings the first workers, with ids from ``first``, and lets the controller know of them; None where
+        a person stopped the run before there was one."""
         workers = range(first, first + self._settings.workers)
-        ready, lost = self._warm_up(workers)
+        found = bring(self._crew, workers, self._settings.min_workers, self._stopping.is_set)
+        ready = found.ready
+        if not ready and self._stopping.is_set():
+            return None
         if not ready:
             raise ValueError("no worker could be started: see `ray status` for the cluster's resources")
         self._first = next(iter(ready.values()))
@@ -274,37 +281,15 @@ class ControllerActor:
                 raise ValueError(problem)
         resume = self._settings.resume or self._is_anew
         start = self._newest_checkpoint(self._first) if resume else None
-        controller = self._controller(self._first, start, first + self._settings.workers)
+        starting = tuple(sorted(found.starting))
+        controller = self._controller(self._first, start, first + self._settings.workers, starting)
         for worker, each in ready.items():
             self._crew.welcome(worker, each)
-        for worker, reason in lost.items():
+        for worker, reference in found.starting.items():
+            self._crew.expect(worker, reference)
+        for worker, reason in found.lost.items():
             self._host.post(Lost(worker, reason))
         return controller
-
-    def _warm_up(self, workers: range) -> tuple[dict[WorkerId, Ready], dict[WorkerId, str]]:
-        """Starts everybody; returns who is ready, and who did not make it and why."""
-        pending = {self._crew.create(worker): worker for worker in workers}
-        deadline = time.monotonic() + START_SECONDS
-        ready: dict[WorkerId, Ready] = {}
-        lost: dict[WorkerId, str] = {}
-        while pending:
-            patience = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=patience)
-            if not done:
-                break
-            worker = pending.pop(done[0])
-            try:
-                ready[worker] = ray.get(done[0])
-            except RayTaskError as error:
-                if isinstance(error.cause, ValueError):
-                    raise ValueError(str(error.cause)) from None
-                raise ValueError(f"worker {worker} could not start: {error}") from None
-            except RayActorError as error:
-                lost[worker] = first_line(error)
-        for worker in pending.values():
-            lost[worker] = f"was not placed within {START_SECONDS:.0f} s: the cluster has no room for it"
-            self._crew.dismiss(worker)
-        return ready, lost
 
     def _problem_of(self, worker: WorkerId, ready: Ready) -> str | None:
         """Why a worker cannot be one of this run, or None."""
@@ -321,24 +306,34 @@ class ControllerActor:
             )
         return None
 
-    def _controller(self, ready: Ready, start: Durable | None, next_worker: WorkerId) -> Controller:
-        settings = self._settings
+    def _controller(
+        self,
+        ready: Ready,
+        start: Durable | None,
+        next_worker: WorkerId,
+        starting: tuple[WorkerId, ...] = (),
+    ) -> Controller:
+        settings, batch = self._settings, self._job.micro_batches
+        first, most = settings.workers, settings.max_workers
+        stages = settings.stages if self._job.engine is None else 1
         terms = Terms(
             run=self._folder.name,
             layout=ready.layout,
             steps=self._job.steps,
-            workers=settings.workers,
+            workers=first,
             min_workers=settings.min_workers,
             start=start,
-            max_workers=settings.max_workers,
+            max_workers=most,
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
+            useful=demand(ready.layout, ready.profile, batch, stages, first, most),
+            starting=starting,
             patience=settings.patience,
         )
         return Controller(
             terms,
-            *planners(self._job, ready.layout, ready.profile, settings.stages, rebalance=settings.rebalance),
+            *planners(self._job, ready.layout, ready.profile, stages, rebalance=settings.rebalance),
         )
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
@@ -359,7 +354,7 @@ class ControllerActor:
 
     # --- after this process's predecessor died ------------------------------------------------
 
-    def _take_over(self) -> Controller:
+    def _take_over(self) -> Controller | None:
         """Learns from the workers where the run stands."""
         names = worker_names(self._settings.name)
         adopted = self._crew.adopt()
@@ -388,9 +383,7 @@ class ControllerActor:
         newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
-        start = None
-        if newest is not None:
-            start = Durable(newest.version, self._job.checkpoint_root, newest.exponents)
+        start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None
         controller = self._controller(self._first, start, next_worker)
         for worker, ready in answers.items():
             self._crew.keep(worker, ready)

@@ -19,6 +19,7 @@ from actors.naps import Naps
 from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
+from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.layout import Layout
 from runtime.plan import WorkerId
@@ -52,10 +53,10 @@ class WorkerActor:
     die and come back meanwhile. ``attach`` then introduces the new one.
     """
 
-    def __init__(self, worker: WorkerId, job: Job, secret: bytes) -> None:
+    def __init__(self, worker: WorkerId, job: Job, secret: bytes | None) -> None:
+        self._run = run_of(ray.get_runtime_context().get_actor_name() or "")
         if job.feed_workers:
-            run = run_of(ray.get_runtime_context().get_actor_name() or "")
-            job = replace(job, build_data=partial(fed, job.build_data, run, job.feed_workers))
+            job = replace(job, build_data=partial(fed, job.build_data, self._run, job.feed_workers))
         self._id, self._job, self._secret = worker, job, secret
         self._worker: Worker | None = None
         self._ended = threading.Event()
@@ -74,7 +75,7 @@ class WorkerActor:
 
     def start(self, controller: WorkerId, address: str) -> Ready:
         """Builds model and data, runs every layer once. Raises ValueError for a model that cannot be
-        trained layer by layer."""
+        trained layer by layer, or where this node lacks the fabric's secret."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         keep_freed_memory()
         torch.set_num_threads(self._job.threads)
@@ -117,7 +118,7 @@ class WorkerActor:
     def _make_endpoint(self, on_control: ControlCallback, on_lost: LostCallback) -> SocketEndpoint:
         return SocketEndpoint(
             self._id,
-            self._secret,
+            secret_of(self._run, self._secret),
             host=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             on_control=on_control,
             on_lost=on_lost,

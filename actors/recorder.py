@@ -23,8 +23,12 @@ from runtime.events import (
 )
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
+from runtime.plan import Plan
 from runtime.run_folder import RunFolder
 from runtime.sentences import sentence
+
+BOOKS_SECONDS = 2.0
+"""How often the goodput goes on record at most, apart from events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Recorder:
     message: str = ""
     _lock: Lock = field(default_factory=Lock)
     _unlogged: bool = False
+    _books_at: float = 0.0
 
     @classmethod
     def replay(cls, folder: RunFolder, metrics: Metrics, now: float, *, since: float = 0.0) -> Recorder:
@@ -90,11 +95,22 @@ class Recorder:
         with self._lock:
             self._write(lambda: self.folder.log_event(event, now))
             self._note(event, now)
+            self._log_books(now)
+
+    def plan(self, plan: Plan, now: float) -> None:
+        """Logs who does what from now on."""
+        with self._lock:
+            self._write(lambda: self.folder.log_plan(plan, now))
+
+    def _log_books(self, now: float) -> None:
+        self._books_at = now
+        books = self.ledger.at(max(self.ledger.now, _nanoseconds(now)))  # threads note events too
+        self._write(lambda: self.folder.log_books(books, now))
 
     def _note(self, event: Event, now: float) -> None:
         self.events.append(event)
         self._book(event, _nanoseconds(now))
-        self.metrics.observe_event(event)
+        self.metrics.observe_event(event, now)
         self.metrics.observe_ledger(self.ledger)
 
     def _write(self, log: Callable[[], None]) -> None:
@@ -154,6 +170,8 @@ class Recorder:
         with self._lock:
             self._write(lambda: self.folder.log_step(record))
             self._count(replace(record, read=()), now)  # that is for the file only
+            if now - self._books_at >= BOOKS_SECONDS:
+                self._log_books(now)
 
     def _count(self, record: StepRecord, now: float) -> None:
         self.steps.append(record)

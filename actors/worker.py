@@ -44,6 +44,7 @@ from runtime.protocol import (
 )
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
+from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import Model, build_model
 from strategies.profile import Profile, profile
@@ -123,8 +124,19 @@ class Worker:
             compute_lock=self._compute_lock,
             pulse=self.pulse,
         )
-        parts = (self.worker, job, self._line, self.stage, self.store, self.data)
-        return Follower(*parts, fault=self._fault, build_lock=lock)
+        flops = self.profile.flops
+        return Follower(
+            self.worker,
+            job,
+            self._line,
+            self.stage,
+            self.store,
+            self.data,
+            fault=self._fault,
+            build_lock=lock,
+            step_flops=None if flops is None else job.micro_batches * sum(flops),
+            peak_flops=known_peak(device, autocast=job.precision.autocast),
+        )
 
     # --- the control channel ----------------------------------------------------------------
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.crew import Place
+from actors.exposition import MetricsSettings
 from actors.ray_controller import RunSettings
 from jobs.builders import build_data, build_layers
 from jobs.deepspeed_config import engine_settings
 from jobs.recipe import Recipe
 from runtime.detection import Patience
+from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from strategies.stage import Precision
@@ -42,6 +44,12 @@ def optimizer_settings(recipe: Recipe) -> OptimizerSettings:
     )
 
 
+def targets_folder_of(recipe: Recipe) -> Path:
+    """Where a run of ``recipe`` says that its metrics can be had."""
+    folder = recipe.metrics.targets
+    return targets_folder() if folder is None else Path(folder).expanduser().absolute()
+
+
 def run_settings(recipe: Recipe, folder: Path, *, resume: bool = False) -> RunSettings:
     """What the controller of a run of ``recipe``, recorded in ``folder``, is told."""
     parallel, detection = recipe.parallel, recipe.detection
@@ -66,8 +74,12 @@ def run_settings(recipe: Recipe, folder: Path, *, resume: bool = False) -> RunSe
         feed_cpus=recipe.data.feed_cpus,
         recipe=recipe.numerics_digest(),
         resume=resume,
-        metrics_host=recipe.metrics.host,
-        metrics_port=recipe.metrics.port if recipe.metrics.enabled else None,
+        metrics=MetricsSettings(
+            port=recipe.metrics.port if recipe.metrics.enabled else None,
+            host=recipe.metrics.host,
+            targets=str(targets_folder_of(recipe)),
+            peak_flops=recipe.metrics.peak_flops,
+        ),
     )
 
 

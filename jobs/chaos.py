@@ -4,7 +4,6 @@ and added for real, and compares the bits with an undisturbed run's at the end."
 from __future__ import annotations
 
 import math
-import secrets
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -76,7 +75,7 @@ def chaos(
         cluster = stack.enter_context(LocalCluster(nodes, SLOTS, recipe.parallel.cpus_per_worker))
         settings = run_settings(recipe, folder.path)
         folder.note_controller(address=gcs_address(), name=settings.name)
-        run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32)))
+        run = stack.enter_context(RayRun(job, settings))
         striker = Striker(run, cluster, processes, console)
         stack.callback(striker.end)
         stack.enter_context(_at_most(minutes * 60.0 + FORMING_SECONDS + STALLED_SECONDS + ENDING_SECONDS))

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli_jobs import jobs_app
+from jobs.cli_watch import watch_app
 from jobs.exits import INTERRUPTED, RUN_ERROR
 from jobs.exits import errors as _errors
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(jobs_app)
+app.add_typer(watch_app)
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe (a TOML file).")]
 Settings = Annotated[
@@ -257,6 +259,23 @@ def export(
 
         found = export_checkpoint(run, target, version=version)
         Console().print(f"step {found} exported to {target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def monitoring(
+    output: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("monitoring"),
+    targets: Annotated[
+        Path | None, typer.Option(help="Where runs say that they are: a recipe's metrics.targets.")
+    ] = None,
+    serve_token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the bearer token of services.")
+    ] = None,
+) -> None:
+    """Writes settings, dashboards and alerts for a Prometheus and a Grafana that find this user's runs."""
+    with _errors():
+        from jobs.monitoring import monitoring as write
+
+        write(output, targets=targets, token=serve_token_file)
 
 
 k8s = typer.Typer(help="Runs recipes on Kubernetes.", no_args_is_help=True)

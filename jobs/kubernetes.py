@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from jobs.curation.recipe import load_curation
+from jobs.dashboards.files import kubernetes_files
 from jobs.manifests import NAMESPACE, curation_files, training_files
 from jobs.pods import Machines, object_name
 from jobs.recipe import load_recipe
@@ -33,7 +34,7 @@ def render(
     namespace: str = NAMESPACE,
     console: Console | None = None,
 ) -> tuple[Path, ...]:
-    """Writes base, overlays and the recipe's component to ``output``; returns the overlays' folders.
+    """Writes base, dashboards, overlays and the recipe's component to ``output``; returns the overlays.
 
     The default of ``output`` is ``deploy/<name>``; a folder that was rendered before is written over.
 
@@ -58,12 +59,17 @@ def render(
     if target.resolve() != SHIPPED.resolve():
         for part in ("base", *(f"overlays/{overlay}" for overlay in overlays)):
             shutil.copytree(SHIPPED / part, target / part, dirs_exist_ok=True)
-    settings = target / "settings" / kind
-    shutil.rmtree(settings, ignore_errors=True)
-    settings.mkdir(parents=True)
-    for file, content in files.items():
-        (settings / file).write_text(content, encoding="utf-8")
+    _write(target / "settings" / kind, files)
+    _write(target / "dashboards", kubernetes_files())
     folders = tuple(target / "overlays" / overlay for overlay in overlays)
     for folder in folders:
         (console or Console()).print(f"kubectl apply -k {folder}", highlight=False, soft_wrap=True)
     return folders
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    """The folder holds these files and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file, content in files.items():
+        (folder / file).write_text(content, encoding="utf-8")

@@ -27,6 +27,7 @@ from jobs.pods import (
     training_replicas,
 )
 from jobs.recipe import Recipe
+from jobs.yaml_text import to_yaml
 
 RESERVED, SPOT = 0, 1
 """The places of the two groups in the cluster's list."""
@@ -141,11 +142,11 @@ def _component(
         ],
         "patches": [{"target": {"kind": kind}, "path": f"{kind.lower()}.yaml"} for kind in all_patches],
     }
-    files = {"kustomization.yaml": _yaml(kustomization), "recipe.toml": recipe}
+    files = {"kustomization.yaml": to_yaml(kustomization), "recipe.toml": recipe}
     for kind, patch in all_patches.items():
-        files[f"{kind.lower()}.yaml"] = _yaml(patch)
+        files[f"{kind.lower()}.yaml"] = to_yaml(patch)
     if goes_out:
-        files["egress.yaml"] = _yaml(_EGRESS)
+        files["egress.yaml"] = to_yaml(_EGRESS)
     return files
 
 
@@ -187,25 +188,6 @@ def _not_on(label: tuple[str, str]) -> dict[str, Any]:
     key, value = label
     terms = [{"matchExpressions": [{"key": key, "operator": "NotIn", "values": [value]}]}]
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Every value in full, texts of several lines as blocks."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def _yaml(value: Any) -> str:
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
-    return f"# Written by `reknit k8s render`.\n{text}"
 
 
 def _is_uri(value: object) -> bool:

@@ -121,9 +121,9 @@ class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
     The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
-    to it, all the time (lost ones are replaced, and more are taken where there is room), and for ``spares``
-    that stand by warmed up. ``rebalance``: measured speeds may divide the work anew. ``resources`` are Ray's
-    custom resources that every worker takes up.
+    to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
+    to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
+    anew. ``resources`` are Ray's custom resources that every worker takes up.
     """
 
     workers: PositiveInt
@@ -163,11 +163,15 @@ class Checkpoint(Section):
 
 
 class Metrics(Section):
-    """``port`` 0 takes any free port; ``host`` "0.0.0.0" lets other machines scrape."""
+    """``port`` 0 takes any free port; ``host`` "0.0.0.0" lets other machines scrape. Prometheus finds the run
+    in the folder ``targets`` (default: this user's own, ``reknit monitoring`` names it). ``peak_flops``: what
+    one worker's device can do in a second, for one that Reknit does not know."""
 
     enabled: bool = True
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 0
+    targets: Annotated[str, Field(min_length=1)] | None = None
+    peak_flops: PositiveFloat | None = None
 
 
 class Fabric(Section):

@@ -14,14 +14,15 @@ from types import FrameType
 
 from rich.console import Console
 
-from actors.cluster import connect
+from actors.cluster import connect, gcs_address
 from actors.serving import Scale, ServedApplication, application
 from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
 from runtime.run_folder import RunFolder
-from runtime.settings import serve_token
+from runtime.settings import serve_token, targets_folder
+from runtime.targets import announce, withdraw
 
 WATCH_SECONDS = 1.0
 """How often a replica looks for a newer checkpoint."""
@@ -62,7 +63,10 @@ def serving(
     )
     shown = f"[{host}]" if ":" in host else host
     with connect(address, scale.most, scale.cpus, 0.0), ServedApplication(app, host, port) as served:
-        yield served, f"http://{shown}:{port}"
+        # requests are taken in on the head's machine
+        head = gcs_address().rpartition(":")[0].strip("[]")
+        with _announced(service.name, host, port, head):
+            yield served, f"http://{shown}:{port}"
 
 
 def serve(
@@ -114,6 +118,18 @@ def serve(
                 )
             interrupted.wait()
             console.print("stopping", highlight=False)
+
+
+@contextmanager
+def _announced(name: str, host: str, port: int, address: str) -> Iterator[None]:
+    """Prometheus finds the service meanwhile."""
+    folder = targets_folder()
+    with suppress(OSError):  # answers do not depend on it
+        announce(folder, "serve", name, host, port, address=address)
+    try:
+        yield
+    finally:
+        withdraw(folder, "serve", name)
 
 
 @contextmanager

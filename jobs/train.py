@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 
 from actors.cluster import RayRun, connect, gcs_address
-from jobs.assembly import assemble, run_settings
+from jobs.assembly import assemble, run_settings, targets_folder_of
 from jobs.control import found
 from jobs.display import Display
 from jobs.exits import RunFailed
@@ -27,6 +26,7 @@ from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
 from runtime.settings import ray_address
+from runtime.targets import withdraw
 
 POLL_SECONDS = 0.2
 
@@ -108,7 +108,9 @@ def train(
         )
         # before the controller begins to add to it
         folder.note_controller(address=gcs_address(), name=settings.name)
-        run = stack.enter_context(RayRun(job, settings, secrets.token_bytes(32), detached=detach))
+        if not detach:  # the controller does so itself, unless it is ended at once
+            stack.callback(withdraw, targets_folder_of(recipe), "train", folder.name)
+        run = stack.enter_context(RayRun(job, settings, detached=detach))
         port = run.metrics_port()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:

@@ -15,6 +15,7 @@ from runtime.control.state import Notice, Phase
 from runtime.events import (
     CheckpointSkipped,
     ControllerRestarted,
+    DemandCapped,
     DrainNotice,
     FaultInjected,
     RunStarted,
@@ -175,7 +176,7 @@ class Controller(Recovery):
         return self._consider(now)
 
     def _form_if_complete(self, now: float) -> list[Output]:
-        if len(self.members) + len(self._fenced) < self.terms.workers:
+        if len(self.members) + len(self._fenced) + len(self._hiring.starting) < self.terms.workers:
             return []
         if len(self.members) < self.terms.min_workers:
             return self._end(
@@ -193,7 +194,14 @@ class Controller(Recovery):
             from_version=self.next_record - 1,
             source="initial" if self.durable is None else "checkpoint",
         )
-        return [Note(started), *resuming, *self._hire(now)]
+        return [Note(started), *self._capped(), *resuming, *self._hire(now)]
+
+    def _capped(self) -> list[Output]:
+        """Says so where fewer are asked for than the recipe allows."""
+        most, useful = self.terms.max_workers, self.terms.useful
+        if self.aim is not None or most is None or useful is None or useful >= most:
+            return []
+        return [Note(DemandCapped(self._reached, useful, most))]
 
     def _lost(self, worker: WorkerId, reason: str, now: float, confirmed: bool = True) -> list[Output]:
         if confirmed and worker in self._out_of_reach:

@@ -95,6 +95,16 @@ class Resized(_Logged):
 
 
 @dataclass(frozen=True)
+class DemandCapped(_Logged):
+    """No more than ``workers`` of the ``most`` that the recipe allows are asked for: with more, a step is not
+    predicted to be shorter."""
+
+    step: int
+    workers: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Rebalanced(_Logged):
     """The work was divided anew at a step boundary. ``gain`` is the predicted relative gain in speed."""
 
@@ -242,6 +252,7 @@ Event = (
     | WorkerLeft
     | DrainNotice
     | Resized
+    | DemandCapped
     | Rebalanced
     | ControllerRestarted
     | WorkerLost

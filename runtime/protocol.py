@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from runtime.checkpoint import ShardFile
 from runtime.events import StepRecord
-from runtime.plan import Plan, WorkerId
+from runtime.fabric.notes import carry
+from runtime.plan import Plan, Shard, Stage, WorkerId
 from runtime.resharding import Holding, Transfer
-from runtime.salvage import Progress, Salvage
+from runtime.salvage import Progress, Salvage, Status
 
 Exponents = tuple[int, ...] | None
 """Scale exponents of every tensor; None before the probing pass."""
@@ -211,7 +212,12 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Worker to controller: seconds per micro-batch and layer, and where a step's time went."""
+    """Worker to controller: seconds per micro-batch and layer, and where a step's time went.
+
+    ``fabric_bytes`` are those sent and received since the worker began. ``step_flops`` is what the model
+    computes in a whole step, on all workers together; ``peak_flops`` what this worker's device can do in a
+    second. Both are None where they are not known.
+    """
 
     worker: WorkerId
     step: int
@@ -219,6 +225,26 @@ class Measured:
     backward: Mapping[int, float]
     seconds: Mapping[str, float] = field(default_factory=dict)
     resident_bytes: Mapping[str, int] = field(default_factory=dict)
+    fabric_bytes: Mapping[str, int] = field(default_factory=dict)
+    step_flops: int | None = None
+    peak_flops: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Worker to controller: what it did since it told of the last step (``runtime.spans`` packs and unpacks
+    it). A step that was interrupted is part of what is told of the one that was committed in the end.
+
+    ``offset`` makes the spans' clock nanoseconds since 1970; ``dropped`` spans found no room. No decision
+    depends on it: it is for people, and never reaches the controller's transitions.
+    """
+
+    worker: WorkerId
+    step: int
+    generation: int
+    offset: int
+    spans: bytes
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,3 +334,7 @@ Report = (
     | Failing
     | Injecting
 )
+
+# what all of these are made of; whatever else comes from the network is no message
+carry(*get_args(Command), *get_args(Report), Entry, Greeting, Timed, shared=(Plan,))
+carry(Holding, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Transfer)

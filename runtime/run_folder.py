@@ -1,8 +1,9 @@
 """The run folder: everything a run leaves on local disk, and how it is read back.
 
 ``recipe.toml`` (resolved), ``run.json`` (seed, versions, device), ``events.jsonl``, ``steps.jsonl`` and
-``samples.jsonl``, the ledger of the samples used (all append-only), ``controller.json`` (where to find the
-run), ``checkpoints/``, ``ray.log``.
+``samples.jsonl``, the ledger of the samples used, ``plans.jsonl`` and ``goodput.jsonl`` (all append-only),
+``timeline.jsonl`` (replaced as a whole), ``controller.json`` (where to find the run), ``checkpoints/``,
+``ray.log``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,23 @@ from typing import Any, TypeVar
 
 from runtime import samples
 from runtime.events import Event, StepRecord, from_json, step_from_json, step_to_json, to_json
+from runtime.goodput import Ledger
+from runtime.plan import Plan
+from runtime.plan_record import plan_to_json
+
+READABLE = (
+    "run.json",
+    "recipe.toml",
+    "events.jsonl",
+    "steps.jsonl",
+    "plans.jsonl",
+    "goodput.jsonl",
+    "timeline.jsonl",
+)
+"""The files that whoever shows a run is given. None of them holds a secret or a checkpoint."""
+
+PIECE = 4 << 20
+"""Bytes that ``RunFolder.piece`` returns at most."""
 
 _SUPERSEDED_FROM = "superseded_from"
 _Parsed = TypeVar("_Parsed")
@@ -114,6 +132,8 @@ class RunFolder:
         self._events: JsonLinesWriter | None = None
         self._steps: JsonLinesWriter | None = None
         self._samples: JsonLinesWriter | None = None
+        self._plans: JsonLinesWriter | None = None
+        self._books: JsonLinesWriter | None = None
 
     @classmethod
     def create(
@@ -170,6 +190,18 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def plans_file(self) -> Path:
+        return self.path / "plans.jsonl"
+
+    @property
+    def goodput_file(self) -> Path:
+        return self.path / "goodput.jsonl"
+
+    @property
+    def timeline_file(self) -> Path:
+        return self.path / "timeline.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -222,6 +254,37 @@ class RunFolder:
             self._samples_writer().append(samples.to_json(record.step, record.read))
         self._step_writer().append(step_to_json(record))
 
+    def log_plan(self, plan: Plan, time: float) -> None:
+        """Who does what from about ``time`` (seconds since 1970) on. Raises OSError."""
+        if self._plans is None:
+            self._plans = JsonLinesWriter(self.plans_file)
+        self._plans.append({"time": time, **plan_to_json(plan)})
+
+    def log_books(self, ledger: Ledger, time: float) -> None:
+        """Where the seconds went until ``time``, since this start of the run. Raises OSError."""
+        if self._books is None:
+            self._books = JsonLinesWriter(self.goodput_file)
+        seconds = {cause: ns / 1e9 for cause, ns in ledger.nanoseconds.items() if ns}
+        self._books.append({"time": time, "goodput": ledger.goodput, "seconds": seconds})
+
+    def write_timeline(self, text: str) -> None:
+        """Replaces the timeline. Raises OSError."""
+        _replace(self.timeline_file, text, sync=False)
+
+    def piece(self, name: str, offset: int) -> bytes | None:
+        """What the file ``name`` holds from ``offset`` on, ``PIECE`` bytes at most; None where it is shorter
+        than that or not there. Raises ValueError for a file that is not one of ``READABLE``."""
+        if name not in READABLE:
+            raise ValueError(f"{name!r} is no part of a run's record: read one of {', '.join(READABLE)}")
+        try:
+            with (self.path / name).open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size < offset:
+                    return None
+                stream.seek(offset)
+                return stream.read(PIECE)
+        except FileNotFoundError:
+            return None
+
     def supersede_steps(self, version: int) -> None:
         """The run goes on from ``version`` completed steps: what was recorded of step ``version`` and
         later no longer holds. The lines stay in the file, the readers leave them out.
@@ -257,10 +320,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the logs; a later ``log_*`` opens them again. Idempotent."""
-        for writer in (self._events, self._steps, self._samples):
+        for writer in (self._events, self._steps, self._samples, self._plans, self._books):
             if writer is not None:
                 writer.close()
-        self._events = self._steps = self._samples = None
+        self._events = self._steps = self._samples = self._plans = self._books = None
 
     def _step_writer(self) -> JsonLinesWriter:
         if self._steps is None:
@@ -300,11 +363,12 @@ def _by_step(
     return found, torn
 
 
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
+def _replace(path: Path, text: str, *, sync: bool = True) -> None:
+    """Whole or not at all; without ``sync`` a machine that loses its power may lose it too."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
     temporary.replace(path)

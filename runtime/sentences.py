@@ -8,6 +8,7 @@ from runtime.events import (
     CheckpointSkipped,
     CheckpointWritten,
     ControllerRestarted,
+    DemandCapped,
     DrainNotice,
     Event,
     FaultInjected,
@@ -92,6 +93,11 @@ def sentence(event: Event) -> str:
             return f"step {event.step}  worker {event.worker} is to leave{within} ({event.reason})"
         case Resized():
             return f"step {event.step}  resized: to have {_count(event.workers, 'worker')} from now on"
+        case DemandCapped():
+            return (
+                f"step {event.step}  no more than {event.workers} of {_count(event.most, 'worker')} are "
+                "asked for: more are not predicted to be faster"
+            )
         case Rebalanced():
             gain = f"{event.gain:.0%} faster by prediction, " if event.gain else ""
             return (

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FABRIC_SECRET = "REKNIT_FABRIC_SECRET"
+
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -17,6 +19,11 @@ def cache_folder() -> Path:
     """Where prepared data is kept between runs: ``$REKNIT_CACHE``, else ``~/.cache/reknit``."""
     folder = os.environ.get("REKNIT_CACHE", "")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reknit"
+
+
+def targets_folder() -> Path:
+    """Where runs of this machine say that their metrics can be had (``runtime.targets``)."""
+    return cache_folder() / "targets"
 
 
 def ray_address() -> str | None:
@@ -47,6 +54,11 @@ def without_ray_addresses() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def fabric_secret() -> bytes | None:
+    """The secret of all runs on this cluster (``$REKNIT_FABRIC_SECRET``); None: every run makes its own."""
+    return os.environ.get(FABRIC_SECRET, "").encode() or None
 
 
 def serve_token() -> str | None:

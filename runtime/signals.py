@@ -31,8 +31,10 @@ class Terms:
 
     The run is formed of ``workers``. From then on the controller asks for as many as are missing to
     ``max_workers`` (None: for none), and for ``spares`` more that stand by, warmed up; they are numbered
-    from ``next_worker`` on (default: from ``workers``). ``aim``: how many a person has asked for since, which
-    takes the place of ``max_workers``.
+    from ``next_worker`` on (default: from ``workers``). ``useful``: no more than these are asked for, because
+    further ones are not predicted to make a step shorter (at least ``workers``). ``aim``: how many a person
+    has asked for since; it takes the place of ``max_workers``, and is taken at its word. ``starting``: those
+    of the first workers that Ray has yet to find room for; the run is formed without them, and they join.
     """
 
     run: str
@@ -45,6 +47,8 @@ class Terms:
     spares: int = 0
     next_worker: int | None = None
     aim: int | None = None
+    useful: int | None = None
+    starting: tuple[WorkerId, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
 

@@ -1,6 +1,6 @@
 """What passes between layers: a tensor, or tuples, lists and dicts of tensors.
 
-``flatten`` takes such a value apart into its tensors and a picklable description from which
+``flatten`` takes such a value apart into its tensors and a plain description from which
 ``unflatten`` puts it together again on another worker.
 """
 

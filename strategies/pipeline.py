@@ -18,6 +18,7 @@ from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.plan import Plan, WorkerId
 from runtime.salvage import Salvage, Status
 from runtime.samples import Samples
+from runtime.spans import BACKWARD, DATA, FORWARD, HELD_OUT, WAIT, SpanLog
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Side, Wanted, announce, read
 from strategies.salvage import Losses, StepProgress
@@ -62,6 +63,7 @@ class Pipeline:
     between: Callable[[], None] = lambda: None
     """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
+    spans: SpanLog = field(default_factory=SpanLog)
 
     def __post_init__(self) -> None:
         self._position = self.plan.stage_of(self.worker)
@@ -112,9 +114,11 @@ class Pipeline:
                     value, samples = _unpack_value(message)
                 progress.samples[micro_batch] = samples
                 self.fault("forward", step, micro_batch)
+                began = time.perf_counter_ns()
                 value, in_flight[micro_batch] = self.stage.forward(
                     step, micro_batch, value, train=True, check=self.endpoint.check
                 )
+                self.spans.add(FORWARD, began, micro_batch)
                 started += 1
                 if not self._is_last:
                     if progress.keeps:
@@ -131,7 +135,9 @@ class Pipeline:
                         f"step {step}: the inputs of micro-batch {micro_batch} are of other samples than its "
                         "targets: the data must be equal, and pure functions of their place, on all workers"
                     )
+                began = time.perf_counter_ns()
                 loss, count, gradients = self.stage.loss_of(value, targets, train=True)
+                self.spans.add(BACKWARD, began, micro_batch)
                 losses[micro_batch] = (loss, count)
             self._backward(progress, micro_batch, gradients, exponents, salvage, backward_tag)
         return losses
@@ -147,6 +153,7 @@ class Pipeline:
     ) -> None:
         """From ``gradients`` of the output, or from where an interrupt left it, to those of the input."""
         self.fault("backward", progress.step, micro_batch)
+        began = time.perf_counter_ns()
         gradients = progress.paused.setdefault(micro_batch, gradients)
         # emptied and overwritten layer by layer: an interrupt leaves what backward goes on from
         self.stage.backward(
@@ -157,6 +164,7 @@ class Pipeline:
             exponents,
             check=self.endpoint.check,
         )
+        self.spans.add(BACKWARD, began, micro_batch)
         del progress.in_flight[micro_batch], progress.paused[micro_batch]
         progress.done.add(micro_batch)
         if self._is_first:
@@ -187,7 +195,9 @@ class Pipeline:
             else:
                 message = self._wait([tag])
                 micro_batch, value = _micro_batch(message.tag), _unpack_value(message)[0]
+            began = time.perf_counter_ns()
             value, _ = self.stage.forward(step, micro_batch, value, train=False, check=self.endpoint.check)
+            self.spans.add(HELD_OUT, began, micro_batch)
             if self._is_last:
                 targets = self.data.held_out(micro_batch)[1]
                 loss, count, _ = self.stage.loss_of(value, targets, train=False)
@@ -214,17 +224,21 @@ class Pipeline:
         return self._wait([*backwards, forward] if may_start else backwards)
 
     def _wait(self, tags: list[Tag]) -> Message:
-        began = time.perf_counter()
-        message = self.endpoint.receive_any(tags)
-        self.waiting.peers += time.perf_counter() - began
+        began = time.perf_counter_ns()
+        try:
+            message = self.endpoint.receive_any(tags)
+        finally:  # an interrupted wait is what a loss costs the others: it shows
+            self.spans.add(WAIT, began)
+        self.waiting.peers += (time.perf_counter_ns() - began) / 1e9
         return message
 
     def _read(self, wanted: Wanted) -> tuple[Value, Samples]:
-        began = time.perf_counter()
+        began = time.perf_counter_ns()
         self.stage.pulse.enter()
         value, samples = read(self.data, wanted)
         self.stage.pulse.leave()
-        self.waiting.data += time.perf_counter() - began
+        self.spans.add(DATA, began, wanted.micro_batch)
+        self.waiting.data += (time.perf_counter_ns() - began) / 1e9
         return value, samples
 
     def _send_value(self, position: int, tag: Tag, micro_batch: int, value: Value, samples: Samples) -> None:

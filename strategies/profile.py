@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from runtime.streams import seed_layer
-from strategies.boundary import Value, flatten, unflatten
+from strategies.boundary import Spec, Value, flatten, unflatten
+from strategies.flops import FlopCounter
 from strategies.model import Model
 from strategies.stage import Precision
 
@@ -26,11 +27,14 @@ warm-up is time that the others train without it."""
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next."""
+    """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next. ``flops``: what
+    each layer computes for a micro-batch, forward and backward, without what is computed again; None where
+    it cannot be counted."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
     boundary_bytes: tuple[int, ...]
+    flops: tuple[int, ...] | None = None
 
 
 def profile(
@@ -44,35 +48,77 @@ def profile(
     forward: list[float] = []
     backward: list[float] = []
     boundary_bytes: list[int] = []
+    flops: list[int | None] = []
     value = inputs
     for index, layer in enumerate(model.layers):
         layer.to(device)
         layer.train()
         tensors, spec = flatten(value)
         tensors = [tensor.to(device).detach() for tensor in tensors]
-        seconds_forward = seconds_backward = math.inf
-        for number in range(RUNS):
-            leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
-            buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
-            began = time.perf_counter()
-            seed_layer(seed, 0, 0, index, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
-                outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
-            _synchronise(device)
-            seconds_forward = min(seconds_forward, time.perf_counter() - began)
-            _refuse_changed_buffers(index, layer, buffers)
-            began = time.perf_counter()
-            _backward(outputs, leaves, layer)
-            _synchronise(device)
-            seconds_backward = min(seconds_backward, time.perf_counter() - began)
-            if number and seconds_forward + seconds_backward > LONG:
+        once = partial(_run_once, index, layer, tensors, spec, seed, precision, device)
+        run, counted = _counted(once)  # the first run is the slow one anyway
+        seconds_forward, seconds_backward = run.forward, run.backward
+        for _ in range(RUNS - 1):
+            run = once()
+            seconds_forward = min(seconds_forward, run.forward)
+            seconds_backward = min(seconds_backward, run.backward)
+            if seconds_forward + seconds_backward > LONG:
                 break
         forward.append(seconds_forward)
         backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
-        boundary_bytes.append(sum(tensor.nbytes for tensor in outputs))
-        value = unflatten([tensor.detach() for tensor in outputs], output_spec)
+        boundary_bytes.append(sum(tensor.nbytes for tensor in run.outputs))
+        flops.append(counted)
+        value = unflatten(run.outputs, run.spec)
     _check_loss(model, value, targets, device)
-    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes))
+    known = tuple(each for each in flops if each is not None)
+    whole = known if len(known) == len(flops) else None
+    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes), whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Seconds, and the layer's detached outputs."""
+
+    forward: float
+    backward: float
+    outputs: list[Tensor]
+    spec: Spec
+
+
+def _run_once(
+    index: int,
+    layer: nn.Module,
+    tensors: Sequence[Tensor],
+    spec: Spec,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+) -> _Run:
+    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
+    began = time.perf_counter()
+    seed_layer(seed, 0, 0, index, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
+        outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
+    _synchronise(device)
+    forward = time.perf_counter() - began
+    _refuse_changed_buffers(index, layer, buffers)
+    began = time.perf_counter()
+    _backward(outputs, leaves, layer)
+    _synchronise(device)
+    return _Run(forward, time.perf_counter() - began, [tensor.detach() for tensor in outputs], output_spec)
+
+
+def _counted(once: Callable[[], _Run]) -> tuple[_Run, int | None]:
+    """A run, and the operations in it; None where they cannot be counted."""
+    counter = FlopCounter()
+    try:
+        with counter:
+            return once(), counter.flops
+    except (
+        Exception
+    ):  # the layer's own, which is met again, or that of the counting, which costs the count only
+        return once(), None
 
 
 def _run(index: int, layer: nn.Module, value: Value) -> Value:

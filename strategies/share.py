@@ -19,6 +19,7 @@ from runtime.exact import (
     next_exponents,
     overflowed,
 )
+from runtime.fabric.notes import carry
 from runtime.layout import Layout
 from runtime.samples import Samples, StepSamples
 from strategies.salvage import Losses
@@ -48,6 +49,9 @@ class Share:
     fingerprint: int = 0
     stop: bool = False
     change: int = 0
+
+
+carry(Share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from runtime.protocol import Exponents
 from runtime.salvage import Salvage
 from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
+from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
@@ -40,7 +41,9 @@ FaultPoint = Callable[[str, int, int], None]
 
 @dataclass
 class StepSeconds:
-    """Where the seconds of a step went, as one worker saw it."""
+    """Where the seconds of a step went, as one worker saw it. The waits for peers and data are parts of
+    ``pipeline``, that for the last version's copies (``wait_backups``) of ``exchange``; ``backup_lag`` runs
+    beside all of them: from a version's end until the copies of it that are kept here have come."""
 
     pipeline: float = 0.0
     wait_peers: float = 0.0
@@ -49,6 +52,8 @@ class StepSeconds:
     exchange: float = 0.0
     optimizer: float = 0.0
     gather: float = 0.0
+    wait_backups: float = 0.0
+    backup_lag: float = 0.0
 
 
 @dataclass
@@ -83,12 +88,16 @@ class StepRunner:
     """What has been reached of the step under way, under this plan or an earlier one."""
     salvage: Salvage | None = None
     """What the first step of this plan need not do."""
+    spans: SpanLog = field(default_factory=SpanLog)
+    """Takes in what is done when."""
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
-        self.pipeline = Pipeline(self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
+        parts = (self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
+        self.pipeline = Pipeline(*parts, spans=self.spans)
         self._exact = self.job.reduction == "exact"
+        self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
             piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
@@ -152,6 +161,7 @@ class StepRunner:
             result = replace(result, change=0)
             self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
             self.rounds.expect_backups()
+            self._version_ended = time.perf_counter()
         self.seconds.wait_peers = self.pipeline.waiting.peers
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
@@ -172,7 +182,9 @@ class StepRunner:
         return every > 0 and version > 0 and version % every == 0
 
     def _evaluate(self, step: int) -> Losses:
-        return self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+        losses = self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+        self.pipeline.waiting.peers = 0.0  # of training's passes alone
+        return losses
 
     def _attempt(
         self, step: int, attempt: int, exponents: Exponents, held_out: Losses
@@ -198,11 +210,13 @@ class StepRunner:
         sums: dict[Piece, Tensor] = {}
         if not probing:
             began = time.perf_counter()
+            began_ns = time.perf_counter_ns()
             self.fault("reduce", step, 0)
             tag = self._tag(step, attempt, "reduce")
             sums = self.rounds.reduce(tag, self.stage.accumulators, ordered=not self._exact)
             share.squared = self._squared(sums)
             self.seconds.reduce += time.perf_counter() - began
+            self.spans.add(REDUCE, began_ns)
         return self._exchange(step, attempt, share), sums
 
     def _squared(self, sums: dict[Piece, Tensor]) -> dict[int, int | float]:
@@ -218,13 +232,19 @@ class StepRunner:
         """Every worker's share. Nobody gets it before all copies of the last version are in place."""
         began = time.perf_counter()
         version = step - 1
+        began_ns = time.perf_counter_ns()
         self.settle(wait=True)
+        waiting = time.perf_counter()
         self._take_backups(version, wait=True)
+        self.seconds.wait_backups += time.perf_counter() - waiting
+        self.spans.add(BACKUP, began_ns)
+        began_ns = time.perf_counter_ns()
         self.fault("exchange", step, 0)
         share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began
+        self.spans.add(EXCHANGE, began_ns)
         return [shares[worker] for worker in self.plan.workers]
 
     def _take_what_came(self, version: int) -> None:
@@ -232,8 +252,12 @@ class StepRunner:
         self._take_backups(version, wait=False)
 
     def _take_backups(self, version: int, *, wait: bool) -> None:
+        if not self.rounds.awaits_backups:
+            return
         tag = self._tag(version, 0, "backup")
         self.rounds.take_backups(tag, self.stage.working, self.store, version, wait=wait)
+        if not self.rounds.awaits_backups:
+            self.seconds.backup_lag = time.perf_counter() - self._version_ended
 
     def _state(self, shard: Shard, version: int) -> Tensor:
         state_3N = self.store.get(piece_of(shard), version)
@@ -244,6 +268,7 @@ class StepRunner:
         self, step: int, sums: dict[Piece, Tensor], exponents: Exponents, norm: float, count: int
     ) -> dict[Piece, Tensor]:
         began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         self.fault("optimizer", step, 0)
         self.stage.pulse.enter()
         clip_norm = self.job.optimizer.clip_norm
@@ -260,6 +285,7 @@ class StepRunner:
             self.store.put(piece, step, new_3N)
         self.stage.pulse.leave()
         self.seconds.optimizer = time.perf_counter() - began
+        self.spans.add(OPTIMIZER, began_ns)
         return new_states
 
     def _gradient(
@@ -276,6 +302,7 @@ class StepRunner:
 
     def _gather(self, step: int, attempt: int, new_states: dict[Piece, Tensor]) -> None:
         began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         self.fault("gather", step, 0)
         for block in self.stage.version:
             self.stage.version[block] = None
@@ -283,3 +310,4 @@ class StepRunner:
         for block in self.stage.version:
             self.stage.version[block] = step
         self.seconds.gather = time.perf_counter() - began
+        self.spans.add(GATHER, began_ns)

@@ -114,6 +114,11 @@ class ZeroRounds:
         """From now on, copies of the state just sent by everybody are on their way here."""
         self._coming = set(self._backed_up)
 
+    @property
+    def awaits_backups(self) -> bool:
+        """Whether copies are still on their way here."""
+        return bool(self._coming)
+
     def take_backups(
         self, tag: Tag, working: dict[int, Tensor], store: ShardStore, version: int, *, wait: bool
     ) -> None:

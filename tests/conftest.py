@@ -14,6 +14,12 @@ settings.register_profile("untimed", deadline=None)  # speed is measured in benc
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--apiserver", type=Path, help="a folder with kube-apiserver and etcd, to test autoscaling against"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Tokenised text goes to a temporary folder, also in processes that a test starts."""

@@ -20,6 +20,7 @@ from runtime.plan import Plan, WorkerId
 from runtime.protocol import Exponents
 from runtime.samples import Samples, count
 from runtime.snapshots import ROWS, Piece, ShardStore
+from runtime.spans import EXCHANGE, OPTIMIZER, SpanLog
 from strategies.engine import turns
 from strategies.job import Job
 from strategies.pipeline import Data, FaultPoint
@@ -54,6 +55,7 @@ class EngineRunner:
     remember: Callable[[StepRecord], None]
     engine: Engine
     overlaps: list[Overlap]
+    spans: SpanLog
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
@@ -77,10 +79,11 @@ class EngineRunner:
         result = outcome(shares)
         self.known(version, result)
         self.fault("optimizer", step, 0)
-        optimizing = time.perf_counter()
+        optimizing, optimizing_ns = time.perf_counter(), time.perf_counter_ns()
         rate = self.engine.rate(step)
         self.engine.advance(step)
         self.seconds.optimizer = time.perf_counter() - optimizing
+        self.spans.add(OPTIMIZER, optimizing_ns)
         rows = self.job.micro_batches * self.job.micro_batch_size
         record = StepRecord(
             step=step,
@@ -169,7 +172,7 @@ class EngineRunner:
         return inputs.value, targets.value, inputs.samples
 
     def _exchange(self, step: int, share: Share) -> list[Share]:
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.perf_counter_ns()
         version = step - 1
         tag = Tag(self.plan.generation, version, 1, "backup")
         self.rounds.take_backups(tag, {}, self.store, version, wait=True)
@@ -181,6 +184,7 @@ class EngineRunner:
             share.fingerprint += fingerprint(state_3N[0])
         shares = exchange(self.endpoint, self.plan.workers, self._tag(step, "exchange"), share)
         self.seconds.exchange = time.perf_counter() - began
+        self.spans.add(EXCHANGE, began_ns)
         return [shares[worker] for worker in self.plan.workers]
 
     def _snapshot(self, step: int) -> dict[Piece, Tensor]:

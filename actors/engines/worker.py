@@ -167,6 +167,7 @@ class EngineFollower(Follower):
             remember=self.records.remember,
             engine=self._engine,
             overlaps=self._overlaps,
+            spans=self._spans,
         )
 
 

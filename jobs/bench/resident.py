@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ def started(recipe: Recipe, folder: Path) -> Iterator[RayRun]:
     """A run of ``recipe`` on the connected Ray, recorded in ``folder``; its actors are gone at the end."""
     job = assemble(recipe, str(folder / "checkpoints"))
     RunFolder.create(folder, recipe.to_toml(), {}, resume=False)
-    with RayRun(job, run_settings(recipe, folder), secrets.token_bytes(32)) as run:
+    with RayRun(job, run_settings(recipe, folder)) as run:
         yield run
 
 

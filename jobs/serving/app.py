@@ -61,7 +61,7 @@ class App:
 
     def __init__(self, service: Service, settings: AppSettings, backend: Backend) -> None:
         self._service, self._settings, self._backend = service, settings, backend
-        self._meter = Meter()
+        self._meter = Meter(service.name)
         self._page = files("jobs.serving").joinpath("page.html").read_text(encoding="utf-8")
         self._began = int(time.time())
 

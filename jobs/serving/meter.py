@@ -24,35 +24,41 @@ _REPLICA_COUNTERS = {
 
 
 class Meter:
-    """One ingress' counts, in a registry of its own."""
+    """One ingress' counts, in a registry of its own; all have the label ``run``."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            "reknit_serve_requests", "Requests answered", ["route", "status"], registry=self._registry
+            "reknit_serve_requests", "Requests answered", ["run", "route", "status"], registry=self._registry
         )
-        self.under_way = Gauge("reknit_serve_under_way", "Requests under way", registry=self._registry)
-        self.tokens = Counter("reknit_serve_tokens", "Tokens sent to clients", registry=self._registry)
+        self.under_way = Gauge(
+            "reknit_serve_under_way", "Requests under way", ["run"], registry=self._registry
+        ).labels(run)
+        self.tokens = Counter(
+            "reknit_serve_tokens", "Tokens sent to clients", ["run"], registry=self._registry
+        ).labels(run)
         self._seconds = Histogram(
             "reknit_serve_request_seconds",
             "Seconds from a request to the end of its answer",
-            ["route"],
+            ["run", "route"],
             buckets=SECONDS_BUCKETS,
             registry=self._registry,
         )
         self.first_token_seconds = Histogram(
             "reknit_serve_first_token_seconds",
             "Seconds from a request to its first tokens",
+            ["run"],
             buckets=SECONDS_BUCKETS,
             registry=self._registry,
-        )
+        ).labels(run)
         self._continued = Gauge(
-            "reknit_serve_continued", "Answers continued on another replica", registry=self._registry
-        )
+            "reknit_serve_continued", "Answers continued on another replica", ["run"], registry=self._registry
+        ).labels(run)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests.labels(self._run, route, str(status)).inc()
+        self._seconds.labels(self._run, route).observe(seconds)
 
     def text(self, replicas: Iterable[Mapping[str, Any]], continued: int) -> bytes:
         """Everything in Prometheus' format; ``replicas`` are what they tell of themselves."""
@@ -60,12 +66,14 @@ class Meter:
         registry = CollectorRegistry()
         kinds = {**_REPLICA_GAUGES, **_REPLICA_COUNTERS}
         gauges = {
-            name: Gauge(f"reknit_serve_replica_{name}", text, ["process"], registry=registry)
+            name: Gauge(f"reknit_serve_replica_{name}", text, ["run", "process"], registry=registry)
             for name, text in kinds.items()
         }
-        count = Gauge("reknit_serve_replicas", "Replicas that answer", registry=registry)
+        count = Gauge("reknit_serve_replicas", "Replicas that answer", ["run"], registry=registry).labels(
+            self._run
+        )
         for each in replicas:
             count.inc()
             for name, gauge in gauges.items():
-                gauge.labels(str(each["process"])).set(each[name])
+                gauge.labels(self._run, str(each["process"])).set(each[name])
         return generate_latest(self._registry) + generate_latest(registry)

@@ -107,9 +107,8 @@ class ControllerState:
         self._reached = terms.start.version if terms.start else 0
         self.next_record = self._reached + 1
         self.aim = terms.aim
-        most = self.terms.max_workers if self.aim is None else self.aim
-        wanted = 0 if most is None else most + terms.spares
-        self._hiring = Hiring(wanted, terms.workers if terms.next_worker is None else terms.next_worker)
+        first = terms.workers if terms.next_worker is None else terms.next_worker
+        self._hiring = Hiring(wanted_of(terms), first, set(terms.starting))
         self._watch = Watch(terms.patience)
         self._disputes = Disputes(terms.patience)
 
@@ -171,6 +170,16 @@ class ControllerState:
         self.phase = Phase.ENDED
         leaving: list[Output] = [Send(worker, Leave(message)) for worker in sorted(self.members)]
         return [*leaving, End(outcome, message)]
+
+
+def wanted_of(terms: Terms) -> int:
+    """How many workers are kept ready or on their way."""
+    if terms.aim is not None:
+        return terms.aim + terms.spares
+    if terms.max_workers is None:
+        return 0
+    useful = terms.max_workers if terms.useful is None else min(terms.useful, terms.max_workers)
+    return useful + terms.spares
 
 
 def speeds_of(members: Sequence[Member]) -> tuple[tuple[WorkerId, float], ...]:

@@ -22,7 +22,7 @@ DIRECT_MEMBERS = 8
 
 
 def exchange(endpoint: Endpoint, group: Sequence[WorkerId], tag: Tag, note: Any) -> dict[WorkerId, Any]:
-    """All-gathers one small picklable note per member; the result is by member, ascending."""
+    """All-gathers one small note per member; the result is by member, ascending."""
     members, me = sorted(group), endpoint.worker
     assert me in members
     if len(members) <= DIRECT_MEMBERS:

@@ -1,17 +1,15 @@
-"""Messages as bytes: a fixed prefix, a small pickled header, then every tensor's memory, raw.
+"""Messages as bytes: a fixed prefix, a small header, then every tensor's memory, raw.
 
-prefix = header length (uint32) + payload length (uint64), network order; header = pickle of
-(tag, note, [(dtype, shape)]). Tensor bytes are in the sender's (little-endian) order and are read
-straight into new tensors: no tensor is pickled and large ones are copied by the kernel only.
-Nothing here is called before the peer has proved that it knows the job's secret, so unpickling is as
-safe as the job's own code.
+prefix = header length (uint32) + payload length (uint64), network order; header = (tag, note,
+[(dtype, shape)]) as ``notes`` writes it. Tensor bytes are in the sender's (little-endian) order and are read
+straight into new tensors: large ones are copied by the kernel only. Nothing here is called before the peer
+has proved that it knows the job's secret.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import pickle
 import struct
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.fabric import notes
 from runtime.fabric.interface import Message, Tag
 from runtime.plan import WorkerId
 
@@ -61,7 +60,7 @@ def on_host(tensor: Tensor) -> Tensor:
 def encode_head(tag: Tag, tensors: Sequence[Tensor], note: Any) -> bytes:
     """Prefix and header. Raises ValueError if the note is too large."""
     specs = [(_NAMES[t.dtype], tuple(t.shape)) for t in tensors]
-    header = pickle.dumps((tuple(tag), note, specs), pickle.HIGHEST_PROTOCOL)
+    header = notes.dumps((tag, note, specs))
     if len(header) > MAX_HEADER_BYTES:
         raise ValueError(
             f"the note of message {tag.what!r} takes {len(header)} bytes, more than {MAX_HEADER_BYTES}; "
@@ -90,8 +89,7 @@ class Decoder:
     The caller alternates ``space`` / ``filled`` (bytes come in) with ``head`` / ``begin`` /
     ``message`` (they are taken out). Small messages come many to a read through a staging buffer, from
     which a head that is there as a whole is parsed in place; the bulk of large ones is read straight
-    into tensors. Raises ValueError, or whatever unpickling
-    raises, for bytes that are no message.
+    into tensors. Raises ValueError for bytes that are no message.
     """
 
     def __init__(self, sender: WorkerId) -> None:
@@ -195,7 +193,7 @@ class Decoder:
         return True, message
 
     def _parse(self, header: bytearray | memoryview) -> Head:
-        tag, note, specs = pickle.loads(header)
+        tag, note, specs = notes.loads(header)
         size = 0
         for name, shape in specs:
             if name not in _DTYPES:

@@ -1,7 +1,7 @@
 """The fabric's twin for tests and simulation: workers are threads of one process.
 
 Messages go straight into the receiver's ``Inbox``, the one that sockets use too, and tensors are cloned
-on the way, as notes are pickled, so workers share nothing. Each endpoint has one
+on the way, as notes are encoded, so workers share nothing. Each endpoint has one
 thread of its own for what sockets do on their receiver and background threads: control messages,
 reports of losses, background sends. The inbox limit is not enforced: nothing holds a sender back.
 """
@@ -9,7 +9,6 @@ reports of losses, background sends. The inbox limit is not enforced: nothing ho
 from __future__ import annotations
 
 import logging
-import pickle
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.fabric import notes
 from runtime.fabric.inbox import Inbox, InboxEndpoint
 from runtime.fabric.interface import (
     CONTROL,
@@ -127,7 +127,7 @@ class InProcessEndpoint(InboxEndpoint):
 
     def _deliver(self, to: WorkerId, tag: Tag, tensors: Sequence[Tensor], note: Any) -> None:
         copies = [t.detach().to("cpu", copy=True).contiguous() for t in tensors]
-        message = Message(self.worker, tag, copies, pickle.loads(pickle.dumps(note)))
+        message = Message(self.worker, tag, copies, notes.loads(notes.dumps(note)))
         size = sum(t.nbytes for t in copies)
         with self._fabric.lock:
             if self._closed:

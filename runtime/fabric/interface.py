@@ -33,7 +33,7 @@ class Tag(NamedTuple):
 
 @dataclass(slots=True)
 class Message:
-    """A received message. ``tensors`` own their memory; ``note`` is any small picklable value."""
+    """A received message. ``tensors`` own their memory; ``note`` is what ``notes`` can encode."""
 
     sender: WorkerId
     tag: Tag

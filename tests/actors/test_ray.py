@@ -85,7 +85,7 @@ def test_sigkill_at_any_moment(
     outside = rng.sample(sorted(set(range(workers)) - by_fault), 3)
     moments = sorted(rng.sample(range(30, 90), 3))
     dead = {*by_fault, *outside}
-    with RayRun(job, run_settings(recipe, tmp_path), secrets.token_bytes(32)) as run:
+    with RayRun(job, run_settings(recipe, tmp_path)) as run:
         wait_until(partial(has_come_to, run, 1), "the first step")
         processes = run.processes()
         born = {worker: began_at(process) for worker, process in processes.items()}

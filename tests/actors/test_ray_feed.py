@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.state import available_resources_per_node
 from rich.console import Console
 
 from actors.cluster import RayRun
+from actors.local_cluster import SLOT
 from jobs.assembly import assemble, run_settings
 from jobs.data.curated import open_set
 from jobs.recipe import Recipe
@@ -29,7 +31,7 @@ MANY = 100_000
 """Steps of a run that is stopped when the test has seen enough."""
 
 
-def captions_recipe(source: Path) -> Recipe:
+def captions_recipe(source: Path, **parallel: Any) -> Recipe:
     return toy_recipe(
         "feed",
         MANY,
@@ -60,6 +62,7 @@ def captions_recipe(source: Path) -> Recipe:
             "micro_batches": 5,
             "micro_batch_size": 1,
             "cpus_per_worker": 0.1,
+            **parallel,
         },
     )
 
@@ -70,7 +73,7 @@ def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
     job = assemble(recipe, str(folder.checkpoints))
     with (
         ray_cluster(nodes=1, slots=3),
-        RayRun(job, run_settings(recipe, folder.path), secrets.token_bytes(32)) as run,
+        RayRun(job, run_settings(recipe, folder.path)) as run,
     ):
 
         def events(kind: type[Any]) -> list[Any]:
@@ -103,3 +106,30 @@ def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
     output = io.StringIO()
     assert verify(folder.path, Console(file=output, width=200)), output.getvalue()
     assert "no sample lost or repeated" in output.getvalue() and "2 losses" in output.getvalue()
+
+
+def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(tmp_path: Path) -> None:
+    """Or no autoscaler could take it back."""
+    recipe = captions_recipe(write_set(tmp_path / "set"), workers=2, stages=1, resources={SLOT: 1.0})
+    folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
+    job = replace(assemble(recipe, str(folder.checkpoints)), feed_workers=3)
+    with (
+        ray_cluster(nodes=2, slots=1) as cluster,
+        RayRun(job, run_settings(recipe, folder.path)) as run,
+    ):
+
+        def idle(node: str) -> bool:
+            there = available_resources_per_node()[node]
+            return all(there.get(name) == total for name, total in {"CPU": 1.0, SLOT: 1.0}.items())
+
+        wait_until(lambda: len(run.feed_processes()) == 3, "feed workers")
+        plan = wait_until(lambda: (p := run.plan()) and len(p.workers) == 2 and p, "both at work")
+        placed = run.domains()
+        assert set(placed.values()) == set(cluster.nodes())
+        before = dict(run.feed_processes())
+        run.resize(1)
+        (staying,) = wait_until(lambda: len(run.plan().workers) == 1 and run.plan().workers, "one at work")
+        (left,) = {placed[worker] for worker in plan.workers if worker != staying}
+        wait_until(lambda: idle(left), "nothing of the run is on the node that was left")
+        wait_until(lambda: len(set(run.feed_processes().items()) - set(before.items())) == 1, "one moved")
+        assert not idle(placed[staying])

@@ -53,7 +53,14 @@ def test_a_training_recipe_becomes_a_folder(tmp_path: Path) -> None:
         name: text
         for name, text in contents(SHIPPED).items()
         if name.startswith(
-            ("base/", "settings/train/", "overlays/cluster/", "overlays/train/", "overlays/serve/")
+            (
+                "base/",
+                "dashboards/",
+                "settings/train/",
+                "overlays/cluster/",
+                "overlays/train/",
+                "overlays/serve/",
+            )
         )
     }, "the shipped settings are not those that render makes of the recipe"
 
@@ -65,7 +72,7 @@ def test_a_curation_recipe_becomes_a_folder(tmp_path: Path) -> None:
     assert contents(target) == {
         name: text
         for name, text in contents(SHIPPED).items()
-        if name.startswith(("base/", "settings/curate/", "overlays/curate/"))
+        if name.startswith(("base/", "dashboards/", "settings/curate/", "overlays/curate/"))
     }
 
 

@@ -271,7 +271,7 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 
 def test_prometheus_finds_ports_that_there_are() -> None:
     objects = build(SHIPPED / "overlays" / "train")
-    monitor = only(objects, "PodMonitor")["spec"]
+    monitor = only(objects, "PodMonitor", "reknit")["spec"]
     wanted = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
     for maker, template in pod_templates(objects):
         if _selects(monitor["selector"], template["metadata"]["labels"]):
@@ -280,6 +280,27 @@ def test_prometheus_finds_ports_that_there_are() -> None:
             }
             assert wanted <= ports.keys(), maker
             assert f"metrics.port={ports['reknit']}" in (SHIPPED / "base" / "train.sh").read_text()
+
+
+def test_prometheus_finds_the_service_and_knows_its_token() -> None:
+    objects = build(SHIPPED / "overlays" / "serve")
+    monitor = only(objects, "PodMonitor", "reknit-serve")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    found = [
+        template
+        for _, template in pod_templates(objects)
+        if _selects(monitor["selector"], template["metadata"]["labels"])
+    ]
+    assert len(found) == 2
+    for template in found:
+        (container,) = template["spec"]["containers"]
+        (port,) = [each["containerPort"] for each in container["ports"] if each["name"] == endpoint["port"]]
+        (token,) = [each["valueFrom"] for each in container["env"] if each["name"] == "REKNIT_SERVE_TOKEN"]
+        assert token["secretKeyRef"] == endpoint["authorization"]["credentials"]
+        (rule,) = only(objects, "NetworkPolicy", "reknit-clients")["spec"]["ingress"]
+        assert {"port": port} in rule["ports"]
+        peers = [each["podSelector"]["matchLabels"] for each in rule["from"] if "podSelector" in each]
+        assert peers == [{"app.kubernetes.io/name": "prometheus"}]
 
 
 # The image.

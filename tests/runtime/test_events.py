@@ -13,6 +13,7 @@ from runtime.events import (
     CheckpointSkipped,
     CheckpointWritten,
     ControllerRestarted,
+    DemandCapped,
     DrainNotice,
     Event,
     FaultInjected,
@@ -76,6 +77,10 @@ SENTENCES: list[tuple[Event, str]] = [
     ),
     (DrainNotice(12, 5, "spot notice", 30.0), "step 12  worker 5 is to leave within 30 s (spot notice)"),
     (Resized(12, 2), "step 12  resized: to have 2 workers from now on"),
+    (
+        DemandCapped(0, 3, 4),
+        "step 0  no more than 3 of 4 workers are asked for: more are not predicted to be faster",
+    ),
     (DrainNotice(12, 5, "SIGTERM"), "step 12  worker 5 is to leave (SIGTERM)"),
     (
         Rebalanced(24, "worker 2 at 50% of the usual speed", 0.31, 0.02, 1_500_000),

@@ -5,8 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.controller import Controller
+from runtime.events import DemandCapped, RunStarted, WorkerLost
 from runtime.hiring import FIRST_PAUSE, LONGEST_PAUSE, Hiring
-from runtime.signals import Hire
+from runtime.protocol import Change, Settled
+from runtime.signals import Hire, Lost, Resize, Terms, Tick
+from tests.support.controlled import LAYOUT, Run, choose, notes, of, sent
 
 
 def test_as_many_as_are_missing_and_no_more() -> None:
@@ -56,3 +60,40 @@ def test_ids_are_never_used_twice(story: list[str]) -> None:
         else:
             now += LONGEST_PAUSE
     assert asked == list(range(5, 5 + len(asked)))
+
+
+def test_no_more_are_asked_for_than_are_of_use() -> None:
+    run = Run(2)
+    run.controller = Controller(Terms("r", LAYOUT, 9, 2, 1, max_workers=6, useful=3, spares=1), choose)
+    outputs = run.join(0, 1)
+    assert [hire.worker for hire in of(outputs, Hire)] == [2, 3], "three, and a spare"
+    assert notes(outputs, DemandCapped) == [DemandCapped(0, 3, 6)]
+    outputs = run.tell(Resize(5))
+    assert [hire.worker for hire in of(outputs, Hire)] == [4, 5], "a person is taken at their word"
+
+
+def test_where_all_are_of_use_nothing_is_said() -> None:
+    run = Run(1)
+    run.controller = Controller(Terms("r", LAYOUT, 9, 1, 1, max_workers=3, useful=3), choose)
+    outputs = run.join(0)
+    assert [hire.worker for hire in of(outputs, Hire)] == [1, 2] and not notes(outputs, DemandCapped)
+
+
+def test_a_first_worker_without_a_place_is_no_loss_and_joins_later() -> None:
+    run = Run(3)
+    run.controller = Controller(Terms("r", LAYOUT, 9, 3, 1, max_workers=3, starting=(1, 2)), choose)
+    outputs = run.join(0)
+    assert [started.workers for started in notes(outputs, RunStarted)] == [1]
+    assert not of(outputs, Hire) and not notes(outputs, WorkerLost), "they are on their way already"
+    assert run.tell(Settled(0, 1)) == []
+    assert set(sent(run.join(2), Change)) == {0, 2}
+    lost = run.tell(Lost(1, "could not start: the node went"))
+    assert not of(lost, Hire), "the next try waits a little"
+    assert [hire.worker for hire in of(run.tell(Tick()), Hire)] == [3]
+
+
+def test_a_first_worker_that_could_not_start_is_not_waited_for() -> None:
+    run = Run(2)
+    run.controller = Controller(Terms("r", LAYOUT, 9, 2, 1, starting=(1,)), choose)
+    assert not notes(run.tell(Lost(1, "could not start")), RunStarted)
+    assert [started.workers for started in notes(run.join(0), RunStarted)] == [1]

@@ -36,14 +36,14 @@ class Head:
 
 
 @contextmanager
-def dashboard_cluster(nodes: int, cpus: int) -> Iterator[Head]:
+def dashboard_cluster(nodes: int, cpus: int, *, auth: str = "disabled") -> Iterator[Head]:
     """A head without room for workers and ``nodes`` with ``cpus`` each, of which nothing is left
-    afterwards."""
+    afterwards. ``auth``: what Ray asks of its clients."""
     token = secrets.token_hex(8)
     cluster: Any = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, token)  # of every process that is started from here on
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_AUTH_MODE", auth)
         # `python` in an entry point is the one that runs the tests
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         patch.delenv("RAY_ADDRESS", raising=False)

@@ -26,7 +26,10 @@ KINDS: dict[str, tuple[tuple[str, str, bool], ...]] = {
         ("RayJob", "rayjobs", True),
         ("RayService", "rayservices", True),
     ),
-    "monitoring.coreos.com/v1": (("PodMonitor", "podmonitors", True),),
+    "monitoring.coreos.com/v1": (
+        ("PodMonitor", "podmonitors", True),
+        ("PrometheusRule", "prometheusrules", True),
+    ),
 }
 """By API version: kind, its name in paths, whether it lives in a namespace."""
 

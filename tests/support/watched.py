@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,7 +96,7 @@ class Watched:
         assert plan is not None
         return plan
 
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
         """Waits for ``condition`` while the run goes on."""
 
         def true_or_over() -> Any:
@@ -105,7 +104,7 @@ class Watched:
             assert progress.outcome is None, f"waiting for {what}: {progress.message}"
             return condition()
 
-        return wait_until(true_or_over, what, seconds=60.0)
+        return wait_until(true_or_over, what, seconds)
 
     def full(self) -> tuple[WorkerId, ...]:
         """The members once there are as many as there should be and nothing is under way."""
@@ -156,4 +155,4 @@ def start(folder: Path, recipe: Recipe) -> RayRun:
     created = RunFolder.create(folder, recipe.to_toml(), {})
     settings = run_settings(recipe, folder)
     created.note_controller(address=gcs_address(), name=settings.name)
-    return RayRun(assemble(recipe, str(folder / "checkpoints")), settings, secrets.token_bytes(32))
+    return RayRun(assemble(recipe, str(folder / "checkpoints")), settings)

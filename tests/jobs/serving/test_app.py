@@ -271,13 +271,13 @@ def test_metrics_count(ask: Client) -> None:
     ask("POST", "/v1/completions", json={"prompt": ""})
     lines = ask("GET", "/metrics").text.splitlines()
     for line in (
-        'reknit_serve_requests_total{route="/v1/completions",status="200"} 2.0',
-        'reknit_serve_requests_total{route="/v1/completions",status="400"} 1.0',
-        "reknit_serve_tokens_total 17.0",
-        "reknit_serve_under_way 1.0",  # this one
-        "reknit_serve_continued 3.0",
-        'reknit_serve_replica_version{process="7"} 10.0',
-        "reknit_serve_replicas 1.0",
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="200"} 2.0',
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="400"} 1.0',
+        'reknit_serve_tokens_total{run="story"} 17.0',
+        'reknit_serve_under_way{run="story"} 1.0',  # this one
+        'reknit_serve_continued{run="story"} 3.0',
+        'reknit_serve_replica_version{process="7",run="story"} 10.0',
+        'reknit_serve_replicas{run="story"} 1.0',
     ):
         assert line in lines
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image, ImageDraw
 
 from jobs.data.tokenizer import CaptionTokenizer
@@ -19,57 +17,22 @@ from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource
 from tests.jobs.serving.test_app import CAPTIONER, Local
+from tests.support.browser import chromium, listening, needs_chromium
+from tests.support.browser import page as open_page
 from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
 
-CHROMIUM = Path("/usr/bin/chromium")
-
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason="needs the Debian package chromium (/usr/bin/chromium)"
-)
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    started = threading.Event()
-    startup = server.startup
-
-    async def tell(*arguments: Any, **others: Any) -> None:
-        await startup(*arguments, **others)
-        started.set()
-
-    server.startup = tell  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert started.wait(30)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as run:
-        opened = run.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
-@contextmanager
-def page(browser: Any, url: str, scheme: str = "light", width: int = 900) -> Iterator[Any]:
-    """A page on which any error of the script or the console fails the test."""
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    opened.goto(url)
-    yield opened
-    context.close()
-    assert [each for each in problems if "status of" not in each] == []
+def page(browser: Any, url: str, scheme: str = "light", width: int = 900) -> AbstractContextManager[Any]:
+    """Answers that refuse something belong to the tests."""
+    return open_page(browser, url, scheme, width, but="status of")
 
 
 TOKENIZER = CaptionTokenizer(["en", "fr", "de"])

@@ -19,8 +19,11 @@ import httpx
 import pytest
 from torch import nn
 
+from jobs.dashboards.serving import SERVING
+from jobs.monitoring import monitoring
 from jobs.recipe import Recipe
 from jobs.serving.generation import Sampling
+from tests.support.prometheus import asked, needs_prometheus, prometheus
 from tests.support.ray_jobs import TOKEN, descendants, wait_until
 from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
 
@@ -50,10 +53,15 @@ class Served:
         return {"authorization": f"Bearer {BEARER}"}
 
     def metric(self, name: str) -> dict[str, float]:
-        """A metric's value by its label's value, "" for none."""
+        """A metric's value by the values of its labels beside the run's, "" for none."""
         text = httpx.get(f"{self.url}/metrics", headers=self.headers, timeout=30).text
-        pattern = re.compile(rf'^reknit_serve_{name}(?:{{\w+="(.*)"}})? (\S+)$', re.MULTILINE)
-        return {label: float(value) for label, value in pattern.findall(text)}
+        pattern = re.compile(rf"^reknit_serve_{name}{{(.*)}} (\S+)$", re.MULTILINE)
+        return {
+            ",".join(
+                value for label, value in re.findall(r'(\w+)="([^"]*)"', labels) if label != "run"
+            ): float(number)
+            for labels, number in pattern.findall(text)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +183,30 @@ def test_a_replica_killed_in_mid_answer_costs_no_request(served: Served) -> None
     assert [each.text for each in told] == [wanted(served, 10, number, most) for number in numbers_asked]
     assert {each.finish for each in told} == {"length"}
     assert served.metric("continued")[""] >= 2
-    assert 'status="503"' not in str(served.metric("requests_total"))
+    statuses = {labels.split(",")[-1] for labels in served.metric("requests_total")}
+    assert "200" in statuses and "503" not in statuses
     wait_until(lambda: served.metric("replicas")[""] == 2, "a new replica in the place of the killed one")
+
+
+@needs_prometheus
+def test_every_panel_has_data_of_a_service(served: Served, tmp_path: Path) -> None:
+    """A real Prometheus finds the service by its file, bears the token, and is asked for every expression."""
+    token = tmp_path / "token"
+    token.write_text(BEARER)
+    settings = monitoring(tmp_path / "monitoring", interval="1s", token=token)
+
+    def ask() -> None:
+        response = httpx.post(
+            f"{served.url}/v1/completions", json=body(1, 20), headers=served.headers, timeout=60
+        )
+        assert response.status_code == 200, response.text
+
+    with prometheus(settings, tmp_path / "prometheus") as server:
+        server.wait_for_data(SERVING, run="run", meanwhile=ask)
+        assert server.value("reknit_serve_replicas") == 2
+        (latency,) = [panel for panel in SERVING.panels if panel.title == "Answer latency"]
+        median, *_ = latency.series
+        assert 0 < max(server.query(asked(median.expr)).values()) < 60
 
 
 def test_a_new_checkpoint_is_taken_over_while_answers_go_on(served: Served) -> None:

@@ -68,7 +68,7 @@ def test_the_sender_may_overwrite_and_the_receiver_owns(network: Any) -> None:
     x.zero_()
     note.append(2)
     message = b.receive(0, tag(index=1))
-    assert message.tensors[0].sum() == 1000 and message.note == [1]
+    assert message.tensors[0].sum() == 1000 and message.note == (1,)
     message.tensors[0].fill_(7)
     assert a.receive(0, tag(index=1)).tensors[0].sum() == 1000
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.fabric import framing, handshake, strangers
+from runtime.fabric import framing, handshake, notes, strangers
 from runtime.fabric.handshake import Lane, Refused
 from runtime.fabric.interface import CONTROL, Interrupted, Tag
 from runtime.fabric.sockets import SocketEndpoint
@@ -153,13 +153,15 @@ def join_as(worker: int, endpoint: SocketEndpoint, lane: Lane = Lane.MAIN) -> so
     return sock
 
 
-HEADER = pickle.dumps((tuple(tag()), None, [("float32", (1000,))]))
+PICKLE = pickle.dumps(Exploit())
+HEADER = notes.dumps((tuple(tag()), None, [("float32", (1000,))]))
 BROKEN = {
     "torn in the prefix": (b"\0\0", "closed the connection"),
     "torn in a tensor": (struct.pack("!IQ", len(HEADER), 4000) + HEADER + b"x" * 1000, "closed"),
     "an oversized header": (struct.pack("!IQ", 2**32 - 1, 0), "unusable"),
     "sizes that disagree": (struct.pack("!IQ", len(HEADER), 9) + HEADER, "unusable"),
-    "no pickle": (struct.pack("!IQ", 20, 9) + b"?" * 20, "unusable"),
+    "a pickle": (struct.pack("!IQ", len(PICKLE), 0) + PICKLE, "unusable"),
+    "no note": (struct.pack("!IQ", 20, 9) + b"?" * 20, "unusable"),
 }
 
 
@@ -171,7 +173,7 @@ def test_a_broken_stream_ends_that_link_only(socket_network: Any, name: str) -> 
         broken.sendall(data)
         broken.shutdown(socket.SHUT_WR)
         peer, why = socket_network.lost[0].get(timeout=WAIT)
-    assert peer == 7 and reason in why
+    assert peer == 7 and reason in why and not Exploit.ran
     b.send(0, tag(), note="fine")
     assert a.receive(1, tag()).note == "fine"
     assert a.statistics()["inbox_bytes"] == 0

@@ -1,0 +1,34 @@
+"""A plan as it is put on record: who does what, without what only the workers need to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.plan import Plan
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """``{"generation", "stages": [{"first", "stop", "workers"}], "assignment": [[worker of micro-batch 0,
+    ...] of stage 0, ...], "shards": {worker: {"owned": elements, "kept": elements of others' shards,
+    "backups": [workers that keep its own]}}}``.
+
+    Shards are summed up by worker: their bounds would make the record of a large plan large, and follow from
+    the plan's stages.
+    """
+    shards = {}
+    for worker in plan.workers:
+        owned = list(plan.owned_by(worker))
+        shards[str(worker)] = {
+            "owned": sum(shard.size for shard in owned),
+            "kept": sum(shard.size for shard in plan.backed_up_by(worker)),
+            "backups": sorted({shard.backup for shard in owned if shard.backup is not None}),
+        }
+    return {
+        "generation": plan.generation,
+        "stages": [
+            {"first": stage.first, "stop": stage.stop, "workers": list(stage.workers)}
+            for stage in plan.stages
+        ],
+        "assignment": [list(row) for row in plan.assignment],
+        "shards": shards,
+    }
