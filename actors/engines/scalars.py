@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.engines.fragments import Flat, flats, inner_optimizer
+from actors.engines.fragments import flats, inner_optimizer
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -99,6 +99,3 @@ def _is_plain(entry: Any) -> bool:
     if isinstance(entry, (tuple, list)):
         return all(isinstance(each, (int, float, str)) for each in entry)
     return entry is None or isinstance(entry, (bool, int, float, str))
-
-
-__all__ = ["Flat", "Scalars", "count_from", "read", "write"]
