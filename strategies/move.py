@@ -37,7 +37,7 @@ class Working(Protocol):
     accumulators: dict[int, Tensor]
 
     def hold(self, *stages: tuple[int, int]) -> None:
-        """Holds layers ``first`` to ``stop - 1`` from now on."""
+        """Holds the layers of ``stages``, each the first and the one after the last, from now on."""
         ...
 
     def take_times(self) -> LayerTimes:
