@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from actors.line import Line
 from actors.shard_writer import ShardWriter
@@ -34,11 +34,28 @@ from runtime.protocol import (
 from runtime.snapshots import ShardStore
 from runtime.spans import RECOVERY, SpanLog
 from strategies.job import Job
-from strategies.move import Mover
+from strategies.move import Mover, Working
 from strategies.pipeline import Data, FaultPoint
 from strategies.salvage import StepProgress
+from strategies.share import Outcome
 from strategies.stage import StageModel
-from strategies.step import StepRunner
+from strategies.step import StepRunner, StepSeconds
+from strategies.zero import ZeroRounds
+
+
+class Runner(Protocol):
+    """Makes the steps of one plan (``strategies.step.StepRunner``, or an engine's)."""
+
+    rounds: ZeroRounds
+    seconds: StepSeconds
+
+    def run(self, version: int, *, is_last: bool = False) -> Outcome:
+        """Computes step ``version`` + 1 and commits it."""
+        ...
+
+    def conclude(self, version: int) -> Outcome:
+        """The exchange after the last step."""
+        ...
 
 
 class Follower:
@@ -54,7 +71,7 @@ class Follower:
         worker: WorkerId,
         job: Job,
         line: Line,
-        stage: StageModel,
+        stage: Working,
         store: ShardStore,
         data: Data,
         *,
@@ -66,7 +83,7 @@ class Follower:
         self.worker = worker
         self.job = job
         self.layout = stage.layout
-        self.stage = stage
+        self.stage: Working = stage
         self.store = store
         self.data = data
         self.plan: Plan | None = None
@@ -169,6 +186,7 @@ class Follower:
             self._progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
+        self._prepare(resume, mover)
         self.version = version
         self.records.follow(plan, version, resume.record)
         assert self._left_ns is not None, "nobody moves in mid-step"
@@ -177,8 +195,12 @@ class Follower:
         self._tell(Moved(self.worker, plan.generation, time.perf_counter() - began, mover.bytes_received))
         return mover
 
-    def _runner(self, resume: Resume, mover: Mover) -> StepRunner:
+    def _prepare(self, resume: Resume, mover: Mover) -> None:
+        """What else is needed before steps are made under another plan: nothing here."""
+
+    def _runner(self, resume: Resume, mover: Mover) -> Runner:
         plan = resume.plan
+        assert isinstance(self.stage, StageModel)
         return StepRunner(
             job=self.job,
             layout=self.layout,
@@ -243,7 +265,7 @@ class Follower:
         if self.worker == reporter:
             self._tell(Repeated(self.worker, step, attempt))
 
-    def _tell_measured(self, step: int, runner: StepRunner) -> None:
+    def _tell_measured(self, step: int, runner: Runner) -> None:
         times = self.stage.take_times()
         counts = times.micro_batches
         fabric = self.endpoint.statistics()
@@ -269,7 +291,7 @@ class Follower:
             "inbox_peak": inbox_peak,
         }
 
-    def _write(self, runner: StepRunner, version: int, *, is_last: bool) -> None:
+    def _write(self, runner: Runner, version: int, *, is_last: bool) -> None:
         self.writer.write(runner.rounds, self.store, version, self._exponents[version], is_last=is_last)
 
     def held(self, generation: int) -> Held:

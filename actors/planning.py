@@ -12,10 +12,23 @@ from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
 from strategies.demand import useful_workers
+from strategies.engine import engine_plan_chooser
+from strategies.job import Job
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.schedule import simulate_step
+
+
+def planners(
+    job: Job, layout: Layout, profile: Profile, stages: int | Literal["auto"], *, rebalance: bool
+) -> tuple[PlanChooser, PlanGain | None, PlanMender | None]:
+    """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
+    if job.engine is not None:
+        return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages)
+    gain = plan_gain(layout, profile) if rebalance else None
+    return chooser, gain, plan_mender(layout, profile) if job.salvage else None
 
 
 def plan_chooser(

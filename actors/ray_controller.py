@@ -23,7 +23,7 @@ from actors.exposition import Exposition, MetricsSettings
 from actors.feed import FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
-from actors.planning import demand, plan_chooser, plan_gain, plan_mender
+from actors.planning import demand, planners
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
@@ -315,6 +315,7 @@ class ControllerActor:
     ) -> Controller:
         settings, batch = self._settings, self._job.micro_batches
         first, most = settings.workers, settings.max_workers
+        stages = settings.stages if self._job.engine is None else 1
         terms = Terms(
             run=self._folder.name,
             layout=ready.layout,
@@ -326,14 +327,14 @@ class ControllerActor:
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
-            useful=demand(ready.layout, ready.profile, batch, settings.stages, first, most),
+            useful=demand(ready.layout, ready.profile, batch, stages, first, most),
             starting=starting,
             patience=settings.patience,
         )
-        chooser = plan_chooser(ready.layout, ready.profile, batch, settings.stages)
-        gain = plan_gain(ready.layout, ready.profile) if settings.rebalance else None
-        mender = plan_mender(ready.layout, ready.profile) if self._job.salvage else None
-        return Controller(terms, chooser, gain, mender)
+        return Controller(
+            terms,
+            *planners(self._job, ready.layout, ready.profile, stages, rebalance=settings.rebalance),
+        )
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:
         root = self._job.checkpoint_root

@@ -79,7 +79,7 @@ class WorkerActor:
         sys.setswitchinterval(SWITCH_INTERVAL)
         keep_freed_memory()
         torch.set_num_threads(self._job.threads)
-        worker = Worker(
+        worker = _worker_class(self._job)(
             self._id,
             self._job,
             self._make_endpoint,
@@ -142,6 +142,14 @@ class WorkerActor:
         if self._error is not None:
             raise self._error
         return self._reason
+
+
+def _worker_class(job: Job) -> type[Worker]:
+    if job.engine is None:
+        return Worker
+    from actors.engines.worker import EngineWorker  # what it needs is not installed everywhere
+
+    return EngineWorker
 
 
 def assigned_device() -> torch.device:

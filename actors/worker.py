@@ -46,7 +46,7 @@ from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
 from strategies.devices import known_peak
 from strategies.job import Job
-from strategies.model import build_model
+from strategies.model import Model, build_model
 from strategies.profile import Profile, profile
 from strategies.stage import StageModel
 
@@ -106,18 +106,27 @@ class Worker:
             )
         self.layout = model.layout
         self.store = ShardStore()
+        self._compute_lock = compute_lock
+        self.follower = self._make_follower(model, device, lock)
+        self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
+
+    def _make_follower(
+        self, model: Model, device: torch.device, lock: AbstractContextManager[Any]
+    ) -> Follower:
+        """What computes this worker's steps."""
+        job = self.job
         self.stage = StageModel(
             model,
             seed=job.seed,
             precision=job.precision,
             device=device,
             exact=job.reduction == "exact",
-            compute_lock=compute_lock,
+            compute_lock=self._compute_lock,
             pulse=self.pulse,
         )
         flops = self.profile.flops
-        self.follower = Follower(
-            worker,
+        return Follower(
+            self.worker,
             job,
             self._line,
             self.stage,
@@ -128,7 +137,6 @@ class Worker:
             step_flops=None if flops is None else job.micro_batches * sum(flops),
             peak_flops=known_peak(device, autocast=job.precision.autocast),
         )
-        self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
 
     # --- the control channel ----------------------------------------------------------------
 

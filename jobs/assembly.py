@@ -11,6 +11,7 @@ from actors.crew import Place
 from actors.exposition import MetricsSettings
 from actors.ray_controller import RunSettings
 from jobs.builders import build_data, build_layers
+from jobs.deepspeed_config import engine_settings
 from jobs.recipe import Recipe
 from runtime.detection import Patience
 from runtime.settings import targets_folder
@@ -131,6 +132,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         inbox_limit_bytes=recipe.fabric.inbox_limit_mb << 20,
         beat_seconds=recipe.detection.beat_seconds,
         orphan_seconds=recipe.detection.orphan_seconds,
+        engine=engine_settings(recipe),
         faults=tuple(
             Fault(fault.worker, fault.step, fault.at, fault.micro_batch, fault.signal)
             for fault in recipe.faults

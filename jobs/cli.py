@@ -226,6 +226,41 @@ def serve(
         )
 
 
+checkpoint = typer.Typer(help="Takes checkpoints from one engine or system to another.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint")
+
+
+@checkpoint.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A DeepSpeed universal checkpoint, or a run's folder.")],
+    recipe: RecipePath,
+    run_folder: Annotated[Path, typer.Option(help="The run's folder that is made.")],
+    settings: Settings = None,
+    step: Annotated[int | None, typer.Option(help="Steps behind it, where its files do not say.")] = None,
+) -> None:
+    """Makes a run of a recipe that goes on from a checkpoint: `reknit train --resume --run-folder ...`."""
+    with _errors():
+        from jobs.recipe import load_recipe
+        from jobs.universal import import_checkpoint
+
+        version = import_checkpoint(source, load_recipe(recipe, settings or ()), run_folder, step=step)
+        Console().print(f"{run_folder} goes on from step {version}", highlight=False, soft_wrap=True)
+
+
+@checkpoint.command()
+def export(
+    run: RunFolderPath,
+    target: Annotated[Path, typer.Argument(help="The folder that is written.")],
+    version: Annotated[int | None, typer.Option("--step", help="Which one (default: the newest).")] = None,
+) -> None:
+    """Writes a run's checkpoint as a DeepSpeed universal checkpoint."""
+    with _errors():
+        from jobs.universal import export_checkpoint
+
+        found = export_checkpoint(run, target, version=version)
+        Console().print(f"step {found} exported to {target}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def monitoring(
     output: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("monitoring"),

@@ -140,6 +140,15 @@ class Parallel(Section):
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Engine(Section):
+    """What computes the steps. ``config`` is the path of a DeepSpeed configuration (JSON), relative to the
+    recipe; its content is kept in ``settings``, so that a run's own recipe says everything."""
+
+    name: Literal["reknit", "deepspeed"] = "reknit"
+    config: Annotated[str, Field(min_length=1)] | None = None
+    settings: dict[str, Any] = {}
+
+
 class Precision(Section):
     autocast: Literal["none", "bf16"] = "none"
     recompute: Recompute = "none"
@@ -208,6 +217,7 @@ class Recipe(Section):
     data: Data = Data()
     optimizer: Optimizer
     parallel: Parallel
+    engine: Engine = Engine()
     precision: Precision = Precision()
     reduction: Literal["exact", "fast"] = "exact"
     salvage: bool = True
@@ -311,6 +321,7 @@ class Recipe(Section):
                 "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
                 "autocast": self.precision.autocast,
                 "reduction": self.reduction,
+                **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
             }
         )
 
@@ -325,4 +336,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     An override's value is TOML; a bare word is taken as text (``reduction=fast``), a number picks
     an element of a list (``faults.0.step=5``). Raises RecipeError: one sentence.
     """
-    return read_model(Path(path), overrides, Recipe)
+    recipe = read_model(Path(path), overrides, Recipe)
+    if recipe.engine.name == "deepspeed":
+        from jobs.deepspeed_config import with_settings  # which needs the recipe's own types
+
+        recipe = with_settings(recipe, Path(path))
+    return recipe

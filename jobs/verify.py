@@ -27,7 +27,8 @@ def verify(run: str | Path, console: Console) -> bool:
     those of a single process that shares no code with the runtime but the definition of the exact sum, and
     whether the ledger says that no sample was lost or repeated within an epoch.
 
-    Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``.
+    Raises ValueError if there is nothing to compare: no run, no finished step, ``reduction = "fast"``,
+    another engine.
     """
     folder = RunFolder(run)
     facts = folder.facts()
@@ -35,6 +36,11 @@ def verify(run: str | Path, console: Console) -> bool:
     recorded = folder.read_steps().steps
     if not recorded:
         raise ValueError(f"{folder.path} has no finished step to verify")
+    if recipe.engine.name != "reknit":
+        raise ValueError(
+            f"{folder.path} was trained by {recipe.engine.name}, whose bits depend on the number of workers: "
+            'only runs with engine.name = "reknit" can be verified'
+        )
     if recipe.reduction != "exact":
         raise ValueError(
             f'{folder.path} was trained with reduction = "fast", whose bits depend on the workers: '

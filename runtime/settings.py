@@ -64,3 +64,9 @@ def fabric_secret() -> bytes | None:
 def serve_token() -> str | None:
     """The bearer token that ``reknit serve`` asks its clients for (``$REKNIT_SERVE_TOKEN``); None: none."""
     return os.environ.get("REKNIT_SERVE_TOKEN") or None
+
+
+def be_local_rank(rank: int) -> None:
+    """Says which of its machine's devices this process uses, in the variable without which DeepSpeed does not
+    start. Ray shows a process its own devices only, so they count from 0."""
+    os.environ["LOCAL_RANK"] = str(rank)

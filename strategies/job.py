@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
 from strategies.pipeline import Data
@@ -35,7 +36,8 @@ class Job:
     ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
     survivors have summed (exact sums only). ``feed_workers`` prepare data for those that train; 0: these
-    read by themselves.
+    read by themselves. With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``
+    and ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -59,3 +61,4 @@ class Job:
     faults: tuple[Fault, ...] = ()
     beat_seconds: float = 0.2
     orphan_seconds: float = 30.0
+    engine: EngineSettings | None = None

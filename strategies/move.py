@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,10 +17,31 @@ from runtime.resharding import Content, Transfer
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
 from strategies.model import build_model, flat_parameters
-from strategies.stage import StageModel
+from strategies.stage import LayerTimes
 from strategies.zero import piece_of
 
 _ROWS_OF: Mapping[Content, Any] = {"parameters": 0, "moments": slice(1, ROWS), "state": slice(0, ROWS)}
+
+
+class Working(Protocol):
+    """Where full parameters are put: a stage's layers (``StageModel``), or host memory.
+
+    ``working`` is flat by block; ``version`` the number of optimizer steps in it, None while it is being
+    overwritten.
+    """
+
+    layout: Layout
+    working: dict[int, Tensor]
+    version: dict[int, int | None]
+    accumulators: dict[int, Tensor]
+
+    def hold(self, first: int, stop: int) -> None:
+        """Holds layers ``first`` to ``stop - 1`` from now on."""
+        ...
+
+    def take_times(self) -> LayerTimes:
+        """Seconds spent in each layer since the last call."""
+        ...
 
 
 @dataclass
@@ -35,7 +56,7 @@ class Mover:
     layout: Layout
     endpoint: Endpoint
     worker: WorkerId
-    stage: StageModel
+    stage: Working
     store: ShardStore
     resume: Resume
     bytes_received: int = 0

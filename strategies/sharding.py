@@ -58,7 +58,7 @@ def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Memb
     groups: dict[tuple[int, ...], _Group] = {}
     for held in units:
         holders = sorted(worker for k in held for worker in stages[k].workers)
-        ring = _backup_ring(holders, workers, domain_of) if len(holders) > EVERYBODY else None
+        ring = backup_ring(holders, workers, domain_of) if len(holders) > EVERYBODY else None
         groups[held] = _Group(holders, units[held], _each_owns(len(holders), blocks[held]), ring)
     every_ring = all(group.ring is not None for group in groups.values())
 
@@ -130,7 +130,7 @@ def _cut(
     return bounds, [*holders[first:], *holders[:first]][:pieces]
 
 
-def _backup_ring(
+def backup_ring(
     holders: Sequence[WorkerId], workers: Sequence[WorkerId], domain_of: Mapping[WorkerId, str]
 ) -> dict[WorkerId, WorkerId] | None:
     """Every holder's backup: the worker half a round on, in order of domain and id. That is another domain's

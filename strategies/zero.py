@@ -93,16 +93,18 @@ class ZeroRounds:
             for shard, part in zip(self._from_owner[message.sender], message.tensors, strict=True):
                 working[shard.block][shard.start : shard.stop] = part
 
-    def send_backups(self, tag: Tag, new_states: dict[Piece, Tensor]) -> None:
+    def send_backups(self, tag: Tag, new_states: dict[Piece, Tensor], *, whole: bool = False) -> None:
         """Starts sending each owned shard's new state to its backup; nobody waits for it here.
 
-        The parameters stay at home where the backup holder gets them by ``gather`` anyway.
+        The parameters stay at home where the backup holder gets them by ``gather`` anyway, unless ``whole``
+        says that nobody gathers.
         """
         for backup, shards in self._to_backup.items():
             parts: list[Tensor] = []
             for shard in shards:
                 state_3N = new_states[piece_of(shard)]
-                parts.append(state_3N[1:] if backup in self._to_holder_of(shard) else state_3N)
+                gathers = not whole and backup in self._to_holder_of(shard)
+                parts.append(state_3N[1:] if gathers else state_3N)
             self._endpoint.send(backup, tag, parts, background=True)
 
     def _to_holder_of(self, shard: Shard) -> set[WorkerId]:

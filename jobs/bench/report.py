@@ -26,6 +26,7 @@ NAMES = (
     "changes",
     "serve",
     "feed",
+    "engines",
 )
 
 

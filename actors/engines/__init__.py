@@ -1,0 +1,1 @@
+"""Training engines of other systems as elastic workers."""

@@ -1,0 +1,39 @@
+"""The full float32 parameters that a worker has in host memory while its engine is being made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runtime.layout import Layout
+from strategies.stage import LayerTimes
+
+
+class HostParameters:
+    """What ``strategies.move.Mover`` fills, in place of a stage's own working parameters.
+
+    They are there from a change of membership until the engine has taken them in. Where a plan begins at a
+    step boundary they are gathered before it.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.working: dict[int, Tensor] = {}
+        self.version: dict[int, int | None] = {}
+        self.accumulators: dict[int, Tensor] = {}
+
+    def hold(self, first: int, stop: int) -> None:
+        """Makes room for the blocks of layers ``first`` to ``stop - 1``; contents are uninitialised."""
+        for block in self.layout.blocks_of(first, stop):
+            if block.index not in self.working:
+                self.working[block.index] = torch.empty(block.size)
+                self.version[block.index] = None
+
+    def release(self) -> None:
+        """The engine has them now."""
+        self.working.clear()
+        self.version.clear()
+
+    def take_times(self) -> LayerTimes:
+        """Layers are not timed inside an engine."""
+        return LayerTimes()

@@ -1,0 +1,228 @@
+"""Checkpoints that change hands: to and from DeepSpeed's universal format, and from one engine to another.
+
+A universal checkpoint (Lian et al., "Universal Checkpointing", 2024) has a folder ``zero/NAME`` for every
+parameter with ``fp32.pt``, ``exp_avg.pt``, ``exp_avg_sq.pt`` and ``step.pt``, whole tensors each. What both
+formats hold is carried over bit for bit: float32 weights, both moments, and the number of steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.builders import build_layers
+from jobs.checkpoints import checkpoint_root
+from jobs.recipe import Recipe, load_recipe
+from runtime.checkpoint import (
+    ROWS,
+    CheckpointReader,
+    Interval,
+    Manifest,
+    layout_digest,
+    list_checkpoints,
+    load_manifest,
+    newest_whole,
+    write_manifest,
+    write_shards,
+)
+from runtime.layout import Layout, ParameterUse
+from runtime.run_folder import RunFolder
+from strategies.model import describe
+
+FILES = ("fp32", "exp_avg", "exp_avg_sq")
+"""In the order of a slice's rows."""
+
+OPTIMIZER_STATE = "optimizer_state.pt"
+
+
+def import_checkpoint(
+    source: str | Path, recipe: Recipe, run_folder: str | Path, *, step: int | None = None
+) -> int:
+    """Makes ``run_folder`` a run of ``recipe`` that has come as far as ``source``, to go on from by
+    ``--resume``.
+
+    ``source`` is a universal checkpoint, or the folder of a run of the same model with any engine. ``step``
+    says how many steps a universal checkpoint has behind it where its files do not. Returns that number.
+    Raises ValueError where ``source`` is neither or does not fit the recipe's model, CheckpointDamaged for a
+    run's checkpoint that cannot be read.
+    """
+    source = Path(source).expanduser().absolute()
+    layout = _layout(recipe)
+    if RunFolder(source).exists():
+        version, pieces = _from_run(RunFolder(source), layout)
+    else:
+        version, pieces = _from_universal(_universal_folder(source), layout, step)
+    folder = RunFolder.create(run_folder, recipe.to_toml(), {"imported": str(source), "started": time.time()})
+    root = checkpoint_root(recipe, folder)
+    if list_checkpoints(root):
+        raise ValueError(f"{root} holds checkpoints already: name another checkpoint.folder")
+    file = write_shards(root, version, 0, 0, pieces)
+    write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
+    return version
+
+
+def export_checkpoint(run: str | Path, target: str | Path, *, version: int | None = None) -> int:
+    """Writes a checkpoint of a run (default: the newest whole one) as a universal checkpoint into the new
+    folder ``target``; returns its number of steps.
+
+    Parameters are called ``layers.N.NAME``, after the list of layers. Raises ValueError if there is no such
+    checkpoint or ``target`` is not empty, CheckpointDamaged if it cannot be read.
+    """
+    folder, target = RunFolder(run), Path(target).expanduser().absolute()
+    recipe = load_recipe(folder.recipe)
+    layout = _layout(recipe)
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: name a new folder")
+    root = checkpoint_root(recipe, folder)
+    manifest = _manifest(root, layout, version)
+    zero = target / "zero"
+    module: dict[str, Tensor] = {}
+    with CheckpointReader(root, manifest) as reader:
+        for block in layout.blocks:
+            state_3N = reader.read_state(block.index, 0, block.size)
+            for use in _first_uses(layout, block.index):
+                tensor, name = use.tensor, exported_name(use)
+                rows = state_3N[:, tensor.offset : tensor.stop].reshape(ROWS, *tensor.shape)
+                (zero / name).mkdir(parents=True)
+                for file, values in zip(FILES, rows, strict=True):
+                    torch.save({"param": values.clone()}, zero / name / f"{file}.pt")
+                torch.save(torch.tensor(float(manifest.version)), zero / name / "step.pt")
+                module[name] = rows[0].clone()
+    group = {"step": manifest.version, "lr": recipe.optimizer.learning_rate, "betas": recipe.optimizer.betas}
+    torch.save({"param_groups": [group]}, zero / OPTIMIZER_STATE)
+    names = {name: values.shape for name, values in module.items()}
+    states = {
+        "module": module,
+        "param_shapes": [names],
+        "global_steps": manifest.version,
+        "iteration": manifest.version,
+    }
+    torch.save(states, target / "mp_rank_00_model_states.pt")
+    return manifest.version
+
+
+def exported_name(use: ParameterUse) -> str:
+    return f"layers.{use.layer}.{use.name}"
+
+
+def _layout(recipe: Recipe) -> Layout:
+    layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
+    return describe(layers)
+
+
+def _manifest(root: str, layout: Layout, version: int | None) -> Manifest:
+    if version is not None:
+        if version not in list_checkpoints(root):
+            raise ValueError(f"{root} has no checkpoint of step {version}: it has {list_checkpoints(root)}")
+        return load_manifest(root, version)
+    manifest, _ = newest_whole(root, layout)
+    if manifest is None:
+        raise ValueError(f"{root} has no whole checkpoint: name the folder of a run that has written one")
+    return manifest
+
+
+def _first_uses(layout: Layout, block: int) -> Iterator[ParameterUse]:
+    """One use of each tensor of a block: that of the first layer, by its first name."""
+    seen = set()
+    for use in layout.uses:
+        if use.block == block and use.tensor.index not in seen:
+            seen.add(use.tensor.index)
+            yield use
+
+
+Pieces = Mapping[Interval, Tensor]
+
+
+def _from_run(folder: RunFolder, layout: Layout) -> tuple[int, Pieces]:
+    recipe = load_recipe(folder.recipe)
+    if layout_digest(_layout(recipe)) != layout_digest(layout):
+        raise ValueError(
+            f"{folder.path} is a run of another model (names, shapes or order of the parameters differ): "
+            "give the recipe the model of that run"
+        )
+    root = checkpoint_root(recipe, folder)
+    manifest = _manifest(root, layout, None)
+    with CheckpointReader(root, manifest) as reader:
+        pieces = {
+            (block.index, 0, block.size): reader.read_state(block.index, 0, block.size)
+            for block in layout.blocks
+        }
+    return manifest.version, pieces
+
+
+def _universal_folder(source: Path) -> Path:
+    latest = source / "latest_universal"
+    if latest.is_file():
+        source = source / latest.read_text(encoding="utf-8").strip()
+    if not (source / "zero").is_dir():
+        raise ValueError(
+            f"{source} is neither a run's folder nor a universal checkpoint (it has no folder zero): "
+            "convert a DeepSpeed checkpoint by its own ds_to_universal first"
+        )
+    return source
+
+
+def _from_universal(folder: Path, layout: Layout, step: int | None) -> tuple[int, Pieces]:
+    zero = folder / "zero"
+    found: set[int] = set()
+    pieces: dict[Interval, Tensor] = {}
+    for block in layout.blocks:
+        state_3N = torch.zeros(ROWS, block.size)
+        for use in _first_uses(layout, block.index):
+            tensor = use.tensor
+            place = _place(zero, layout, use)
+            for row, file in enumerate(FILES):
+                values = _read(place / f"{file}.pt")
+                if values.numel() < tensor.size:
+                    raise ValueError(
+                        f"{place / file}.pt has {values.numel()} elements, but {exported_name(use)} of the "
+                        f"recipe's model has {tensor.size}: give the recipe the model of the checkpoint"
+                    )
+                # stage 3's files are flat, with the padding of the last rank
+                state_3N[row, tensor.offset : tensor.stop] = values.float().flatten()[: tensor.size]
+            if (place / "step.pt").is_file():
+                found.add(int(_load(place / "step.pt")))
+        pieces[block.index, 0, block.size] = state_3N
+    if step is not None:
+        return step, pieces
+    if not found and (zero / OPTIMIZER_STATE).is_file():
+        groups = _load(zero / OPTIMIZER_STATE).get("param_groups", [])
+        found |= {int(group["step"]) for group in groups if "step" in group}
+    if len(found) != 1:
+        told = f"several numbers of steps ({sorted(found)})" if found else "no number of steps"
+        raise ValueError(f"{folder} tells {told}: say how many it has behind it by --step")
+    return found.pop(), pieces
+
+
+def _place(zero: Path, layout: Layout, use: ParameterUse) -> Path:
+    """The folder of a parameter under any of the names that it may have been saved by."""
+    uses = [each for each in layout.uses if each.tensor.index == use.tensor.index]
+    names = [name for each in uses for name in (exported_name(each), f"{each.layer}.{each.name}")]
+    for name in names:
+        if (zero / name).is_dir():
+            return zero / name
+    raise ValueError(
+        f"{zero} has no folder for {names[0]} (nor {', '.join(names[1:])}): name the parameters of the "
+        "checkpoint after the recipe's list of layers, such as layers.0.weight"
+    )
+
+
+def _read(path: Path) -> Tensor:
+    value = _load(path)
+    tensor = value["param"] if isinstance(value, dict) else value
+    assert isinstance(tensor, Tensor), f"{path} holds no tensor"
+    return tensor
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing: only checkpoints of Adam or AdamW with both moments can be imported"
+        ) from None

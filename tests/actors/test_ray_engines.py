@@ -1,0 +1,166 @@
+"""DeepSpeed engines on real Ray: workers are lost and come in, and the run is that of one plain process.
+
+DeepSpeed sums gradients in floating point, in an order that depends on the size of the group: runs of
+different sizes agree within a tolerance, runs of the same size bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from actors.recorder import Progress
+from jobs.assembly import optimizer_settings
+from jobs.recipe import Recipe
+from jobs.train import train
+from jobs.universal import import_checkpoint
+from runtime.checkpoint import CheckpointReader, load_manifest
+from runtime.events import Recovered, WorkerJoined
+from runtime.run_folder import RunFolder
+from strategies.model import describe
+from tests.support.expected import reference_steps
+from tests.support.models import build
+from tests.support.ray_jobs import toy_recipe, wait_until
+from tests.support.watched import FOR_EVER, start
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("deepspeed")
+
+STEPS = 12
+TOLERANCE = 2e-5
+"""Relative, of every loss: measured deviations are below 1e-6 in these few steps."""
+
+PACED = {"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.02}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connect(None, 4, 0.25, 0):
+        yield
+
+
+def recipe_of(name: str, stage: int, steps: int = STEPS, **sections: Any) -> Recipe:
+    parallel = {"micro_batches": 5, "micro_batch_size": 2, "cpus_per_worker": 0.25}
+    parallel |= sections.pop("parallel", {"workers": 2})
+    # every parameter is really divided, however small
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    engine = {"name": "deepspeed", "settings": {"zero_optimization": zero}}
+    return toy_recipe(name, steps, 2, "auto", **{"parallel": parallel, "engine": engine, **sections})
+
+
+@contextmanager
+def started(folder: Path, recipe: Recipe) -> Iterator[RayRun]:
+    with start(folder, recipe) as run:
+        yield run
+
+
+def to_the_end(run: RayRun) -> Progress:
+    wait_until(lambda: run.wait(0.05), "the end")
+    run.finish()
+    progress = run.progress(0, 0)
+    assert progress.outcome == "completed", progress.message
+    return progress
+
+
+def assert_close(recipe: Recipe, progress: Progress) -> None:
+    """Losses and final parameters are those of one process within the tolerance."""
+    expected = reference_steps(recipe.run.steps, optimizer=optimizer_settings(recipe))
+    assert [step.step for step in progress.steps] == list(range(1, recipe.run.steps + 1))
+    assert all(step.samples == 10 for step in progress.steps), "the batch never shrinks"
+    for found, wanted in zip(progress.steps, expected, strict=True):
+        assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
+        if recipe.engine.settings["zero_optimization"]["stage"]:
+            assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
+
+
+def lost(progress: Progress) -> list[int]:
+    events = [event for event in progress.events if isinstance(event, Recovered)]
+    assert all(event.source == "peers" for event in events), "no step is taken from disk"
+    return [worker for event in events for worker in event.lost]
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "workers"),
+    [(0, "backward", 2), (1, "optimizer", 3), (2, "exchange", 2), (3, "forward", 3)],
+)
+def test_the_run_goes_on_when_a_worker_is_lost(
+    tmp_path: Path, cluster: None, stage: int, at: str, workers: int
+) -> None:
+    recipe = recipe_of(
+        f"zero{stage}", stage, parallel={"workers": workers}, faults=[{"step": 6, "worker": 1, "at": at}]
+    )
+    with started(tmp_path, recipe) as run:
+        progress = to_the_end(run)
+    assert lost(progress) == [1]
+    assert {step.workers for step in progress.steps} == {workers, workers - 1}
+    assert_close(recipe, progress)
+
+
+def test_a_group_of_the_same_size_gives_the_same_bits(tmp_path: Path, cluster: None) -> None:
+    """A worker that stands by takes the lost one's place at once: nothing shows that anything happened."""
+    standing_by = {"workers": 2, "max_workers": 2, "spares": 1}
+    recipe = recipe_of("hurt", 2, FOR_EVER, parallel=standing_by, data=PACED)
+    with started(tmp_path / "hurt", recipe) as run:
+        wait_until(lambda: len(run.processes()) == 3 and run.progress(0, 0).steps_total, "a spare worker")
+        os.kill(run.processes()[0], signal.SIGKILL)
+        wait_until(lambda: lost(run.progress(0, 0)), "the loss is dealt with")
+        reached = run.progress(0, 0).steps_total + 3
+        wait_until(lambda: run.progress(0, 0).steps_total >= reached, "more steps")
+        hurt = run.progress(0, 0)
+    assert lost(hurt) == [0] and {step.workers for step in hurt.steps} == {2}
+    with started(tmp_path / "calm", recipe_of("calm", 2, len(hurt.steps))) as run:
+        calm = to_the_end(run)
+    assert not lost(calm)
+    assert bits(hurt) == bits(calm)
+
+
+def bits(progress: Progress) -> list[tuple[float, float, int]]:
+    return [(step.loss, step.grad_norm, step.fingerprint) for step in progress.steps]
+
+
+def test_a_worker_joins_and_the_run_changes_engines(tmp_path: Path, cluster: None) -> None:
+    """Steps by DeepSpeed with a newcomer on the way, then by Reknit's own engine, then by DeepSpeed again."""
+    recipe = recipe_of("joined", 3, FOR_EVER, parallel={"workers": 2, "max_workers": 3}, data=PACED)
+    with started(tmp_path / "joined", recipe) as run:
+
+        def joined() -> list[Any]:
+            return [event for event in run.progress(1 << 30, 0).events if isinstance(event, WorkerJoined)]
+
+        wait_until(joined, "a newcomer")
+        reached = run.progress(1 << 30, 0).steps_total + 3
+        wait_until(lambda: run.progress(1 << 30, 0).steps_total >= reached, "steps of three")
+        run.stop()
+        wait_until(lambda: run.wait(0.05), "the end")
+        run.finish()
+        first = run.progress(0, 0)
+    assert first.outcome == "interrupted" and first.steps[-1].workers == 3 and not lost(first)
+    version = len(first.steps)
+    own = recipe_of("own", 0, version + 3, engine={"name": "reknit"})
+    assert import_checkpoint(tmp_path / "joined", own, tmp_path / "own") == version
+    assert torch.equal(state(tmp_path / "joined", version), state(tmp_path / "own", version))
+    second = train(own, resume=True, run_folder=tmp_path / "own", console=Console(quiet=True))
+    back = recipe_of("back", 1, version + 6)
+    assert import_checkpoint(tmp_path / "own", back, tmp_path / "back") == version + 3
+    assert torch.equal(state(tmp_path / "own", version + 3), state(tmp_path / "back", version + 3))
+    third = train(back, resume=True, run_folder=tmp_path / "back", console=Console(quiet=True))
+    losses = [step.loss for step in (*first.steps, *second.steps, *third.steps)]
+    expected = reference_steps(version + 6, optimizer=optimizer_settings(recipe))
+    assert losses == pytest.approx([step.loss for step in expected], rel=1e-3)
+
+
+def state(folder: Path, version: int) -> torch.Tensor:
+    """All float32 state of a checkpoint: weights and both moments."""
+    root = RunFolder(folder).checkpoints
+    layers, _ = build()
+    with CheckpointReader(str(root), load_manifest(str(root), version)) as reader:
+        blocks = [reader.read_state(block.index, 0, block.size) for block in describe(layers).blocks]
+    return torch.cat(blocks, dim=1)
