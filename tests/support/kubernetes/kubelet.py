@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.dashboard import free_port
 from tests.support.kubernetes.client import Api
 from tests.support.kubernetes.containers import Container, environment_of, expanded
 from tests.support.kubernetes.objects import Object
@@ -37,7 +38,7 @@ class Kubelet:
     every process that it started is gone. Images, volumes, probes and limits mean nothing to it.
 
     ``environment`` is what every container finds, and in ``SCRATCH`` a folder of its pod's own, with a short
-    path; ``address`` is the one that all pods share.
+    path; ``address`` is the one that all pods share, so ``PORT_1`` to ``PORT_4`` are a pod's own ports.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Kubelet:
         running = self._running[name] = Running({})
         self._started += 1
         own = {**self._environment, "SCRATCH": str(self._folder / str(self._started))}
+        own.update({f"PORT_{number}": str(free_port()) for number in range(1, 5)})
         for container in pod["spec"]["containers"]:
             environment = {**own, **environment_of(pod, container, self._address)}
             log = self._folder / f"{name}.{container['name']}.log"

@@ -98,9 +98,11 @@ def cluster_manifest(reserved: int, spot: int) -> Object:
     shared = {
         "temp-dir": "$(SCRATCH)",  # two raylets that start at once in one folder mistake each other's files
         "object-store-memory": str(OBJECT_STORE_BYTES),
-        # pods have an address of their own, processes have not
-        "dashboard-agent-listen-port": "0",
-        "metrics-export-port": "0",
+        # for those that choose their port themselves a raylet waits, and gives up where the machine is busy
+        "dashboard-agent-listen-port": "$(PORT_1)",
+        "metrics-export-port": "$(PORT_2)",
+        "runtime-env-agent-port": "$(PORT_3)",
+        "dashboard-agent-grpc-port": "$(PORT_4)",
     }
     head = spec["headGroupSpec"]
     head["rayStartParams"] = {
