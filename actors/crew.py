@@ -221,10 +221,11 @@ class RayCrew:
         return tuple(worker for worker in told if worker in domains)
 
     def emptied(self) -> frozenset[str]:
-        """The Ray nodes, by id, that this run's workers have been on and are on no more."""
+        """The Ray nodes, by id, that this run's workers have been on and are on no more; none while there is
+        no worker at all, for then there is no other node to go to."""
         domains, gone = dict(self.domains), set(self._gone)
         peopled = {domain for worker, domain in domains.items() if worker not in gone}
-        return frozenset(domains.values()) - peopled
+        return frozenset(domains.values()) - peopled if peopled else frozenset()
 
     def watch_drains(self) -> None:
         """Tells of workers on nodes that Ray is draining, until the process ends. Runs in its own thread."""

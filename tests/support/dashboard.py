@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import ray
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from tests.support.ray_jobs import TOKEN, descendants
@@ -41,7 +43,8 @@ def dashboard_cluster(nodes: int, cpus: int, *, auth: str = "disabled") -> Itera
     afterwards. ``auth``: what Ray asks of its clients."""
     token = secrets.token_hex(8)
     cluster: Any = None
-    with pytest.MonkeyPatch.context() as patch:
+    # short, for sockets; a folder of its own, since a job asks the file there which cluster it belongs to
+    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, token)  # of every process that is started from here on
         patch.setenv("RAY_AUTH_MODE", auth)
         # `python` in an entry point is the one that runs the tests
@@ -56,9 +59,11 @@ def dashboard_cluster(nodes: int, cpus: int, *, auth: str = "disabled") -> Itera
                     "include_dashboard": True,
                     "dashboard_port": port,
                     "dashboard_agent_listen_port": free_port(),
+                    "temp_dir": folder,
                     "_system_config": {"worker_niceness": 0},
                 },
             )
+            write_ray_address(cluster.gcs_address, folder)
             for _ in range(nodes):
                 cluster.add_node(num_cpus=cpus, dashboard_agent_listen_port=free_port())
             ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)

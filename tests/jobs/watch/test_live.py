@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def run(tmp_path: Path, cluster: None) -> Iterator[tuple[RayRun, RunFolder]]:
     settings = run_settings(recipe, folder.path)
     folder.note_controller(address=gcs_address(), name=settings.name)
     job = assemble(recipe, str(folder.checkpoints))
-    with RayRun(job, settings, secrets.token_bytes(32)) as begun:
+    with RayRun(job, settings) as begun:
         yield begun, folder
 
 
