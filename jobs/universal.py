@@ -98,10 +98,10 @@ def export_checkpoint(run: str | Path, target: str | Path, *, version: int | Non
                     torch.save({"param": values.clone()}, zero / name / f"{file}.pt")
                 torch.save(torch.tensor(float(manifest.version)), zero / name / "step.pt")
                 module[name] = rows[0].clone()
-    steps: Mapping[str, Any] = {"step": manifest.version}
     # as many as DeepSpeed may look at: it restores no more groups of an optimizer than there are here
-    common = {"ds_version": FORMAT_OF, "param_groups": [dict(steps), *({} for _ in range(MOST_GROUPS - 1))]}
-    torch.save(common, zero / OPTIMIZER_STATE)
+    groups: list[dict[str, Any]] = [{} for _ in range(MOST_GROUPS)]
+    groups[0]["step"] = manifest.version
+    torch.save({"ds_version": FORMAT_OF, "param_groups": groups}, zero / OPTIMIZER_STATE)
     states = {
         "module": module,
         "param_shapes": [{name: values.shape for name, values in module.items()}],
