@@ -183,7 +183,7 @@ class Follower:
         self._exponents = {**kept, version: resume.exponents}
         salvaged = resume.salvage
         if salvaged is None or self.worker not in salvaged.contributors:
-            self._progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
+            self._progress.begin(0, 0, {})  # the sums that it speaks of may not survive the move
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
         self._prepare(resume, mover)

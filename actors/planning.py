@@ -13,11 +13,12 @@ from runtime.speeds import Speeds
 from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
 from strategies.demand import useful_workers
 from strategies.engine import engine_plan_chooser
+from strategies.folding import folded, unfolded
 from strategies.job import Job
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
-from strategies.schedule import simulate_step
+from strategies.step_time import simulate_step
 
 
 def planners(
@@ -26,22 +27,25 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages)
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks)
     gain = plan_gain(layout, profile) if rebalance else None
     return chooser, gain, plan_mender(layout, profile) if job.salvage else None
 
 
 def plan_chooser(
-    layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"]
+    layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"], chunks: int = 1
 ) -> PlanChooser:
-    """The planner with everything filled in that does not change during a run."""
+    """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
+    every worker holds, where there are layers enough."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = _costs(parameter_bytes, profile, speeds)
-        plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, previous)
-        return plan
+        before = None if previous is None else folded(previous)
+        plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
+        seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
+        return unfolded(plan, chunks, layout, members, seconds)
 
     return choose
 
@@ -55,7 +59,7 @@ def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
         costs = _costs(parameter_bytes, profile, speeds)
         speed = {member.worker: member.speed for member in members}
         seconds = [
-            simulate_step(plan, costs.forward_seconds, costs.backward_seconds, speed)
+            simulate_step(folded(plan), costs.forward_seconds, costs.backward_seconds, speed)
             for plan in (present, other)
         ]
         return seconds[0] / seconds[1] - 1.0

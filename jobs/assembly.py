@@ -109,6 +109,12 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages ({stages}) is larger than the model's number of layers ({len(layers)}): "
             "lower parallel.stages or build a model of more layers"
         )
+    chunks = recipe.parallel.chunks
+    if stages != "auto" and stages * chunks > len(layers):
+        raise ValueError(
+            f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
+            f"({len(layers)}): lower one of them or build a model of more layers"
+        )
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     return Job(
@@ -122,6 +128,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
         salvage=recipe.salvage,
+        schedule=recipe.parallel.schedule,
+        chunks=recipe.parallel.chunks,
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

@@ -189,6 +189,38 @@ def simulate(
 
 
 @app.command()
+def schedule(
+    name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them all.")],
+    stages: Annotated[int, typer.Option(help="Workers in a row.")] = 4,
+    micro_batches: Annotated[int, typer.Option(help="Of one step.")] = 16,
+    chunks: Annotated[int, typer.Option(help="Stages that every worker holds.")] = 1,
+    seconds: Annotated[
+        tuple[float, float, float],
+        typer.Option(metavar="F I W", help="Forward, input gradient, weight gradient of a micro-batch."),
+    ] = (1.0, 1.0, 1.0),
+    room: Annotated[int | None, typer.Option(help="Micro-batches a worker can keep activations of.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draws it there.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Writes who computes what when there.")] = None,
+) -> None:
+    """Simulates a step of a schedule: its bubble, its activations and a picture."""
+    with _errors():
+        from jobs.timeline import show_schedule
+        from strategies.schedules.simulation import StageSeconds
+
+        show_schedule(
+            name,
+            stages,
+            micro_batches,
+            chunks,
+            StageSeconds(*seconds),
+            Console(),
+            svg=svg,
+            spans=json,
+            room=room,
+        )
+
+
+@app.command()
 def serve(
     run: RunFolderPath,
     checkpoint: Annotated[

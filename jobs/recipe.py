@@ -28,6 +28,7 @@ from pydantic import (
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_table import read_model
+from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -52,6 +53,19 @@ def _check_stages(value: object) -> object:
     raise ValueError('must be "auto" or a whole number of at least 1')
 
 
+def _check_schedule(value: str) -> str:
+    if value not in SCHEDULES:
+        raise ValueError(f"must be one of {', '.join(SCHEDULES)}")
+    return value
+
+
+def _check_chunks(schedule: str, chunks: int) -> None:
+    try:
+        schedule_named(schedule, chunks)
+    except ValueError as error:
+        raise ValueError(f"parallel.chunks does not fit parallel.schedule: {error}.") from None
+
+
 def _check_recompute(value: object) -> object:
     if value in ("none", "all"):
         return value
@@ -65,6 +79,7 @@ Natural = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
+ScheduleName = Annotated[str, AfterValidator(_check_schedule)]
 Recompute = Annotated[Literal["none", "all"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
@@ -123,7 +138,8 @@ class Parallel(Section):
     The run begins with ``workers``. Where ``max_workers`` is given, Ray is asked for as many as are missing
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
-    anew. ``resources`` are Ray's custom resources that every worker takes up.
+    anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
+    forwards and backwards of a step; every worker holds ``chunks`` stages.
     """
 
     workers: PositiveInt
@@ -133,6 +149,8 @@ class Parallel(Section):
     rebalance: bool = True
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     stages: Stages = "auto"
+    schedule: ScheduleName = DEFAULT
+    chunks: PositiveInt = 1
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
@@ -250,6 +268,7 @@ class Recipe(Section):
                 f"parallel.spares ({parallel.spares}) has no meaning without parallel.max_workers: set "
                 "max_workers to the number of workers that train, or remove spares."
             )
+        _check_chunks(parallel.schedule, parallel.chunks)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "

@@ -25,11 +25,11 @@ SHOWN_EVERY = 500
 
 
 def eager_planner(
-    layout: Layout, micro_batches: int, stages: Stages
+    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1
 ) -> tuple[PlanChooser, PlanGain, PlanMender]:
     """The real planner, but that every other interrupted step is salvaged whether that pays or not: on small
     clusters it hardly ever does, and it has to be right all the same."""
-    chooser, gain, mender = real_planner(layout, micro_batches, stages)
+    chooser, gain, mender = real_planner(layout, micro_batches, stages, chunks)
 
     def mend(
         generation: int,

@@ -78,11 +78,11 @@ def simulate(
 
 
 def real_planner(
-    layout: Layout, micro_batches: int, stages: Stages
+    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1
 ) -> tuple[PlanChooser, PlanGain, PlanMender]:
     """The planner as a run has it; what passes between layers takes no time."""
     profile = Profile(forward=(), backward=(), boundary_bytes=())
-    chooser = plan_chooser(layout, profile, micro_batches, stages)
+    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks)
     return chooser, plan_gain(layout, profile), plan_mender(layout, profile)
 
 

@@ -50,7 +50,8 @@ class Plan:
     """Work divided among the members of one generation.
 
     ``assignment[k][m]`` is the worker that computes micro-batch m at stage k. ``shards`` lists
-    every block's shards in order of (block, start); together they cover each block once.
+    every block's shards in order of (block, start); together they cover each block once. A stage group
+    may hold several stages: then these have the same workers, and each of them is a chunk of theirs.
     """
 
     generation: int
@@ -61,19 +62,27 @@ class Plan:
     @cached_property
     def workers(self) -> tuple[WorkerId, ...]:
         """Every member, ascending."""
-        return tuple(sorted(worker for stage in self.stages for worker in stage.workers))
+        return tuple(sorted({worker for stage in self.stages for worker in stage.workers}))
 
     @property
     def micro_batches(self) -> int:
         return len(self.assignment[0])
 
     @cached_property
-    def _stage_of(self) -> dict[WorkerId, int]:
-        return {worker: k for k, stage in enumerate(self.stages) for worker in stage.workers}
+    def _stages_of(self) -> dict[WorkerId, tuple[int, ...]]:
+        held: dict[WorkerId, tuple[int, ...]] = {}
+        for k, stage in enumerate(self.stages):
+            for worker in stage.workers:
+                held[worker] = (*held.get(worker, ()), k)
+        return held
+
+    def stages_of(self, worker: WorkerId) -> tuple[int, ...]:
+        """The indices, ascending, of the stages that ``worker`` holds. Raises KeyError for a non-member."""
+        return self._stages_of[worker]
 
     def stage_of(self, worker: WorkerId) -> int:
-        """The index of the stage that ``worker`` holds. Raises KeyError for a non-member."""
-        return self._stage_of[worker]
+        """The index of the first stage that ``worker`` holds. Raises KeyError for a non-member."""
+        return self._stages_of[worker][0]
 
     @cached_property
     def _stage_of_layer(self) -> tuple[int, ...]:
@@ -82,7 +91,7 @@ class Plan:
     def holders(self, layers: tuple[int, ...]) -> tuple[WorkerId, ...]:
         """The workers, ascending, that hold any of ``layers`` (a block's ``layers``, say)."""
         stages = {self._stage_of_layer[layer] for layer in layers}
-        return tuple(sorted(worker for k in stages for worker in self.stages[k].workers))
+        return tuple(sorted({worker for k in stages for worker in self.stages[k].workers}))
 
     @cached_property
     def reporters(self) -> tuple[WorkerId, ...]:
@@ -107,11 +116,11 @@ class Plan:
         return _grouped(self.shards, lambda shard: shard.backup)
 
     @cached_property
-    def _micro_batches_of(self) -> dict[WorkerId, list[int]]:
-        dealt: dict[WorkerId, list[int]] = {}
-        for row in self.assignment:
+    def _micro_batches_of(self) -> dict[tuple[WorkerId, int], list[int]]:
+        dealt: dict[tuple[WorkerId, int], list[int]] = {}
+        for k, row in enumerate(self.assignment):
             for micro_batch, worker in enumerate(row):
-                dealt.setdefault(worker, []).append(micro_batch)
+                dealt.setdefault((worker, k), []).append(micro_batch)
         return dealt
 
     def shards_of(self, block: int) -> Iterator[Shard]:
@@ -123,11 +132,11 @@ class Plan:
     def backed_up_by(self, worker: WorkerId) -> Iterator[Shard]:
         return iter(self._backed_up_by.get(worker, ()))
 
-    def micro_batches_of(self, worker: WorkerId) -> tuple[int, ...]:
-        """The micro-batches, ascending, that ``worker`` computes at its stage. Raises KeyError for a
-        non-member."""
-        self.stage_of(worker)
-        return tuple(self._micro_batches_of.get(worker, ()))
+    def micro_batches_of(self, worker: WorkerId, stage: int | None = None) -> tuple[int, ...]:
+        """The micro-batches, ascending, that ``worker`` computes at ``stage`` (None: the first one of its
+        own). Raises KeyError for a non-member."""
+        k = self.stage_of(worker) if stage is None else stage
+        return tuple(self._micro_batches_of.get((worker, k), ()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel

@@ -16,27 +16,29 @@ from typing import Generic, TypeVar
 from runtime.plan import Plan, WorkerId
 from runtime.samples import Samples
 
+Task = tuple[int, int]
+"""(stage, micro-batch): what one worker computes forward and backward."""
+
 
 class Status(Enum):
-    """How far a survivor has come with one micro-batch at its stage."""
+    """How far a survivor has come with one micro-batch at one of its stages."""
 
     FORWARD = "forward"
     """Forward is done, and its activations are held; the gradient of the output has yet to come."""
     BACKWARD = "backward"
-    """Backward was interrupted between two layers; it goes on by itself."""
+    """The gradient of the output is there; what is left of backward goes on by itself."""
     DONE = "done"
     """All gradients are in the sums."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One worker's part of an unfinished step: ``step``, its layers ``first`` to ``stop - 1``, and the status
-    of every micro-batch that it has something of."""
+    """One worker's part of an unfinished ``step``: ``layers``, the first and the one after the last of every
+    stage that it holds, and the status of every task that it has something of."""
 
     step: int
-    first: int
-    stop: int
-    statuses: Mapping[int, Status]
+    layers: Mapping[int, tuple[int, int]]
+    statuses: Mapping[Task, Status]
 
 
 ActivationsT = TypeVar("ActivationsT")
@@ -47,7 +49,7 @@ LossT = TypeVar("LossT")
 
 @dataclass
 class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
-    """One worker's micro-batches of one attempt at one step. Outlives plans as long as the step goes on.
+    """One worker's tasks of one attempt at one step. Outlives plans as long as the step goes on.
 
     ``keeps`` says whether boundary tensors are kept for others (the worker's own activations are anyway,
     until their backward).
@@ -56,32 +58,36 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
     keeps: bool = True
     step: int = 0
     attempt: int = 0
-    layers: tuple[int, int] = (0, 0)
-    done: set[int] = field(default_factory=set)
+    layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """By stage, as in ``Progress``."""
+    done: set[Task] = field(default_factory=set)
     losses: dict[int, LossT] = field(default_factory=dict)
-    in_flight: dict[int, ActivationsT] = field(default_factory=dict)
-    paused: dict[int, GradientsT] = field(default_factory=dict)
-    """Backwards that were interrupted between layers, with the gradient that goes on."""
-    values: dict[int, ValueT] = field(default_factory=dict)
+    """By micro-batch."""
+    in_flight: dict[Task, ActivationsT] = field(default_factory=dict)
+    paused: dict[Task, GradientsT] = field(default_factory=dict)
+    """Backwards that can begin, or were interrupted between layers, with the gradient to go on from."""
+    deferred: dict[Task, ActivationsT] = field(default_factory=dict)
+    """Layers whose weights' gradients are put off."""
+    values: dict[Task, ValueT] = field(default_factory=dict)
     """Outputs that went to the next stage."""
-    gradients: dict[int, GradientsT] = field(default_factory=dict)
+    gradients: dict[Task, GradientsT] = field(default_factory=dict)
     """Gradients that went to the stage before."""
     samples: dict[int, Samples] = field(default_factory=dict)
     """What the micro-batches are made of, as it came with their values."""
 
-    def begin(self, step: int, attempt: int, layers: tuple[int, int]) -> None:
+    def begin(self, step: int, attempt: int, layers: Mapping[int, tuple[int, int]]) -> None:
         """Forgets everything."""
         self.step, self.attempt, self.layers = step, attempt, layers
         # new ones: what was handed out of the old step may be on its way to others
-        self.done, self.losses, self.in_flight = set(), {}, {}
+        self.done, self.losses, self.in_flight, self.deferred = set(), {}, {}, {}
         self.paused, self.values, self.gradients, self.samples = {}, {}, {}, {}
 
-    def status(self, micro_batch: int) -> Status | None:
-        if micro_batch in self.done:
+    def status(self, task: Task) -> Status | None:
+        if task in self.done:
             return Status.DONE
-        if micro_batch in self.paused:
+        if task in self.paused or task in self.deferred:
             return Status.BACKWARD
-        return Status.FORWARD if micro_batch in self.in_flight else None
+        return Status.FORWARD if task in self.in_flight else None
 
     def report(self) -> Progress | None:
         """What another plan with the same cut can use; None where that is nothing.
@@ -90,10 +96,14 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
         """
         if not self.keeps or self.attempt != 1:
             return None
-        known = sorted({*self.done, *self.paused, *self.in_flight})
-        statuses = {micro_batch: self.status(micro_batch) for micro_batch in known}
-        first, stop = self.layers
-        return Progress(self.step, first, stop, {m: s for m, s in statuses.items() if s is not None})
+        known = sorted({*self.done, *self.paused, *self.deferred, *self.in_flight})
+        statuses = {task: self.status(task) for task in known}
+        return Progress(self.step, self.layers, {task: s for task, s in statuses.items() if s is not None})
+
+
+def layers_of(plan: Plan, worker: WorkerId) -> dict[int, tuple[int, int]]:
+    """``Progress.layers`` of ``worker`` under ``plan``."""
+    return {k: (plan.stages[k].first, plan.stages[k].stop) for k in plan.stages_of(worker)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +124,17 @@ class Salvage:
 def salvage(plan: Plan, step: int, progress: Mapping[WorkerId, Progress]) -> Salvage:
     """What ``plan`` can use of the survivors' progress in ``step``.
 
-    A worker contributes if it keeps its layers and all its micro-batches; whoever does not starts the step
-    anew.
+    A worker contributes if it keeps its layers and all its tasks; whoever does not starts the step anew.
     """
     contributors: set[WorkerId] = set()
     statuses: list[dict[int, Status]] = [{} for _ in plan.stages]
     for worker, found in sorted(progress.items()):
-        if found.step != step or worker not in plan.workers:
+        if found.step != step or worker not in plan.workers or found.layers != layers_of(plan, worker):
             continue
-        k = plan.stage_of(worker)
-        stage = plan.stages[k]
-        keeps_layers = (stage.first, stage.stop) == (found.first, found.stop)
-        if keeps_layers and set(found.statuses) <= set(plan.micro_batches_of(worker)):
+        if all(plan.assignment[k][micro_batch] == worker for k, micro_batch in found.statuses):
             contributors.add(worker)
-            statuses[k].update(found.statuses)
+            for (k, micro_batch), status in found.statuses.items():
+                statuses[k][micro_batch] = status
     return Salvage(step, frozenset(contributors), tuple(statuses))
 
 
@@ -143,10 +150,10 @@ def kept(plan: Plan, found: Salvage | None) -> float:
     return sum(finished) / (sum(layers) * plan.micro_batches)
 
 
-def remaining(plan: Plan, found: Salvage) -> dict[WorkerId, int]:
-    """How many micro-batches every worker has yet to finish."""
-    left = dict.fromkeys(plan.workers, 0)
+def remaining(plan: Plan, found: Salvage) -> dict[WorkerId, dict[int, int]]:
+    """How many micro-batches every worker has yet to finish, by stage."""
+    left = {worker: dict.fromkeys(plan.stages_of(worker), 0) for worker in plan.workers}
     for k, row in enumerate(plan.assignment):
         for micro_batch, worker in enumerate(row):
-            left[worker] += found.status(k, micro_batch) is not Status.DONE
+            left[worker][k] += found.status(k, micro_batch) is not Status.DONE
     return left

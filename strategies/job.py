@@ -10,6 +10,7 @@ from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
 from strategies.pipeline import Data
+from strategies.schedules.registry import DEFAULT
 from strategies.stage import Precision
 
 
@@ -35,9 +36,10 @@ class Job:
     Steps count from 1; step t turns version t - 1 of the parameters into version t.
     ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``feed_workers`` prepare data for those that train; 0: these
-    read by themselves. With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``
-    and ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
+    ``chunks`` stages each. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
+    With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
+    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -50,6 +52,8 @@ class Job:
     precision: Precision = field(default_factory=Precision)
     reduction: Literal["exact", "fast"] = "exact"
     salvage: bool = True
+    schedule: str = DEFAULT
+    chunks: int = 1
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0

@@ -28,9 +28,10 @@ def mended(
     of the lost go to whoever of the stage has the least to do. None where a stage has nobody left.
     """
     speed = {member.worker: member.speed for member in members}
-    groups = [[worker for worker in stage.workers if worker in speed] for stage in previous.stages]
+    by_members = {stage.workers: [w for w in stage.workers if w in speed] for stage in previous.stages}
+    groups = list(by_members.values())
     reserve = sorted(set(speed) - set(previous.workers))
-    lost = [len(stage.workers) - len(group) for stage, group in zip(previous.stages, groups, strict=True)]
+    lost = [len(workers) - len(group) for workers, group in by_members.items()]
     while reserve and any(lost):
         k = max(range(len(groups)), key=lambda k: (not groups[k], lost[k]))
         groups[k].append(reserve.pop(0))
@@ -38,12 +39,11 @@ def mended(
     if not all(groups):
         return None
     stages = tuple(
-        Stage(stage.first, stage.stop, tuple(sorted(group)))
-        for stage, group in zip(previous.stages, groups, strict=True)
+        Stage(stage.first, stage.stop, tuple(sorted(by_members[stage.workers]))) for stage in previous.stages
     )
     assignment = tuple(
-        _dealt_again(row, group, speed, progress)
-        for row, group in zip(previous.assignment, groups, strict=True)
+        _dealt_again(k, row, stage.workers, speed, progress)
+        for k, (row, stage) in enumerate(zip(previous.assignment, stages, strict=True))
     )
     at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
     plan = Plan(generation, stages, assignment, shard_blocks(layout, stages, at_work))
@@ -51,6 +51,7 @@ def mended(
 
 
 def _dealt_again(
+    stage: int,
     row: Sequence[WorkerId],
     group: Sequence[WorkerId],
     speed: Mapping[WorkerId, float],
@@ -60,7 +61,7 @@ def _dealt_again(
     for micro_batch, worker in enumerate(row):
         if worker in left:
             known = progress.get(worker)
-            left[worker] += known is None or known.statuses.get(micro_batch) is not Status.DONE
+            left[worker] += known is None or known.statuses.get((stage, micro_batch)) is not Status.DONE
     dealt = list(row)
     for micro_batch, worker in enumerate(row):
         if worker not in left:
@@ -78,8 +79,8 @@ def pays(plan: Plan, found: Salvage, members: Sequence[Member], layer_seconds: S
     speed = {member.worker: member.speed for member in members}
     left = remaining(plan, found)
     finish = max(
-        left[worker] * sum(layer_seconds[stage.first : stage.stop]) / speed[worker]
-        for stage in plan.stages
-        for worker in stage.workers
+        sum(n * sum(layer_seconds[plan.stages[k].first : plan.stages[k].stop]) for k, n in stages.items())
+        / speed[worker]
+        for worker, stages in left.items()
     )
     return finish < plan.micro_batches * sum(layer_seconds) / sum(speed.values())

@@ -14,6 +14,7 @@ from runtime.layout import Layout
 from runtime.plan import Shard, WorkerId
 from runtime.protocol import Resume
 from runtime.resharding import Content, Transfer
+from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
 from strategies.model import build_model, flat_parameters
@@ -35,8 +36,8 @@ class Working(Protocol):
     version: dict[int, int | None]
     accumulators: dict[int, Tensor]
 
-    def hold(self, first: int, stop: int) -> None:
-        """Holds layers ``first`` to ``stop - 1`` from now on."""
+    def hold(self, *stages: tuple[int, int]) -> None:
+        """Holds the layers of ``stages``, each the first and the one after the last, from now on."""
         ...
 
     def take_times(self) -> LayerTimes:
@@ -71,18 +72,18 @@ class Mover:
     def move(self) -> None:
         """Working parameters and held layers as the new plan has them, at its version."""
         plan, version = self.resume.plan, self.resume.version
-        stage = plan.stages[plan.stage_of(self.worker)]
+        stages = layers_of(plan, self.worker).values()
         if self.resume.source == "peers":
             self.store.drop(after=version)
             mine = [transfer for transfer in self.resume.transfers if transfer.source == self.worker]
             # from the held layers, which may be let go of now; what others wait for less, goes behind
             self._send([transfer for transfer in mine if transfer.what == "parameters"])
             self._unsent = [transfer for transfer in reversed(mine) if transfer.what != "parameters"]
-            self.stage.hold(stage.first, stage.stop)
+            self.stage.hold(*stages)
             self._receive()
         else:
             self.store.clear()
-            self.stage.hold(stage.first, stage.stop)
+            self.stage.hold(*stages)
             self.stage.version = dict.fromkeys(self.stage.version)
             if self.resume.source == "checkpoint":
                 self._load_checkpoint()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from runtime.plan import Member, Plan, Stage, WorkerId
 from strategies.costs import CostModel, Division, Predictor
 from strategies.partition import deal_micro_batches, group_rounds
-from strategies.schedule import StageTimes, group_limit, simulate_pipeline, simulate_step
+from strategies.schedules.limits import group_limit
+from strategies.step_time import StageTimes, simulate_pipeline, simulate_step
 
 SIMULATED_TASKS = 8_000
 """How many forwards and backwards the first round of simulations may take, about 0.7 us each. One

@@ -44,25 +44,21 @@ def read(data: Any, wanted: Wanted) -> Read:
     return Read(inputs if side is Side.INPUTS else targets, ())
 
 
-def announce(data: Any, plan: Plan, worker: WorkerId, step: int, started: Collection[int] = ()) -> None:
+def announce(
+    data: Any, plan: Plan, worker: WorkerId, step: int, started: Collection[tuple[Side, int]] = ()
+) -> None:
     """Tells ``data`` what this worker will read of ``step`` and the one after it, in order, if it wants to
-    know. ``started`` micro-batches of ``step`` are under way already."""
+    know. ``started``: what of ``step`` has been read already."""
     expect = getattr(data, "expect", None)
     if expect is None:
         return
-    position = plan.stage_of(worker)
-    sides = []
-    if position == 0:
-        sides.append(Side.INPUTS)
-    if position == len(plan.stages) - 1:
-        sides.append(Side.TARGETS)
-    mine = plan.micro_batches_of(worker)
+    read_at = ((Side.INPUTS, plan.assignment[0]), (Side.TARGETS, plan.assignment[-1]))
     expect(
         [
             Wanted(side, each, micro_batch)
             for each in range(step, step + AHEAD)
-            for micro_batch in mine
-            for side in sides
-            if each > step or micro_batch not in started
+            for micro_batch in range(plan.micro_batches)
+            for side, workers in read_at
+            if workers[micro_batch] == worker and (each > step or (side, micro_batch) not in started)
         ]
     )

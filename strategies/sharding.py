@@ -42,7 +42,7 @@ def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Memb
 
     Returns the shards in order of (block, start). Pure and independent of the order of ``members``.
     """
-    workers = sorted(worker for stage in stages for worker in stage.workers)
+    workers = sorted({worker for stage in stages for worker in stage.workers})
     domain_of = {member.worker: member.domain for member in members}
     assert all(worker in domain_of for worker in workers), "a stage names a worker that is no member"
     elements_backed_up = dict.fromkeys(workers, 0)
@@ -57,7 +57,7 @@ def shard_blocks(layout: Layout, stages: Sequence[Stage], members: Sequence[Memb
 
     groups: dict[tuple[int, ...], _Group] = {}
     for held in units:
-        holders = sorted(worker for k in held for worker in stages[k].workers)
+        holders = sorted({worker for k in held for worker in stages[k].workers})
         ring = backup_ring(holders, workers, domain_of) if len(holders) > EVERYBODY else None
         groups[held] = _Group(holders, units[held], _each_owns(len(holders), blocks[held]), ring)
     every_ring = all(group.ring is not None for group in groups.values())

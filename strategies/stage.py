@@ -34,15 +34,23 @@ class Precision:
 
 @dataclass(slots=True)
 class Activation:
-    """What a layer keeps of a micro-batch from forward to backward; no outputs when recomputed."""
+    """What a layer keeps of a micro-batch from forward to backward; no outputs when recomputed.
 
+    ``gradients`` are those of the outputs, where the weights' gradients are put off.
+    """
+
+    layer: int
     inputs: list[Tensor]
     spec: Spec
     outputs: list[Tensor] | None
+    gradients: Gradients | None = None
 
 
 Gradients = list[Tensor | None]
 """One for every tensor of a boundary value; None where nothing flows back."""
+
+Layers = tuple[int, int]
+"""The first one, and the one after the last."""
 
 
 @dataclass
@@ -55,7 +63,7 @@ class LayerTimes:
 
 
 class StageModel:
-    """Layers ``first`` to ``stop - 1`` with their working parameters and gradient accumulators.
+    """The layers of one or more stages, with their working parameters and gradient accumulators.
 
     ``working[block]`` is the flat float32 vector that the layers' parameters are views of;
     ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten.
@@ -75,8 +83,7 @@ class StageModel:
         self.layout: Layout = model.layout
         self.loss: LossFunction = model.loss
         self.device = device
-        self.first = 0
-        self.stop = 0
+        self.held: tuple[Layers, ...] = ()
         self.working: dict[int, Tensor] = {}
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, Tensor] = {}
@@ -107,25 +114,25 @@ class StageModel:
                 setattr(module, name, parameter)
             self._parameters.append(list(fresh.values()))
 
-    def hold(self, first: int, stop: int) -> None:
-        """Holds layers ``first`` to ``stop - 1`` from now on, and lets go of the others.
+    def hold(self, *stages: Layers) -> None:
+        """Holds the layers of ``stages`` from now on, and lets go of the others.
 
         Blocks that stay keep their contents; new ones and their sums are uninitialised (version None).
         """
-        wanted = {block.index: block for block in self.layout.blocks_of(first, stop)}
+        wanted = {block.index: block for stage in stages for block in self.layout.blocks_of(*stage)}
         for index in [index for index in self.working if index not in wanted]:
             del self.working[index], self.version[index], self.accumulators[index]
-        for index, block in wanted.items():
+        for index, block in sorted(wanted.items()):
             if index not in self.working:
                 self.working[index] = torch.empty(block.size, device=self.device)
                 self.version[index] = None
                 dtype = torch.float64 if self._exact else torch.float32
                 self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
-        if (first, stop) == (self.first, self.stop):
+        if stages == self.held:
             return  # activations of a step that goes on refer to the parameters as they are
-        self.first, self.stop = first, stop
+        self.held = stages
         for index in range(len(self._layers)):
-            held = first <= index < stop
+            held = any(first <= index < stop for first, stop in stages)
             tensors = {use.tensor.index: use for use in self.layout.uses_of(index)}.values()
             for use, parameter in zip(tensors, self._parameters[index], strict=True):
                 tensor = use.tensor
@@ -141,14 +148,22 @@ class StageModel:
         self.maxima_T.zero_()
 
     def forward(
-        self, step: int, micro_batch: int, value: Value, *, train: bool, check: Callable[[], None]
+        self,
+        step: int,
+        micro_batch: int,
+        value: Value,
+        *,
+        train: bool,
+        check: Callable[[], None],
+        stage: int = 0,
     ) -> tuple[Value, list[Activation]]:
-        """Runs the held layers on ``value``; ``check`` is called before every layer and may raise.
+        """Runs the layers of the ``stage``-th of ``held`` on ``value``; ``check`` is called before every
+        layer and may raise.
 
         Without ``train`` nothing is kept for backward and dropout is off.
         """
         activations: list[Activation] = []
-        for index in range(self.first, self.stop):
+        for index in range(*self.held[stage]):
             check()
             self.pulse.enter()
             began = time.perf_counter()
@@ -157,7 +172,7 @@ class StageModel:
             keep_graph = train and index not in self._precision.recompute
             outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
             if train:
-                activations.append(Activation(inputs, spec, outputs if keep_graph else None))
+                activations.append(Activation(index, inputs, spec, outputs if keep_graph else None))
             value = unflatten([tensor.detach() for tensor in outputs], output_spec)
             self._record(self.times.forward, index, began)
         return value, activations
@@ -203,29 +218,60 @@ class StageModel:
         exponents: Sequence[int] | None,
         *,
         check: Callable[[], None],
+        deferred: list[Activation] | None = None,
     ) -> None:
-        """Runs backward through the held layers, adds the parameters' gradients to the exact sums.
+        """Runs backward through ``activations``, adds the parameters' gradients to the exact sums.
 
         ``exponents`` holds one scale per tensor of the model; None (the probing pass) only records
         the largest gradients. ``gradients`` come in as those of the output and become those of the stage's
         input, layer by layer, as ``activations`` are used up: where ``check`` raises, a further call with
-        both goes on with the layer that is next.
+        both goes on with the layer that is next. Where ``deferred`` is given, the parameters' gradients are
+        left to ``weight_gradients``: it takes in what that needs.
         """
-        for index in reversed(range(self.first, self.first + len(activations))):
+        while activations:
             check()
             self.pulse.enter()
             began = time.perf_counter()
             activation = activations[-1]
-            outputs = activation.outputs
+            index, outputs = activation.layer, activation.outputs
             if outputs is None:
                 outputs, _ = self._run(
                     index, step, micro_batch, activation.inputs, activation.spec, True, True
                 )
-            parameters = self._parameters[index]
-            flowing = self._differentiate(outputs, gradients, activation.inputs, parameters)
-            self._sum(index, flowing[len(activation.inputs) :], exponents)
+            parameters = self._parameters[index] if deferred is None else []
+            keep = deferred is not None
+            flowing = self._differentiate(outputs, gradients, activation.inputs, parameters, keep_graph=keep)
+            if deferred is None:
+                self._sum(index, flowing[len(activation.inputs) :], exponents)
+            elif any(parameter.requires_grad for parameter in self._parameters[index]):
+                activation.outputs, activation.gradients = outputs, list(gradients)
+                deferred.append(activation)
             gradients[:] = flowing[: len(activation.inputs)]
             activations.pop()
+            self._record(self.times.backward, index, began)
+
+    def weight_gradients(
+        self, deferred: list[Activation], exponents: Sequence[int] | None, *, check: Callable[[], None]
+    ) -> None:
+        """The part of ``backward`` that it put off (Qi et al., "Zero Bubble Pipeline Parallelism", ICLR'24):
+        the same bits, since autograd sums what flows into a node in one order, whoever asks for it.
+
+        What flows inside of a layer, from its output to its first parameters, is computed a second time: a
+        layer of one matrix pays nothing for the split, a deep one up to the input gradient's time.
+
+        Uses up ``deferred`` layer by layer, and goes on with what is left of it as ``backward`` does.
+        """
+        while deferred:
+            check()
+            self.pulse.enter()
+            began = time.perf_counter()
+            activation = deferred[-1]
+            index = activation.layer
+            assert activation.outputs is not None and activation.gradients is not None
+            parameters = self._parameters[index]
+            flowing = self._differentiate(activation.outputs, activation.gradients, [], parameters)
+            self._sum(index, flowing, exponents)
+            deferred.pop()
             self._record(self.times.backward, index, began)
 
     def _differentiate(
@@ -234,6 +280,8 @@ class StageModel:
         gradients: Gradients,
         inputs: list[Tensor],
         parameters: list[nn.Parameter],
+        *,
+        keep_graph: bool = False,
     ) -> Gradients:
         """Gradients of ``inputs`` and ``parameters``, None where there is none."""
         roots = [
@@ -250,6 +298,7 @@ class StageModel:
                 wanted,
                 [gradient for _, gradient in roots],
                 allow_unused=True,
+                retain_graph=keep_graph,
             )
         )
         return [next(found) if tensor.requires_grad else None for tensor in [*inputs, *parameters]]

@@ -16,7 +16,7 @@ from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
-from runtime.salvage import Salvage
+from runtime.salvage import Salvage, layers_of
 from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
 from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
@@ -24,6 +24,7 @@ from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
 from strategies.salvage import Losses, StepProgress
+from strategies.schedules.registry import schedule_named
 from strategies.share import (
     Outcome,
     Share,
@@ -94,8 +95,9 @@ class StepRunner:
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
-        parts = (self.endpoint, self.plan, self.worker, self.stage, self.data, self.fault)
-        self.pipeline = Pipeline(*parts, spans=self.spans)
+        parts = (self.endpoint, self.plan, self.worker, self.stage, self.data)
+        schedule = schedule_named(self.job.schedule, self.job.chunks)
+        self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches)
@@ -194,7 +196,7 @@ class StepRunner:
         salvage = self.salvage if attempt == 1 and self.salvage and self.salvage.step == step else None
         if salvage is None or self.worker not in salvage.contributors:
             self.stage.clear_gradients()
-            self.progress.begin(step, attempt, (self.stage.first, self.stage.stop))
+            self.progress.begin(step, attempt, layers_of(self.plan, self.worker))
         self.pipeline.between = partial(self._take_what_came, step - 1)
         losses = self.pipeline.train(self.progress, exponents, salvage)
         share = Share(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from runtime.layout import Layout
-from strategies.stage import LayerTimes
+from strategies.stage import Layers, LayerTimes
 
 
 class HostParameters:
@@ -22,9 +22,9 @@ class HostParameters:
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, Tensor] = {}
 
-    def hold(self, first: int, stop: int) -> None:
-        """Makes room for the blocks of layers ``first`` to ``stop - 1``; contents are uninitialised."""
-        for block in self.layout.blocks_of(first, stop):
+    def hold(self, *stages: Layers) -> None:
+        """Makes room for the blocks of the layers of ``stages``; contents are uninitialised."""
+        for block in [block for stage in stages for block in self.layout.blocks_of(*stage)]:
             if block.index not in self.working:
                 self.working[block.index] = torch.empty(block.size)
                 self.version[block.index] = None

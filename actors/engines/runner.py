@@ -202,7 +202,7 @@ class EngineRunner:
     def _gather(self, step: int, states: dict[Piece, Tensor]) -> None:
         """Full parameters to every member before a change of plan, in which all make their engines anew."""
         began = time.perf_counter()
-        self.stage.hold(0, self.layout.layers)
+        self.stage.hold((0, self.layout.layers))
         self.rounds.gather(self._tag(step, "gather"), self.stage.working, states)
         self.stage.version = dict.fromkeys(self.stage.working, step)
         self.seconds.gather = time.perf_counter() - began

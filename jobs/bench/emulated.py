@@ -17,20 +17,21 @@ import torch
 from torch import Tensor, nn
 
 BACKWARD = 2
-"""A backward takes this many times its forward."""
+"""A backward takes this many times its forward, half of it for the gradient of its input."""
 
 
 class _Sleep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
-        time.sleep(seconds)
-        return x_BD.clone()
+    def forward(ctx: Any, tensor: Tensor, forward_seconds: float, backward_seconds: float) -> Tensor:
+        ctx.seconds = backward_seconds
+        if forward_seconds:
+            time.sleep(forward_seconds)
+        return tensor.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        time.sleep(BACKWARD * ctx.seconds)
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        time.sleep(ctx.seconds)
+        return gradients[0], None, None
 
 
 def slow_down(pace: Path, factors: Mapping[int, float]) -> None:
@@ -60,8 +61,11 @@ class SleepingLayer(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         seconds = self._seconds * _factor(self._pace)
-        slept: Tensor = _Sleep.apply(x_BD * self.scale, seconds)  # type: ignore[no-untyped-call]
-        return slept
+        each = BACKWARD * seconds / 2
+        # autograd asks either for its gradient, or for both: so a backward in two parts sleeps in both
+        inputs_BD: Tensor = _Sleep.apply(x_BD, seconds, each)  # type: ignore[no-untyped-call]
+        scale_D: Tensor = _Sleep.apply(self.scale, 0.0, each)  # type: ignore[no-untyped-call]
+        return inputs_BD * scale_D
 
 
 def loss(x_BD: Tensor, targets_BD: Tensor) -> tuple[Tensor, int]:

@@ -20,7 +20,7 @@ from runtime.plan import Plan, WorkerId
 from strategies.boundary import Value
 from strategies.job import Job
 from strategies.model import LossFunction, build_model
-from strategies.schedule import in_flight_limit
+from strategies.schedules.limits import in_flight_limit
 from strategies.stage import StageModel
 
 STEPS = 4
@@ -88,7 +88,7 @@ def activation_bytes(job: Job, plan: Plan) -> list[int]:
     value: Value = job.build_data().micro_batch(1, 0)[0]
     sizes = []
     for stage in plan.stages:
-        holder.hold(stage.first, stage.stop)
+        holder.hold((stage.first, stage.stop))
         value, kept = holder.forward(1, 0, value, train=True, check=lambda: None)
         sizes.append(meter.bytes)
         kept.clear()

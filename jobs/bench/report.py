@@ -27,6 +27,7 @@ NAMES = (
     "serve",
     "feed",
     "engines",
+    "schedules",
 )
 
 

@@ -52,10 +52,15 @@ class SimCluster:
         self._reference = reference(settings.model)
         self._stores: dict[WorkerId, ToyStore] = {}
         self.checks = Checks(self._reference, self.domains, self._stores, settings.min_workers)
-        every, salvage = settings.checkpoint_every, settings.salvage
-        self._job = SimJob(settings.model, settings.steps, every, salvage=salvage)
+        self._job = SimJob(
+            settings.model,
+            settings.steps,
+            settings.checkpoint_every,
+            salvage=settings.salvage,
+            split_backward=settings.split_backward,
+        )
         self._chooser, self._gain, self._mender = planner(
-            settings.model.layout, settings.model.micro_batches, settings.stages
+            settings.model.layout, settings.model.micro_batches, settings.stages, settings.chunks
         )
         self._hosts = 0
         self._highest = len(settings.domains) - 1

@@ -39,7 +39,8 @@ NEVER = 1 << 62
 
 @dataclass(frozen=True)
 class SimJob:
-    """Seconds per layer and micro-batch, forward; backward takes twice as long."""
+    """Seconds per layer and micro-batch, forward; backward takes twice as long. ``split_backward``: weight
+    gradients are put off, as zero-bubble schedules do."""
 
     model: ToyModel
     steps: int
@@ -48,6 +49,7 @@ class SimJob:
     beat_seconds: float = 0.2
     orphan_seconds: float = 30.0
     salvage: bool = True
+    split_backward: bool = False
 
 
 class ControlEnd:

@@ -10,6 +10,7 @@ from runtime.layout import ALIGNMENT
 from runtime.plan import Shard, WorkerId
 from runtime.protocol import Resume
 from runtime.resharding import Transfer
+from runtime.salvage import layers_of
 from runtime.simulation.process import Waits
 from runtime.snapshots import Piece
 
@@ -36,16 +37,16 @@ class SimMover:
 
     def move(self) -> Waits[None]:
         plan, version = self.resume.plan, self.resume.version
-        stage = plan.stages[plan.stage_of(self.me)]
+        stages = layers_of(plan, self.me).values()
         if self.resume.source == "peers":
             self.store.drop(after=version)
             self._send()
             yield from self.worker.fault("move")
-            self.stage.hold(stage.first, stage.stop)
+            self.stage.hold(*stages)
             yield from self._receive()
         else:
             self.store.clear()
-            self.stage.hold(stage.first, stage.stop)
+            self.stage.hold(*stages)
             self.stage.version = dict.fromkeys(self.stage.version)
             yield self.worker.process.random.uniform(0.0, 0.05)
             self._load()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runtime.fabric.interface import Message, Tag
 from runtime.plan import Plan
-from runtime.salvage import Salvage, Status, StepProgress
+from runtime.salvage import Salvage, Status, StepProgress, Task
 from runtime.simulation.process import Waits
 from runtime.simulation.toy import sample
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from runtime.simulation.step import SimStep
 
 
-SimProgress = StepProgress[list[int], int, int, int]
+Layer = tuple[int, int, int]
+"""(layer, its input, the gradient of its output): what a simulated layer keeps."""
+
+SimProgress = StepProgress[list[Layer], int, int, int]
 
 
 class SimPipeline:
@@ -25,108 +29,130 @@ class SimPipeline:
         self._step, self.plan = step, plan
         self.worker, self.endpoint, self.stage = step.worker, step.endpoint, step.stage
         self.me = step.me
-        self._place = plan.stage_of(self.me)
+        self._splits = step.worker.job.split_backward
+        self._last = len(plan.stages) - 1
 
     def train(self, progress: SimProgress, salvage: Salvage | None) -> Waits[dict[int, int]]:
-        """Forward and backward of this worker's micro-batches, backward first."""
-        place, last, step = self._place, len(self.plan.stages) - 1, progress.step
-        mine = self.plan.micro_batches_of(self.me)
-        forward = Tag(self.plan.generation, step, progress.attempt, "forward")
-        backward = forward._replace(what="backward")
+        """Forward and backward of this worker's micro-batches, backward first. The real one's schedules only
+        choose among the orders that are possible here; weight gradients that are put off come last."""
+        step = progress.step
+        stages = self.plan.stages_of(self.me)
+        tasks = [(k, m) for k in stages for m in self.plan.micro_batches_of(self.me, k)]
+        tags = [self._tag(progress, what, k) for what in ("backward", "forward") for k in stages]
         if salvage is not None:
-            self._send_again(progress, salvage, forward, backward)
-            for micro_batch in sorted(progress.paused):
-                yield from self._backward(progress, micro_batch, 0, salvage, backward)
-        to_start = deque(m for m in mine if place == 0 and progress.status(m) is None)
-        early: dict[int, int] = {}  # gradients of micro-batches that only this stage has to do again
-        while len(progress.done) < len(mine):
+            self._send_again(progress, salvage)
+            for task in sorted(progress.paused):
+                yield from self._backward(progress, task, 0, salvage)
+        to_start = deque(task for task in tasks if task[0] == 0 and progress.status(task) is None)
+        early: dict[Task, int] = {}  # gradients of micro-batches that only this stage has to do again
+        while len(progress.done) < len(tasks):
             yield from self._step.take_what_came(step - 1)
-            message = self.endpoint.poll_any([backward, forward])
+            message = self.endpoint.poll_any(tags)
             if message is None and not to_start:
-                message = yield from self.endpoint.receive_any([backward, forward])
-            if message is not None and message.tag.what == "backward":
-                micro_batch, gradient = _micro_batch(message), message.note
-                if micro_batch not in progress.in_flight:
-                    early[micro_batch] = gradient
+                if progress.deferred:
+                    yield from self._weight_gradients(progress, min(progress.deferred))
+                    continue
+                message = yield from self.endpoint.receive_any(tags)
+            if message is not None and message.tag.what.startswith("backward"):
+                task, gradient = _task(message), message.note
+                if task not in progress.in_flight:
+                    early[task] = gradient
                     continue
             else:
-                micro_batch = to_start.popleft() if message is None else _micro_batch(message)
-                value = sample(step, micro_batch) if message is None else message.note
+                task = to_start.popleft() if message is None else _task(message)
+                value = sample(step, task[1]) if message is None else message.note
                 yield from self.worker.fault("forward")
-                value = yield from self._forward(progress, micro_batch, value)
-                if place < last:
+                value = yield from self._forward(progress, task, value)
+                if task[0] < self._last:
                     if progress.keeps:
-                        progress.values[micro_batch] = value
-                    if _status(salvage, place + 1, micro_batch) is None:
-                        self._send_value(forward, micro_batch, value)
-                    if micro_batch in early:
-                        gradient = early.pop(micro_batch)
-                        yield from self._backward(progress, micro_batch, gradient, salvage, backward)
+                        progress.values[task] = value
+                    if _status(salvage, task[0] + 1, task[1]) is None:
+                        self._send(progress, "forward", task[0] + 1, task[1], value)
+                    if task in early:
+                        gradient = early.pop(task)
+                        yield from self._backward(progress, task, gradient, salvage)
                     continue
-                progress.losses[micro_batch] = self.worker.model.loss(value)
+                progress.losses[task[1]] = self.worker.model.loss(value)
                 gradient = value
-            yield from self._backward(progress, micro_batch, gradient, salvage, backward)
+            yield from self._backward(progress, task, gradient, salvage)
         return dict(progress.losses)
 
-    def _forward(self, progress: SimProgress, micro_batch: int, value: int) -> Waits[int]:
-        yield from self.worker.compute(self.stage.first, self.stage.stop, "forward")
-        inputs = []
-        for layer in range(self.stage.first, self.stage.stop):
-            inputs.append(value)
+    def _forward(self, progress: SimProgress, task: Task, value: int) -> Waits[int]:
+        stage = self.plan.stages[task[0]]
+        yield from self.worker.compute(stage.first, stage.stop, "forward")
+        kept = []
+        for layer in range(stage.first, stage.stop):
+            kept.append((layer, value, 0))
             value = self.worker.model.forward(layer, value, self.stage.working)
-        progress.in_flight[micro_batch] = inputs
+        progress.in_flight[task] = kept
         return value
 
     def _backward(
-        self, progress: SimProgress, micro_batch: int, gradient: int, salvage: Salvage | None, tag: Tag
+        self, progress: SimProgress, task: Task, gradient: int, salvage: Salvage | None
     ) -> Waits[None]:
         """From ``gradient`` of the output, or from where an interrupt left it. An interrupt shows before the
         first of the layers that are left, or in their middle."""
         yield from self.worker.fault("backward")
-        gradient = progress.paused.setdefault(micro_batch, gradient)
-        inputs = progress.in_flight[micro_batch]
-        while inputs:
-            count = -(-len(inputs) // 2)
-            top = self.stage.first + len(inputs)
-            yield from self.worker.compute(top - count, top, "backward")
-            for layer in reversed(range(top - count, top)):
-                gradient, parts = self.worker.model.backward(
-                    layer, inputs.pop(), gradient, self.stage.working
-                )
-                for block, part in parts.items():
-                    self.stage.accumulators[block] += part
-            progress.paused[micro_batch] = gradient
-        del progress.in_flight[micro_batch], progress.paused[micro_batch]
-        progress.done.add(micro_batch)
-        if self._place == 0:
+        gradient = progress.paused.setdefault(task, gradient)
+        kept = progress.in_flight[task]
+        while kept:
+            count = -(-len(kept) // 2)
+            yield from self.worker.compute(kept[-count][0], kept[-1][0] + 1, "backward")
+            for _ in range(count):
+                layer, value, _ = kept.pop()
+                if self._splits:
+                    progress.deferred.setdefault(task, []).append((layer, value, gradient))
+                gradient, parts = self.worker.model.backward(layer, value, gradient, self.stage.working)
+                if not self._splits:
+                    self._add(parts)
+            progress.paused[task] = gradient
+        del progress.in_flight[task], progress.paused[task]
+        if task not in progress.deferred:
+            progress.done.add(task)
+        if task[0] == 0:
             return
         if progress.keeps:
-            progress.gradients[micro_batch] = gradient
-        if _status(salvage, self._place - 1, micro_batch) in (None, Status.FORWARD):
-            self._send_gradient(tag, micro_batch, gradient)
+            progress.gradients[task] = gradient
+        if _status(salvage, task[0] - 1, task[1]) in (None, Status.FORWARD):
+            self._send(progress, "backward", task[0] - 1, task[1], gradient)
 
-    def _send_again(self, progress: SimProgress, salvage: Salvage, forward: Tag, backward: Tag) -> None:
+    def _weight_gradients(self, progress: SimProgress, task: Task) -> Waits[None]:
+        """Layer by layer, with an interrupt between any two."""
+        deferred = progress.deferred[task]
+        while deferred:
+            layer = deferred[-1][0]
+            yield from self.worker.compute(layer, layer + 1, "backward")
+            self._add(self.worker.model.backward(*deferred.pop(), self.stage.working)[1])
+        del progress.deferred[task]
+        progress.done.add(task)
+
+    def _add(self, parts: Mapping[int, int]) -> None:
+        for block, part in parts.items():
+            self.stage.accumulators[block] += part
+
+    def _send_again(self, progress: SimProgress, salvage: Salvage) -> None:
         """What went to workers that are lost, or was dropped with the old generation."""
-        for micro_batch, value in sorted(progress.values.items()):
-            if salvage.status(self._place + 1, micro_batch) is None:
-                self._send_value(forward, micro_batch, value)
-        for micro_batch, gradient in sorted(progress.gradients.items()):
-            if salvage.status(self._place - 1, micro_batch) in (None, Status.FORWARD):
-                self._send_gradient(backward, micro_batch, gradient)
+        for (k, micro_batch), value in sorted(progress.values.items()):
+            if salvage.status(k + 1, micro_batch) is None:
+                self._send(progress, "forward", k + 1, micro_batch, value)
+        for (k, micro_batch), gradient in sorted(progress.gradients.items()):
+            if salvage.status(k - 1, micro_batch) in (None, Status.FORWARD):
+                self._send(progress, "backward", k - 1, micro_batch, gradient)
 
-    def _send_value(self, tag: Tag, micro_batch: int, value: int) -> None:
-        to = self.plan.assignment[self._place + 1][micro_batch]
-        self.endpoint.send(to, tag._replace(index=micro_batch), value)
+    def _tag(self, progress: SimProgress, what: str, stage: int) -> Tag:
+        return Tag(self.plan.generation, progress.step, progress.attempt, f"{what} {stage}")
 
-    def _send_gradient(self, tag: Tag, micro_batch: int, gradient: int) -> None:
-        to = self.plan.assignment[self._place - 1][micro_batch]
-        self.endpoint.send(to, tag._replace(index=micro_batch), gradient)
+    def _send(self, progress: SimProgress, what: str, stage: int, micro_batch: int, note: int) -> None:
+        to = self.plan.assignment[stage][micro_batch]
+        tag = self._tag(progress, what, stage)._replace(index=(stage, micro_batch))
+        self.endpoint.send(to, tag, note)
 
 
 def _status(salvage: Salvage | None, stage: int, micro_batch: int) -> Status | None:
     return None if salvage is None else salvage.status(stage, micro_batch)
 
 
-def _micro_batch(message: Message) -> int:
-    assert isinstance(message.tag.index, int)
-    return message.tag.index
+def _task(message: Message) -> Task:
+    assert isinstance(message.tag.index, tuple)
+    stage, micro_batch = message.tag.index
+    return stage, micro_batch

@@ -89,11 +89,12 @@ class Schedule:
 
     def __str__(self) -> str:
         s = self.settings
+        chunks = f" x {s.chunks} chunks" if s.chunks > 1 else ""
         return (
             f"seed {self.seed}: {s.steps} steps on {len(s.domains)} workers ({', '.join(s.domains)}), "
-            f"{s.stages} stages, {s.model.micro_batches} micro-batches, {s.min_workers} to {s.max_workers} "
-            f"workers + {s.spares}, checkpoint every {s.checkpoint_every}, "
-            f"{'salvage' if s.salvage else 'no salvage'}; "
+            f"{s.stages} stages{chunks}, {s.model.micro_batches} micro-batches, {s.min_workers} to "
+            f"{s.max_workers} workers + {s.spares}, checkpoint every {s.checkpoint_every}, "
+            f"{'salvage' if s.salvage else 'no salvage'}{', split backward' if s.split_backward else ''}; "
             + ("; ".join(map(str, self.faults)) or "no faults")
         )
 
@@ -122,7 +123,12 @@ def draw(seed: int) -> Schedule:
     faults: list[Fault] = []
     for _ in range(random.choice((1, 1, 2, 2, 3, 4))):
         faults.append(_fault(random, flavour, faults[-1].moment if faults else None))
-    settings = replace(settings, salvage=random.random() < 0.7)
+    settings = replace(
+        settings,
+        salvage=random.random() < 0.7,
+        split_backward=random.random() < 0.3,
+        chunks=random.choice((1, 1, 2)),
+    )
     return Schedule(seed, settings, tuple(faults))
 
 

@@ -12,9 +12,9 @@ from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.simulation.toy import ToyModel
 
 Stages = int | Literal["auto"]
-Planner = Callable[[Layout, int, Stages], tuple[PlanChooser, PlanGain, PlanMender]]
-"""(layout, micro-batches, stages) -> how the controller divides work. The real planner lives in another
-room, so whoever starts a simulation brings it along."""
+Planner = Callable[[Layout, int, Stages, int], tuple[PlanChooser, PlanGain, PlanMender]]
+"""(layout, micro-batches, stages, chunks) -> how the controller divides work. The real planner lives in
+another room, so whoever starts a simulation brings it along."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,7 @@ class Settings:
     checkpoint_every: int = 0
     patience: Patience = field(default_factory=Patience)
     salvage: bool = True
+    split_backward: bool = False
+    """Weight gradients are put off."""
+    chunks: int = 1
+    """Stages that every worker holds."""

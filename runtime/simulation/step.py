@@ -11,7 +11,7 @@ from runtime.fabric.interface import Tag
 from runtime.layout import ALIGNMENT
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Exponents
-from runtime.salvage import Salvage
+from runtime.salvage import Salvage, layers_of
 from runtime.simulation.move import SimMover, piece_of
 from runtime.simulation.pipeline import SimPipeline
 from runtime.simulation.process import Waits
@@ -129,7 +129,7 @@ class SimStep:
             salvage = None
         if salvage is None or self.me not in salvage.contributors:
             self.stage.clear_gradients()
-            progress.begin(step, attempt, (self.stage.first, self.stage.stop))
+            progress.begin(step, attempt, layers_of(self.plan, self.me))
         else:
             self.worker.watch.salvaged(self.me, len(progress.done))
         losses = yield from self._pipeline.train(progress, salvage)

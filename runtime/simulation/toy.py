@@ -135,20 +135,20 @@ class ToyStage:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.first = self.stop = 0
+        self.held: tuple[tuple[int, int], ...] = ()
         self.working: dict[int, list[int]] = {}
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, int] = {}
 
-    def hold(self, first: int, stop: int) -> None:
+    def hold(self, *stages: tuple[int, int]) -> None:
         """Holds other layers from now on: blocks that stay keep their contents, new ones are undefined."""
-        wanted = {block.index: block for block in self.layout.blocks_of(first, stop)}
+        wanted = {block.index: block for stage in stages for block in self.layout.blocks_of(*stage)}
         self.working = {
             index: self.working.get(index) or [0] * (block.size // ALIGNMENT)
             for index, block in wanted.items()
         }
         self.version = {index: self.version.get(index) for index in wanted}
-        self.first, self.stop = first, stop
+        self.held = stages
 
     def clear_gradients(self) -> None:
         self.accumulators = dict.fromkeys(self.working, 0)

@@ -183,7 +183,7 @@ class SimWorker(ControlEnd):
         self.exponents = {v: known for v, known in kept.items() if v < version} | {version: resume.exponents}
         salvaged = resume.salvage
         if salvaged is None or self.worker not in salvaged.contributors:
-            self.progress.begin(0, 0, (0, 0))  # the sums that it speaks of may not survive the move
+            self.progress.begin(0, 0, {})  # the sums that it speaks of may not survive the move
         yield from mover.move()
         self._version = version
         self._whole = {step: record for step, record in self._whole.items() if step <= version}
@@ -247,7 +247,7 @@ class SimWorker(ControlEnd):
     def _tell_measured(self, step: int) -> None:
         times, self._times = self._times, {"forward": [], "backward": []}
         whole = times["forward"] and times["backward"]
-        layers = range(self.stage.first, self.stage.stop) if whole else ()
+        layers = [layer for stage in self.stage.held for layer in range(*stage)] if whole else []
         seconds = {what: sum(taken) / len(taken) for what, taken in times.items() if taken}
         self.tell(
             Measured(

@@ -172,7 +172,7 @@ def test_a_stage_is_told_of_what_it_reads_only() -> None:
 
     plan = Plan(1, (Stage(0, 2, (0, 1)), Stage(2, 4, (2, 3))), ((0, 1, 0, 1), (2, 3, 2, 3)), ())
     announce(Listening(1), plan, 0, 7)
-    announce(Listening(1), plan, 2, 7, started=[0])
+    announce(Listening(1), plan, 2, 7, started=[(Side.TARGETS, 0)])
     sides = [{each.side for each in wanted} for wanted in told]
     assert sides == [{Side.INPUTS}, {Side.TARGETS}]
     assert [(w.step, w.micro_batch) for w in told[0]] == [

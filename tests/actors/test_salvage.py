@@ -46,7 +46,7 @@ def test_only_what_the_lost_worker_did_is_done_again(tmp_path: Path, monkeypatch
 
     def counting(self: StageModel, step: int, micro_batch: int, *rest: Any, **named: Any) -> None:
         if step == 3:
-            backwards[self.first, micro_batch] += 1
+            backwards[self.held[0][0], micro_batch] += 1
         backward(self, step, micro_batch, *rest, **named)
 
     monkeypatch.setattr(StageModel, "backward", counting)

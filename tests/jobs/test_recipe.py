@@ -208,6 +208,17 @@ WRONG = {
         'workers = 4\nstages = "many"',
         'demo.toml: parallel.stages must be "auto" or a whole number of at least 1, not "many".',
     ),
+    "unknown schedule": (
+        "workers = 4",
+        'workers = 4\nschedule = "2f2b"',
+        'demo.toml: parallel.schedule must be one of gpipe, 1f1b, interleaved, zero-bubble, not "2f2b".',
+    ),
+    "chunks that the schedule cannot do": (
+        "workers = 4",
+        "workers = 4\nchunks = 2",
+        "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a "
+        "worker, not 2: choose interleaved.",
+    ),
     "no stages": (
         "workers = 4",
         "workers = 4\nstages = 0",

@@ -24,6 +24,7 @@ from runtime.resharding import (
     plan_transfers,
     subtract,
 )
+from strategies.folding import folded, unfolded
 from strategies.planner import CostModel, choose_plan
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=5)
@@ -176,7 +177,9 @@ def histories(draw: st.DrawFn) -> tuple[Layout, Plan, Plan, list[int]]:
     members = [Member(i, domain) for i, domain in enumerate(domains)]
     costs = CostModel.unmeasured(layout)
     stages = st.integers(1, 4)
-    old, _ = choose_plan(1, members, layout, costs, 4, draw(stages))
+    chunks = draw(st.integers(1, 3))
+    planned, _ = choose_plan(1, members, layout, costs, 4, draw(stages))
+    old = unfolded(planned, chunks, layout, members, [1.0] * layers)
     several = len(set(domains)) > 1
     doomed = draw(st.sampled_from(sorted(set(domains)))) if several else None
     lost = (
@@ -191,8 +194,10 @@ def histories(draw: st.DrawFn) -> tuple[Layout, Plan, Plan, list[int]]:
     drained = draw(st.sampled_from(present))
     if len(present) > 1 and draw(st.booleans()):
         present = [m for m in present if m != drained]
-    new, _ = choose_plan(2, present, layout, costs, 4, draw(stages), draw(st.sampled_from([old, None])))
-    return layout, old, new, lost
+    planned, _ = choose_plan(
+        2, present, layout, costs, 4, draw(stages), draw(st.sampled_from([folded(old), None]))
+    )
+    return layout, old, unfolded(planned, chunks, layout, present, [1.0] * layers), lost
 
 
 @given(histories(), st.data())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member
-from runtime.salvage import Progress, Status, kept, remaining, salvage
+from runtime.salvage import Progress, Status, kept, layers_of, remaining, salvage
 from strategies.costs import CostModel
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
@@ -29,9 +29,8 @@ def plan_of(workers: int, stages: int):  # type: ignore[no-untyped-def]
 
 
 def progress_of(plan, worker: int, done: int, step: int = STEP) -> Progress:  # type: ignore[no-untyped-def]
-    stage = plan.stages[plan.stage_of(worker)]
-    mine = plan.micro_batches_of(worker)
-    return Progress(step, stage.first, stage.stop, dict.fromkeys(mine[:done], Status.DONE))
+    mine = [(plan.stage_of(worker), micro_batch) for micro_batch in plan.micro_batches_of(worker)]
+    return Progress(step, layers_of(plan, worker), dict.fromkeys(mine[:done], Status.DONE))
 
 
 @given(st.data())
@@ -54,9 +53,11 @@ def test_a_mended_plan_is_whole_and_keeps_what_it_says(data: st.DataObject) -> N
         assert all(new == old_one for old_one, new in zip(before, after, strict=True) if old_one not in lost)
     assert found.contributors == set(progress)
     done = {(k, m) for k, statuses in enumerate(found.statuses) for m in statuses}
-    assert done == {(old.stage_of(w), m) for w, p in progress.items() for m in p.statuses}
+    assert done == {task for p in progress.values() for task in p.statuses}
     left = remaining(plan, found)
-    assert sum(left.values()) == MICRO_BATCHES * len(plan.stages) - len(done)
+    assert sum(sum(stages.values()) for stages in left.values()) == MICRO_BATCHES * len(plan.stages) - len(
+        done
+    )
     assert 0.0 <= kept(plan, found) <= 1.0
     for block in LAYOUT.blocks:
         assert sum(shard.size for shard in plan.shards_of(block.index)) == block.size
@@ -74,7 +75,7 @@ def test_progress_of_another_step_or_other_layers_is_not_used() -> None:
     old = plan_of(4, 2)
     wrong = progress_of(old, 0, 2)
     others = {
-        0: Progress(STEP, wrong.first, wrong.stop - 1, wrong.statuses),
+        0: Progress(STEP, {0: (0, old.stages[0].stop - 1)}, wrong.statuses),
         1: progress_of(old, 1, 2, step=STEP + 1),
         2: progress_of(old, 2, 2),
     }

@@ -16,7 +16,7 @@ from runtime.plan import Member, Plan
 from strategies.costs import STATE, Division, Predictor
 from strategies.planner import ROOM, CostModel, choose_plan, predicted_gain
 from strategies.ranking import UNSTEADINESS, assign, stages_of, step_seconds
-from strategies.schedule import simulate_step
+from strategies.step_time import simulate_step
 
 
 def layout_of(layers: int, units: int = 8, tied: bool = False) -> Layout:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runtime.exact import next_exponents
 from strategies.model import build_model, flat_parameters
 from strategies.share import contributions
-from strategies.stage import Precision, StageModel
+from strategies.stage import Activation, Precision, StageModel
 from tests.support.models import Tokens, build
 from tests.support.values import build_values
 
@@ -30,7 +30,7 @@ def stage(first: int, stop: int, builder: Any = build, *, exact: bool = True, **
     model = build_model(builder, seed=7)
     flats = {block.index: flat_parameters(model, block) for block in model.layout.blocks}
     made = StageModel(model, seed=7, precision=Precision(**precision), device=CPU, exact=exact)
-    made.hold(first, stop)
+    made.hold((first, stop))
     fill(made, flats)
     return made
 
@@ -90,6 +90,55 @@ def test_sums_depend_neither_on_cut_nor_on_order(
         assert total_N.any(), f"block {block} has gradients"
 
 
+@pytest.mark.parametrize("builder", [build, build_values], ids=["tensors", "values"])
+@pytest.mark.parametrize("recompute", [(), (0, 1, 3)])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_backward_in_two_parts_has_the_bits_of_one(
+    builder: Any, recompute: tuple[int, ...], interrupted: bool
+) -> None:
+    """All input gradients first, then the weights'; ``interrupted`` before every single layer."""
+    layers = len(builder()[0])
+    whole, split = (stage(0, layers, builder, recompute=recompute) for _ in range(2))
+    exponents = [20] * len(whole.layout.tensors)
+    for each in (whole, split):
+        each.clear_gradients()
+    put_off: list[list[Activation]] = []
+    for micro_batch in range(3):
+        train([whole], 1, micro_batch, exponents)
+        inputs, targets = Tokens(5).micro_batch(1, micro_batch)
+        value, activations = split.forward(1, micro_batch, inputs, train=True, check=go_on)
+        gradients = split.loss_of(value, targets, train=True)[2]
+        deferred: list[Activation] = []
+        backward = partial(
+            split.backward, 1, micro_batch, activations, gradients, exponents, deferred=deferred
+        )
+        again_and_again(backward, interrupted)
+        put_off.append(deferred)
+    assert not any(total_N.any() for total_N in split.accumulators.values()), "nothing is summed so far"
+    for deferred in put_off:
+        assert len(deferred) > 1
+        again_and_again(partial(split.weight_gradients, deferred, exponents), interrupted)
+    for block, total_N in whole.accumulators.items():
+        assert total_N.any() and split.accumulators[block].equal(total_N)
+    assert split.maxima_T.equal(whole.maxima_T)
+
+
+def again_and_again(work: Any, interrupted: bool) -> None:
+    """Calls ``work`` until it ends; ``interrupted``: every call gets through one layer only."""
+    left = [2 if interrupted else 1 << 30]
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Halt
+
+    while True:
+        try:
+            return work(check=check)
+        except Halt:
+            left[0] = 2
+
+
 def test_recomputed_layers_keep_no_outputs() -> None:
     made = stage(0, LAYERS, recompute=(1, 3))
     _, activations = made.forward(1, 0, Tokens(5).micro_batch(1, 0)[0], train=True, check=go_on)
@@ -125,7 +174,7 @@ def test_evaluation_drops_nothing_and_keeps_nothing() -> None:
 def test_layers_come_and_go_and_kept_blocks_stay() -> None:
     made = stage(0, 3)
     kept = {block: made.working[block] for block in made.working}
-    made.hold(1, 4)
+    made.hold((1, 4))
     layout = made.layout
     held = {block.index for block in layout.blocks_of(1, 4)}
     assert made.working.keys() == made.version.keys() == made.accumulators.keys() == held

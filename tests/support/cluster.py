@@ -239,7 +239,8 @@ class LocalRun:
             spares=self.spares,
             patience=self.patience,
         )
-        chooser = plan_chooser(first.layout, first.profile, self.job.micro_batches, self.stages)
+        job = self.job
+        chooser = plan_chooser(first.layout, first.profile, job.micro_batches, self.stages, job.chunks)
         mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
         return Controller(terms, chooser, self.plan_gain, mender)
 

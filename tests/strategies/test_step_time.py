@@ -1,4 +1,4 @@
-"""1F1B keeps to its limit, never deadlocks and takes the time that theory gives."""
+"""The planner's simulation of 1F1B never deadlocks and takes the time that theory gives."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from runtime.plan import Plan, Stage
 from strategies.partition import deal_micro_batches
-from strategies.schedule import (
-    Instruction,
-    OneForwardOneBackward,
-    group_limit,
-    in_flight_limit,
-    simulate_step,
-)
+from strategies.schedules.limits import group_limit, in_flight_limit
+from strategies.step_time import simulate_step
 
 
 def plan_of(groups: Sequence[int], micro_batches: int) -> Plan:
@@ -27,22 +22,6 @@ def plan_of(groups: Sequence[int], micro_batches: int) -> Plan:
         first += size
     rows = tuple(deal_micro_batches([(w, 1.0) for w in stage.workers], micro_batches) for stage in stages)
     return Plan(0, tuple(stages), rows, ())
-
-
-@pytest.mark.parametrize(
-    ("forwards", "backwards", "in_flight", "expected"),
-    [
-        (1, 1, 1, Instruction.BACKWARD),
-        (0, 1, 2, Instruction.BACKWARD),
-        (1, 0, 1, Instruction.FORWARD),
-        (1, 0, 2, Instruction.WAIT),
-        (0, 0, 1, Instruction.WAIT),
-    ],
-)
-def test_backward_first_then_forward_below_the_limit(
-    forwards: int, backwards: int, in_flight: int, expected: Instruction
-) -> None:
-    assert OneForwardOneBackward(2).next_instruction(forwards, backwards, in_flight) is expected
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -1,0 +1,191 @@
+"""The bubble of every schedule: measured in a real run, beside the simulated one and the textbook's.
+
+Real Ray actors, one a stage; only the layers' compute is emulated by sleeping (``emulated``). A pass lasts
+from its beginning, which is the same moment for all workers, to the end of the last one's last backward; the
+bubble is the share of all workers' time in it that no layer takes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from jobs.bench.emulated import BACKWARD
+from jobs.bench.report import BenchReport
+from jobs.bench.resident import started, wait_for
+from jobs.recipe import Recipe
+from runtime.plan import Plan, WorkerId
+from runtime.protocol import Measured
+from strategies.schedules.registry import schedule_named
+from strategies.schedules.simulation import StageSeconds, Timeline, simulate
+
+GOAL = 0.1
+STAGES, LAYERS = 4, 8
+FORWARD_SECONDS = 0.03
+"""Per layer: so long that messages and sums, some milliseconds a micro-batch, are little beside it."""
+
+STEPS = 3
+"""Over how many steps a bubble is measured. A run's first is left out: it probes the gradients' scale."""
+
+CASES: tuple[tuple[str, int, int], ...] = (
+    ("gpipe", 4, 1),
+    ("gpipe", 16, 1),
+    ("1f1b", 16, 1),
+    ("interleaved", 16, 2),
+    ("zero-bubble", 16, 1),
+)
+"""(schedule, micro-batches, chunks)."""
+
+
+def formula(schedule: str, micro_batches: int, chunks: int) -> float:
+    """The textbook's bubble, input and weight gradients as long as a forward: see the schedules' files."""
+    gap = (STAGES - 1) * (1 / 3 if schedule == "zero-bubble" else 1 / chunks)
+    return gap / (micro_batches + gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Bubble:
+    """One schedule; ``measured`` is the median over steps."""
+
+    schedule: str
+    micro_batches: int
+    chunks: int
+    measured: float
+    simulated: Timeline
+    step_seconds: float
+
+    @property
+    def deviation(self) -> float:
+        """Of the measured bubble from the simulated one, relative."""
+        return self.measured / self.simulated.bubble - 1.0
+
+
+def measured_bubble(plan: Plan, measured: Mapping[WorkerId, Measured]) -> float:
+    """Of one step, from what its workers measured: seconds in each layer, and those of the whole pass."""
+    busy = sum(
+        (each.forward[layer] + each.backward[layer]) * len(plan.micro_batches_of(worker, k))
+        for worker, each in measured.items()
+        for k in plan.stages_of(worker)
+        for layer in range(plan.stages[k].first, plan.stages[k].stop)
+    )
+    pass_seconds = max(each.seconds["pipeline"] for each in measured.values())
+    return 1.0 - busy / (len(measured) * pass_seconds)
+
+
+def simulated(schedule: str, plan: Plan) -> Timeline:
+    """The same plan under the simulated clock, with the seconds that the layers sleep."""
+    each = BACKWARD * FORWARD_SECONDS / 2
+    layers = [stage.stop - stage.first for stage in plan.stages]
+    seconds = [StageSeconds(n * FORWARD_SECONDS, n * each, n * each) for n in layers]
+    return simulate(schedule_named(schedule, len(plan.stages) // STAGES), plan, seconds)
+
+
+def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
+    """The run that is measured. It would go on for longer than the bench lasts."""
+    return Recipe.model_validate(
+        {
+            "run": {"name": f"schedules-{schedule}", "steps": 100_000, "seed": 1},
+            "model": {
+                "build": "jobs.bench.emulated:build",
+                "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS},
+            },
+            "data": {"build": "jobs.bench.emulated:build_data"},
+            "optimizer": {"learning_rate": 1e-4},
+            "parallel": {
+                "workers": STAGES,
+                "stages": STAGES,
+                "schedule": schedule,
+                "chunks": chunks,
+                "micro_batches": micro_batches,
+                "micro_batch_size": 1,
+                "cpus_per_worker": 0.0,
+                "rebalance": False,
+            },
+            "metrics": {"enabled": False},
+        }
+    )
+
+
+def measure(schedule: str, micro_batches: int, chunks: int, folder: Path) -> Bubble:
+    """Runs a few steps. Raises RuntimeError if the run ends by itself."""
+    with started(recipe(schedule, micro_batches, chunks), folder) as run:
+        bubbles: dict[int, tuple[float, float]] = {}
+
+        def enough() -> bool:
+            found = _whole_step(run)
+            if found is not None and found[0] > 1:
+                bubbles[found[0]] = found[1], found[2]
+            return len(bubbles) >= STEPS
+
+        wait_for(f"{STEPS} steps of {schedule}", enough, poll_seconds=0.3)
+        plan = run.plan()
+        assert plan is not None, "a run that has committed steps has a plan"
+    measured, seconds = zip(*bubbles.values(), strict=True)
+    assert len(plan.stages) == STAGES * chunks, "every worker has its chunks"
+    return Bubble(
+        schedule, micro_batches, chunks, median(measured), simulated(schedule, plan), median(seconds)
+    )
+
+
+def _whole_step(run: RayRun) -> tuple[int, float, float] | None:
+    """(the newest step that all workers have told of, its bubble, its pass's seconds)."""
+    progress, plan, measured = run.progress(1 << 30, 0), run.plan(), run.measured()
+    if progress.outcome is not None:
+        raise RuntimeError(f"the run ended early: {progress.message}")
+    if plan is None or len(measured) < STAGES or len({each.step for each in measured.values()}) > 1:
+        return None
+    step = next(iter(measured.values())).step
+    return step, measured_bubble(plan, measured), max(m.seconds["pipeline"] for m in measured.values())
+
+
+def report(results: Sequence[Bubble]) -> BenchReport:
+    """The table."""
+    worst = max(abs(each.deviation) for each in results)
+    return BenchReport(
+        bench="schedules",
+        headline={"worst_deviation": worst},
+        goal=f"worst_deviation <= {GOAL}",
+        met=worst <= GOAL,
+        rows=tuple(
+            {
+                "schedule": each.schedule,
+                "micro_batches": each.micro_batches,
+                "chunks": each.chunks,
+                "formula": formula(each.schedule, each.micro_batches, each.chunks),
+                "simulated": each.simulated.bubble,
+                "measured": each.measured,
+                "deviation": each.deviation,
+                "simulated_seconds": each.simulated.seconds,
+                "measured_seconds": each.step_seconds,
+                "peak_activations": max(each.simulated.peaks.values()) / (LAYERS // STAGES),
+            }
+            for each in results
+        ),
+        notes=(
+            "the layers' compute is emulated: a layer sleeps in forward, as long for its input's gradient "
+            "and as long for its weights'; actors, messages and sums are real",
+            f"{LAYERS} equal layers on {STAGES} workers; seconds are those of the forwards and backwards of "
+            "a step; peak activations are in micro-batches of a worker's layers, by the simulation",
+        ),
+    )
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; takes about two minutes. Raises RuntimeError if a run ends by itself."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder, connect(None, STAGES, 1.0, 0.0):
+        for number, case in enumerate(CASES):
+            results.append(measure(*case, Path(folder) / f"{number}"))
+            each = results[-1]
+            console.print(
+                f"{each.schedule}, {each.micro_batches} micro-batches: bubble {each.measured:.1%}, simulated "
+                f"{each.simulated.bubble:.1%}",
+                highlight=False,
+            )
+    return report(results)
