@@ -39,6 +39,11 @@ FILES = ("fp32", "exp_avg", "exp_avg_sq")
 
 OPTIMIZER_STATE = "optimizer_state.pt"
 
+FORMAT_OF = "0.19.8"
+"""The DeepSpeed version whose universal format is written."""
+
+MOST_GROUPS = 64
+
 
 def import_checkpoint(
     source: str | Path, recipe: Recipe, run_folder: str | Path, *, step: int | None = None
@@ -93,14 +98,20 @@ def export_checkpoint(run: str | Path, target: str | Path, *, version: int | Non
                     torch.save({"param": values.clone()}, zero / name / f"{file}.pt")
                 torch.save(torch.tensor(float(manifest.version)), zero / name / "step.pt")
                 module[name] = rows[0].clone()
-    group = {"step": manifest.version, "lr": recipe.optimizer.learning_rate, "betas": recipe.optimizer.betas}
-    torch.save({"param_groups": [group]}, zero / OPTIMIZER_STATE)
-    names = {name: values.shape for name, values in module.items()}
+    # as many as DeepSpeed may look at: it restores no more groups of an optimizer than there are here
+    groups: list[dict[str, Any]] = [{} for _ in range(MOST_GROUPS)]
+    groups[0]["step"] = manifest.version
+    torch.save({"ds_version": FORMAT_OF, "param_groups": groups}, zero / OPTIMIZER_STATE)
     states = {
         "module": module,
-        "param_shapes": [names],
+        "param_shapes": [{name: values.shape for name, values in module.items()}],
+        "ds_version": FORMAT_OF,
         "global_steps": manifest.version,
         "iteration": manifest.version,
+        "skipped_steps": 0,
+        "dp_world_size": 1,
+        "mp_world_size": 1,
+        "lr_scheduler": {"last_batch_iteration": manifest.version - 1},
     }
     torch.save(states, target / "mp_rank_00_model_states.pt")
     return manifest.version
