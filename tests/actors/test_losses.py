@@ -18,6 +18,7 @@ from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, ran
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import toy_bits
 from tests.support.models import build
+from tests.support.ray_jobs import wait_until
 
 STEPS = 5
 CERTAIN = ("reduce", "exchange", "optimizer", "gather", "backup")
@@ -146,15 +147,22 @@ def test_killed_from_outside(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("checkpoint_every", [0, 1])
 def test_owner_and_backup_are_lost(tmp_path: Path, checkpoint_every: int) -> None:
     """Three of four die at once: their shards' backups too. The newest checkpoint counts, else the seed."""
+    trigger = Trigger(5, 0)
+    data = partial(TriggeringTokens, 5, trigger)
     group = frozenset({0, 1, 2})
-    faults = [Fault(1, 5, "forward")]
-    run = chaos(tmp_path, faults, 4, 1, together=[group], checkpoint_every=checkpoint_every)
+    run = chaos(tmp_path, [], 4, 1, together=[group], checkpoint_every=checkpoint_every, build_data=data)
+
+    def die() -> None:
+        if checkpoint_every:  # they are written behind the training's back
+            wait_until(lambda: run.controller.durable is not None, "a checkpoint")
+        run.kill(1)
+
+    trigger.action = die
     result = run.run()
     assert_nothing_happened_to_the_result(run, result)
     (event,) = [event for event in recoveries(result) if event.source != "peers"]
     text = sentence(event)
     if checkpoint_every:
-        # they are written behind the training's back, so the newest one is at most a few steps old
         assert event.source == "checkpoint" and 1 <= event.from_version <= 4
         assert (
             f"from the checkpoint of step {event.from_version}: newer state was lost with its backups" in text
