@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 def test_two_at_once_cost_the_steps_since_the_newest_checkpoint(tmp_path: Path) -> None:
     """Nothing is complete any more, so it goes on from what is on disk, and the log says so."""
     # the owner and the backup of a shard are read from the plan, which must not change before they are lost
-    recipe = recipe_of("nodes", checkpoint={"every": 10, "keep": 2}, rebalance=False)
+    recipe = recipe_of("nodes", checkpoint={"every": 10, "keep": 2})
     with ray_cluster(NODES, 1) as cluster, start(tmp_path, recipe) as run:
         watched = Watched(run, RunFolder(tmp_path), Expected(recipe))
         members = watched.full()

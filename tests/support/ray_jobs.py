@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from jobs.assembly import optimizer_settings
 from jobs.data.multimodal import MultimodalData
 from jobs.data.multimodal import build as build_captions
 from jobs.recipe import Recipe
 from runtime.samples import Read
 from tests.support.expected import Bits, reference_bits
-from tests.support.models import Tokens
+from tests.support.models import Tokens, build
 
 TOKEN = "REKNIT_TEST_TOKEN"
 """Set in the environment of a child, and so in that of all processes that come from it."""
@@ -61,25 +63,49 @@ def build_paced_captions(seconds: float, **arguments: Any) -> PacedCaptions:
     return data
 
 
+class Steady(nn.Module):
+    """Computes what ``layer`` does, in a millisecond at least."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, value: Tensor) -> Tensor:
+        time.sleep(1e-3)
+        computed: Tensor = self.layer(value)
+        return computed
+
+
+def build_steady() -> tuple[list[nn.Module], Any]:
+    """The toy model, of layers whose seconds hardly vary."""
+    layers, loss = build()
+    return [Steady(layer) for layer in layers], loss
+
+
 def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **sections: Any) -> Recipe:
-    """Micro-batches, seed and data of ``toy_job``. ``sections`` replace or add whole sections."""
+    """Micro-batches, seed and data of ``toy_job``. ``sections`` replace or add whole sections.
+
+    Work is not divided by speed: on a busy machine a worker can look so slow that it is sent away. And layers
+    take a millisecond, else messages take longer than they do and fewer workers may be faster.
+    """
+    parallel = {
+        "workers": workers,
+        "stages": stages,
+        "micro_batches": 5,
+        "micro_batch_size": 2,
+        "cpus_per_worker": 0.25,
+    }
     return Recipe.model_validate(
         {
             "run": {"name": name, "steps": steps, "seed": 7},
-            "model": {"build": "tests.support.models:build"},
+            "model": {"build": "tests.support.ray_jobs:build_steady"},
             "data": {"build": "tests.support.ray_jobs:build_tokens"},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "decay_steps": 1000, "clip_norm": 0.5},
-            "parallel": {
-                "workers": workers,
-                "stages": stages,
-                "micro_batches": 5,
-                "micro_batch_size": 2,
-                "cpus_per_worker": 0.25,
-            },
             "metrics": {"enabled": False},
             # a busy machine holds up heartbeats; only tests of detection are in a hurry
             "detection": {"silence_seconds": 30.0, "stuck_seconds": 60.0},
             **sections,
+            "parallel": {"rebalance": False, **sections.get("parallel", parallel)},
         }
     )
 

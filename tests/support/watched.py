@@ -33,7 +33,6 @@ def recipe_of(
     steps: int = FOR_EVER,
     *,
     most: int | None = WORKERS,
-    rebalance: bool = True,
     **sections: Any,
 ) -> Recipe:
     return toy_recipe(
@@ -50,7 +49,6 @@ def recipe_of(
             "micro_batch_size": 2,
             "cpus_per_worker": 0.1,
             "resources": {SLOT: 1.0},
-            "rebalance": rebalance,
         },
         **{"detection": {"silence_seconds": 2.0, "stuck_seconds": 20.0}, **sections},
     )
