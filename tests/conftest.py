@@ -10,6 +10,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Ray takes up a process's mode once, and a cluster that it starts later would have the default one
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
 settings.register_profile("untimed", deadline=None)  # speed is measured in benches, never asserted here
 settings.load_profile("untimed")
 
