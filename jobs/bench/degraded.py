@@ -24,6 +24,7 @@ from jobs.bench.emulated import BACKWARD
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
 from jobs.bench.simulated import Simulated, disturbance
+from jobs.bench.sleeping import recipe_of
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan
@@ -73,25 +74,14 @@ class Degraded:
 
 def recipe(workers: int) -> Recipe:
     """The run that is measured. It would go on for longer than any bench lasts."""
-    return Recipe.model_validate(
-        {
-            "run": {"name": f"degraded-{workers}", "steps": 100_000, "seed": 1},
-            "model": {
-                "build": "jobs.bench.emulated:build",
-                "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS[workers]},
-            },
-            "data": {"build": "jobs.bench.emulated:build_data"},
-            "optimizer": {"learning_rate": 1e-4},
-            "parallel": {
-                "workers": workers,
-                "stages": STAGES,
-                "micro_batches": MICRO_BATCHES,
-                "micro_batch_size": 1,
-                "cpus_per_worker": 0.0,
-            },
-            "metrics": {"enabled": False},
-        }
-    )
+    parallel = {
+        "workers": workers,
+        "stages": STAGES,
+        "micro_batches": MICRO_BATCHES,
+        "cpus_per_worker": 0.0,
+    }
+    seconds = FORWARD_SECONDS[workers]
+    return recipe_of(f"degraded-{workers}", parallel, layers=LAYERS, forward_seconds=seconds)
 
 
 def settled(steps: Sequence[StepRecord], workers: int) -> list[float]:

@@ -27,7 +27,7 @@ from rich.console import Console
 from jobs.bench.goodput_systems import System, ray_train, reknit, torchft
 from jobs.bench.goodput_trace import Account, Change, account, calls, trace
 from jobs.bench.report import BenchReport
-from jobs.recipe import Recipe
+from jobs.bench.sleeping import recipe_of
 
 GOAL, RATIO_GOAL = 0.90, 1.6
 WINDOW_SECONDS, KILL_EVERY, NEWCOMER_AFTER = 60.0, 10.0, 15.0
@@ -43,25 +43,12 @@ STEPS_TOGETHER = 4
 
 _POLL_SECONDS = 0.1
 
-RECIPE = Recipe.model_validate(
-    {
-        "run": {"name": "bench-goodput", "steps": 1_000_000, "seed": 1},
-        "model": {
-            "build": "jobs.bench.emulated:build",
-            "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS},
-        },
-        "data": {"build": "jobs.bench.emulated:build_data"},
-        "optimizer": {"learning_rate": 1e-4},
-        "parallel": {
-            "workers": 4,
-            "max_workers": 4,
-            "min_workers": 1,
-            "stages": 1,
-            "micro_batches": 12,
-            "micro_batch_size": 1,
-        },
-        "metrics": {"enabled": False},
-    }
+RECIPE = recipe_of(
+    "bench-goodput",
+    {"workers": 4, "max_workers": 4, "min_workers": 1, "stages": 1, "micro_batches": 12},
+    steps=1_000_000,
+    layers=LAYERS,
+    forward_seconds=FORWARD_SECONDS,
 )
 PLACES = RECIPE.parallel.workers
 BATCH = RECIPE.parallel.micro_batches * RECIPE.parallel.micro_batch_size

@@ -19,6 +19,7 @@ from actors.cluster import RayRun, connect
 from jobs.bench.emulated import BACKWARD
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
+from jobs.bench.sleeping import recipe_of
 from jobs.recipe import Recipe
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
@@ -88,28 +89,16 @@ def simulated(schedule: str, plan: Plan) -> Timeline:
 
 def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
     """The run that is measured. It would go on for longer than the bench lasts."""
-    return Recipe.model_validate(
-        {
-            "run": {"name": f"schedules-{schedule}", "steps": 100_000, "seed": 1},
-            "model": {
-                "build": "jobs.bench.emulated:build",
-                "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS},
-            },
-            "data": {"build": "jobs.bench.emulated:build_data"},
-            "optimizer": {"learning_rate": 1e-4},
-            "parallel": {
-                "workers": STAGES,
-                "stages": STAGES,
-                "schedule": schedule,
-                "chunks": chunks,
-                "micro_batches": micro_batches,
-                "micro_batch_size": 1,
-                "cpus_per_worker": 0.0,
-                "rebalance": False,
-            },
-            "metrics": {"enabled": False},
-        }
-    )
+    parallel = {
+        "workers": STAGES,
+        "stages": STAGES,
+        "schedule": schedule,
+        "chunks": chunks,
+        "micro_batches": micro_batches,
+        "cpus_per_worker": 0.0,
+        "rebalance": False,
+    }
+    return recipe_of(f"schedules-{schedule}", parallel, layers=LAYERS, forward_seconds=FORWARD_SECONDS)
 
 
 def measure(schedule: str, micro_batches: int, chunks: int, folder: Path) -> Bubble:

@@ -21,6 +21,7 @@ from jobs.bench.emulated import slow_down
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
 from jobs.bench.simulated import Simulated, disturbance
+from jobs.bench.sleeping import recipe_of
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan
@@ -56,25 +57,13 @@ class Phase:
 
 def recipe(pace: Path) -> Recipe:
     """The run that is measured, at the size of ``degraded``. It would go on for longer than any bench."""
-    return Recipe.model_validate(
-        {
-            "run": {"name": "slow", "steps": 100_000, "seed": 1},
-            "model": {
-                "build": "jobs.bench.emulated:build",
-                "arguments": {"layers": LAYERS, "forward_seconds": FORWARD_SECONDS, "pace": str(pace)},
-            },
-            "data": {"build": "jobs.bench.emulated:build_data"},
-            "optimizer": {"learning_rate": 1e-4},
-            "parallel": {
-                "workers": WORKERS,
-                "stages": STAGES,
-                "micro_batches": MICRO_BATCHES,
-                "micro_batch_size": 1,
-                "cpus_per_worker": 0.0,
-            },
-            "metrics": {"enabled": False},
-        }
-    )
+    parallel = {
+        "workers": WORKERS,
+        "stages": STAGES,
+        "micro_batches": MICRO_BATCHES,
+        "cpus_per_worker": 0.0,
+    }
+    return recipe_of("slow", parallel, layers=LAYERS, forward_seconds=FORWARD_SECONDS, pace=str(pace))
 
 
 def seconds_after(steps: Sequence[StepRecord], generation: int, moment: float) -> list[float]:

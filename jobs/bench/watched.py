@@ -15,6 +15,7 @@ from typing import Any
 from actors.cluster import RayRun
 from actors.recorder import Progress
 from jobs.bench.resident import started, wait_for
+from jobs.bench.sleeping import recipe_of
 from jobs.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
@@ -26,27 +27,22 @@ END_SECONDS = 60.0
 def recipe(name: str, workers: int, layers: int, forward_seconds: float, **model: Any) -> Recipe:
     """A run in two stages whose lost workers are replaced and whose work is divided anew for no other
     reason. Four micro-batches a worker. ``model``: further arguments of ``traced.build``."""
-    return Recipe.model_validate(
-        {
-            "run": {"name": name, "steps": 100_000, "seed": 1},
-            "model": {
-                "build": "jobs.bench.traced:build",
-                "arguments": {"layers": layers, "forward_seconds": forward_seconds, **model},
-            },
-            "data": {"build": "jobs.bench.emulated:build_data"},
-            "optimizer": {"learning_rate": 1e-4},
-            "parallel": {
-                "workers": workers,
-                "min_workers": 2,
-                "max_workers": workers,
-                "rebalance": False,
-                "stages": 2,
-                "micro_batches": 4 * workers,
-                "micro_batch_size": 1,
-                "cpus_per_worker": 0.0,
-            },
-            "metrics": {"enabled": False},
-        }
+    parallel = {
+        "workers": workers,
+        "min_workers": 2,
+        "max_workers": workers,
+        "rebalance": False,
+        "stages": 2,
+        "micro_batches": 4 * workers,
+        "cpus_per_worker": 0.0,
+    }
+    return recipe_of(
+        name,
+        parallel,
+        build="jobs.bench.traced:build",
+        layers=layers,
+        forward_seconds=forward_seconds,
+        **model,
     )
 
 
