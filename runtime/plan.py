@@ -45,6 +45,22 @@ class Shard:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a plan's work is done, as far as that never changes the result's bits.
+
+    ``schedule`` and ``sharding`` are names of their registries; a stage group holds ``chunks`` stages, and
+    ``sequence`` of its workers compute a micro-batch together. ``recompute``: the layers, ascending, whose
+    activations are computed again in backward.
+    """
+
+    schedule: str
+    chunks: int = 1
+    sharding: str = "zero1"
+    sequence: int = 1
+    recompute: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """Work divided among the members of one generation.
@@ -52,12 +68,14 @@ class Plan:
     ``assignment[k][m]`` is the worker that computes micro-batch m at stage k. ``shards`` lists
     every block's shards in order of (block, start); together they cover each block once. A stage group
     may hold several stages: then these have the same workers, and each of them is a chunk of theirs.
+    ``strategy``: how it is done, where that was searched for; None: as the job says.
     """
 
     generation: int
     stages: tuple[Stage, ...]
     assignment: tuple[tuple[WorkerId, ...], ...]
     shards: tuple[Shard, ...]
+    strategy: Strategy | None = None
 
     @cached_property
     def workers(self) -> tuple[WorkerId, ...]:
@@ -140,7 +158,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        return Plan, (self.generation, self.stages, self.assignment, self.shards)
+        return Plan, (self.generation, self.stages, self.assignment, self.shards, self.strategy)
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:

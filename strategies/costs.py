@@ -38,7 +38,13 @@ class CostModel:
     ``parameter_bytes`` count float32 parameters (a shared one in every layer that uses it);
     ``boundary_bytes[l]`` passes from layer l to l + 1 per micro-batch (empty: unknown, taken as 0).
     A move's seconds are spread over ``amortised_steps`` steps. ``worker_memory_bytes`` is what a
-    worker has for parameters, accumulators, state and backups, activations excluded; None: plenty.
+    worker has for parameters, accumulators, state, backups and activations; None: plenty.
+
+    ``split_seconds`` are the (input gradient, weight gradient) of a backward that is taken in two parts
+    (empty: each the half of a whole one). ``kept_bytes[l]`` is what layer l keeps of a micro-batch from
+    forward to backward, its input left out and its output counted (empty: unknown, taken as 0);
+    ``entry_bytes`` is the first layer's input. ``host_state``: state and backups are in another memory than
+    ``worker_memory_bytes``.
     """
 
     forward_seconds: tuple[float, ...]
@@ -48,6 +54,10 @@ class CostModel:
     boundary_bytes: tuple[int, ...] = ()
     amortised_steps: int = 100
     worker_memory_bytes: int | None = None
+    split_seconds: tuple[tuple[float, float], ...] = ()
+    kept_bytes: tuple[int, ...] = ()
+    entry_bytes: int = 0
+    host_state: bool = False
 
     @classmethod
     def unmeasured(cls, layout: Layout, seconds: float = 0.01) -> CostModel:

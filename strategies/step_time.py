@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from runtime.plan import Plan, WorkerId
 from strategies.schedules.limits import group_limit
+from strategies.schedules.simulation import GOLDEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,6 @@ def simulate_step(
             )
         )
     return simulate_pipeline(times, unsteadiness)
-
-
-GOLDEN = 0.6180339887498949
-"""The golden ratio's fraction: multiples of it, less their whole part, spread evenly over 0 to 1."""
 
 
 def simulate_pipeline(stages: Sequence[StageTimes], unsteadiness: float = 0.0) -> float:

@@ -16,6 +16,9 @@ from strategies.schedules.instructions import Offer, Place, Schedule, Tally, Wor
 TIE = 1e-9
 """Relative: what ends within so little of the same moment ends at the same moment."""
 
+GOLDEN = 0.6180339887498949
+"""The golden ratio's fraction: multiples of it, less their whole part, spread evenly over 0 to 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
@@ -117,9 +120,11 @@ def simulate(
     speeds: Mapping[WorkerId, float] | None = None,
     room: int | None = None,
     message_seconds: float = 0.0,
+    unsteadiness: float = 0.0,
 ) -> Timeline:
     """One pass of ``plan``'s micro-batches; ``seconds`` has one entry a stage, ``message_seconds`` are
-    those from one worker to another.
+    those from one worker to another. ``unsteadiness`` makes every task take between 1 - u and 1 + u times its
+    seconds, in a fixed sequence without a trend.
 
     ``room``: for how many layers x micro-batches a worker has memory. Raises ValueError where a worker keeps
     more than that, and where the schedule deadlocks.
@@ -160,7 +165,10 @@ def simulate(
             taken = workers[worker].take()
             if taken is not None:
                 stage, micro_batch, work = taken
-                ends = now + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
+                lasts = seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
+                if unsteadiness:
+                    lasts *= 1.0 + unsteadiness * (2.0 * (len(spans) * GOLDEN % 1.0) - 1.0)
+                ends = now + lasts
                 spans.append(Span(worker, stage, micro_batch, work, now, ends))
                 heappush(events, (ends, False, worker, (stage, micro_batch), work))
     _check(workers, room)

@@ -1,0 +1,184 @@
+"""What one choice costs: seconds of a step in closed form, bytes of every stage, exactly and one at a time.
+
+A step takes sum(fill + crossing) + max(load - fill + synchronising) over stages: the fill and drain that
+every stage adds (``formulas``), one micro-batch over every boundary and back, and of the slowest stage
+what its busiest worker's micro-batches take beyond that, and then its gradients and parameters.
+The dynamic programme (``dynamic``) minimises just this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.costs import BYTES_PER_PARAMETER, CostModel
+from strategies.search.formulas import FORMULAS, Held
+from strategies.search.memory import SHARDINGS
+from strategies.search.space import Combination
+
+Matrix = NDArray[np.float64]
+"""[first layer, stop layer]; infinite where that is no stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Of one stage: seconds it adds to all others' and beyond, and the bytes of each of its workers."""
+
+    added: float
+    beyond: float
+    memory_bytes: int
+    busy: float
+    """Seconds for which all of its workers compute, together."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Measured costs, the step's micro-batches and the workers' mean speed, summed up once for all choices."""
+
+    costs: CostModel
+    micro_batches: int
+    speed: float = 1.0
+    forward: list[float] = field(init=False)
+    split: tuple[list[float], list[float]] = field(init=False)
+    whole: tuple[list[float], list[float]] = field(init=False)
+    parameters: list[int] = field(init=False)
+    kept: list[int] = field(init=False)
+    saved: tuple[int, ...] = field(init=False)
+    """Bytes per micro-batch that a layer does not keep where it is computed again."""
+
+    def __post_init__(self) -> None:
+        costs, layers = self.costs, self.layers
+        halves = tuple((each / 2, each / 2) for each in costs.backward_seconds)
+        split = costs.split_seconds or halves
+        boundary = costs.boundary_bytes or (0,) * layers
+        kept = costs.kept_bytes or (0,) * layers
+        set_ = object.__setattr__  # frozen: what follows is made of the fields, once
+        set_(self, "forward", list(accumulate(costs.forward_seconds, initial=0.0)))
+        set_(self, "whole", tuple(list(accumulate(each, initial=0.0)) for each in zip(*halves, strict=True)))
+        set_(self, "split", tuple(list(accumulate(each, initial=0.0)) for each in zip(*split, strict=True)))
+        counts = [each // BYTES_PER_PARAMETER for each in costs.parameter_bytes]
+        set_(self, "parameters", list(accumulate(counts, initial=0)))
+        set_(self, "kept", list(accumulate(kept, initial=0)))
+        saved = (max(all_ - output, 0) for all_, output in zip(kept, boundary, strict=True))
+        set_(self, "saved", tuple(saved))
+
+    @property
+    def layers(self) -> int:
+        return len(self.costs.forward_seconds)
+
+    def input_bytes(self, first: int) -> int:
+        """What the layer ``first`` takes in, of one micro-batch."""
+        if first == 0:
+            return self.costs.entry_bytes
+        return self.costs.boundary_bytes[first - 1] if self.costs.boundary_bytes else 0
+
+    def crossing_seconds(self, first: int) -> float:
+        """One micro-batch over the boundary before ``first`` and back."""
+        return 2 * self.input_bytes(first) / self.costs.link_bytes_per_second if first else 0.0
+
+    def rounds(self, combination: Combination, stage: int) -> int:
+        """How many micro-batches the busiest team of a stage's group computes."""
+        return -(-self.micro_batches // (combination.size(stage) // combination.strategy.sequence))
+
+    def held(self, combination: Combination, stage: int, layers: int, first_layers: int) -> int:
+        """Chunks x micro-batches in flight on a worker of a stage's group, if that holds so many layers."""
+        strategy, rounds = combination.strategy, self.rounds(combination, stage)
+        k = stage % len(combination.sizes)
+        what = Held(combination.sizes, k, layers, first_layers, self.layers, rounds, strategy.chunks)
+        return FORMULAS[strategy.schedule].in_flight(what)
+
+    def stage(
+        self, combination: Combination, bounds: Sequence[int], k: int, recompute: frozenset[int]
+    ) -> StageCost:
+        """Stage ``k`` of the layers cut at ``bounds``."""
+        strategy, size = combination.strategy, combination.size(k)
+        first, stop = bounds[k], bounds[k + 1]
+        again = [layer for layer in range(first, stop) if layer in recompute]
+        seconds = stage_seconds(self, combination, first, stop)
+        extra = sum(self.costs.forward_seconds[layer] for layer in again) / self.pace(combination)
+        added, beyond, each = timed(self, combination, k, seconds, extra)
+        parameters = strategy.chunks * (self.parameters[stop] - self.parameters[first])
+        sent = SHARDINGS[strategy.sharding].sent_bytes(parameters, size)
+        kept = self.kept[stop] - self.kept[first] + self.input_bytes(first)
+        kept -= sum(self.saved[layer] for layer in again)
+        held = self.held(combination, k, stop - first, bounds[1])
+        working = max(self.saved[first:stop]) if again else 0
+        memory = self.resident(combination, k, parameters)
+        memory += -(-held * kept // strategy.sequence) + -(-working // strategy.sequence)
+        return StageCost(
+            added + self.crossing_seconds(first),
+            beyond + sent / self.costs.link_bytes_per_second,
+            memory,
+            each * self.micro_batches * strategy.sequence,
+        )
+
+    def resident(self, combination: Combination, stage: int, parameters: int) -> int:
+        """A worker's bytes beside activations, of a group that holds so many parameters."""
+        sharding, size = SHARDINGS[combination.strategy.sharding], combination.size(stage)
+        bytes_ = sharding.device_bytes(parameters, size)
+        if not self.costs.host_state:
+            bytes_ += sharding.host_bytes(parameters, size, sum(combination.sizes) > 1)
+        return bytes_
+
+    def pace(self, combination: Combination) -> float:
+        """How many times the profile's speed a team has."""
+        return self.speed * combination.strategy.sequence
+
+
+def stage_seconds(
+    problem: Problem, combination: Combination, first: int, stop: int
+) -> tuple[float, float, float]:
+    """(forward, input gradient, weight gradient) of one micro-batch, nothing recomputed, by one team."""
+    inputs, weights = problem.split if FORMULAS[combination.strategy.schedule].splits else problem.whole
+    pace = problem.pace(combination)
+    return (
+        (problem.forward[stop] - problem.forward[first]) / pace,
+        (inputs[stop] - inputs[first]) / pace,
+        (weights[stop] - weights[first]) / pace,
+    )
+
+
+def timed(
+    problem: Problem,
+    combination: Combination,
+    stage: int,
+    seconds: tuple[Any, Any, Any],
+    extra: Any,
+) -> tuple[Any, Any, Any]:
+    """(fill, what its group's micro-batches take beyond that, seconds of one micro-batch) of a stage whose
+    input gradients take ``extra`` seconds for what is recomputed; arrays for many stages at once."""
+    strategy = combination.strategy
+    forward, inputs, weights = seconds
+    fill = FORMULAS[strategy.schedule].fill(forward, inputs + extra, weights, strategy.chunks)
+    each = forward + inputs + weights + extra
+    return fill, strategy.chunks * (problem.rounds(combination, stage) * each - fill), each
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a whole choice costs; ``memory_bytes`` of its fullest worker; ``bubble`` is the share of all
+    workers' time in a step in which they do not compute."""
+
+    step_seconds: float
+    memory_bytes: int
+    bubble: float
+
+
+def evaluate(
+    problem: Problem, combination: Combination, bounds: Sequence[int], recompute: Sequence[int]
+) -> Evaluation:
+    """The step that the dynamic programme minimises and a brute force would compare."""
+    again = frozenset(recompute)
+    stages = [problem.stage(combination, bounds, k, again) for k in range(combination.stages)]
+    seconds = sum(each.added for each in stages) + max(each.beyond for each in stages)
+    busy = sum(each.busy for each in stages)
+    return Evaluation(
+        seconds,
+        max(each.memory_bytes for each in stages),
+        1.0 - busy / (sum(combination.sizes) * seconds),
+    )

@@ -1,0 +1,96 @@
+"""What every schedule costs in closed form: how much of a stage goes into fill and drain, what is in flight.
+
+Each is the textbook's (see the schedules' own files) for stages of any length: a step takes the sum of all
+stages' ``fill`` and, of the slowest, what its micro-batches take beyond that. A group that holds several stages
+counts as if all were as long as the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strategies.schedules.limits import stage_limit
+
+Seconds = Any
+"""A float, or a NumPy array of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Whose activations are meant: a worker of stage group ``k`` of groups of ``sizes`` workers.
+
+    The group holds ``chunks`` stages, each of ``layers`` of the model's ``total``, the first stage has
+    ``first_layers``; the busiest worker computes ``rounds`` micro-batches.
+    """
+
+    sizes: tuple[int, ...]
+    k: int
+    layers: int
+    first_layers: int
+    total: int
+    rounds: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """``fill`` takes a stage's seconds of one micro-batch, forward, input gradient and weight gradient, and
+    the chunks of a worker. ``in_flight`` returns the most chunks x micro-batches whose activations a worker
+    keeps. ``splits``: backward is taken in two parts.
+    """
+
+    fill: Callable[[Seconds, Seconds, Seconds, int], Seconds]
+    in_flight: Callable[[Held], int]
+    splits: bool = False
+    chunks: tuple[int, ...] = (1,)
+    """How many stages a worker may hold, as far as it is worth looking."""
+
+
+def _whole(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
+    return (forward + input_gradient + weight_gradient) / chunks
+
+
+def _split(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
+    gap = forward + input_gradient - weight_gradient
+    return gap * (gap > 0)
+
+
+def _all(held: Held) -> int:
+    return held.rounds
+
+
+def _limit(held: Held) -> int:
+    return stage_limit(held.sizes[held.k :], held.layers, held.total)
+
+
+def _round_trip(held: Held) -> int:
+    return min(_limit(held), held.rounds)
+
+
+def _as_the_first(held: Held) -> int:
+    room = stage_limit(held.sizes, held.first_layers, held.total) * held.first_layers // held.layers
+    return min(max(_limit(held), room), held.rounds)
+
+
+def _warm_up(held: Held) -> int:
+    """In the paper's order, or (whatever is there first) every chunk up to its limit."""
+    groups = len(held.sizes)
+    most = 2 * (groups - 1 - held.k) + (held.chunks - 1) * groups + 1
+    if len(set(held.sizes)) > 1 or held.rounds % groups:
+        sizes = held.sizes * held.chunks
+        most = sum(
+            stage_limit(sizes[held.k + chunk * groups :], held.layers, held.total)
+            for chunk in range(held.chunks)
+        )
+    return min(most, held.chunks * held.rounds)
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "gpipe": Formula(_whole, _all),
+    "1f1b": Formula(_whole, _round_trip),
+    "interleaved": Formula(_whole, _warm_up, chunks=(2, 4)),
+    "zero-bubble": Formula(_split, _as_the_first, splits=True),
+}
+"""By the names of ``schedules.registry``. A schedule that is not here is not searched for."""

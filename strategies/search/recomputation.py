@@ -1,0 +1,106 @@
+"""Which layers of a range to compute again so that enough bytes are saved in the least time: a knapsack.
+
+Galvatron (Miao et al., VLDB'23, sec. 4) runs its dynamic programme over layers and integer memory. Here a
+range's whole staircase of (bytes saved, seconds added) is kept, since it serves every schedule, sharding
+and number of stages; layers that are alike share it, so that a deep model of equal blocks has few.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+FINEST = 1024
+"""Into how many units at least the largest saving is divided: a staircase has no more steps than about this
+many times the layers, however odd their sizes. Bytes are exact as long as they are fewer."""
+
+Staircase = tuple[tuple[int, float], ...]
+"""(bytes saved per micro-batch, seconds added), both ascending, none better than another."""
+
+
+class Staircases:
+    """Of every range of layers. ``saved`` and ``seconds`` have one entry a layer."""
+
+    def __init__(self, saved: Sequence[int], seconds: Sequence[float]) -> None:
+        unit = max(sum(saved) // (FINEST * max(len(saved), 1)), 1)
+        self._saved = [each // unit * unit for each in saved]
+        self._seconds = list(seconds)
+        classes = {pair: None for pair in zip(self._saved, self._seconds, strict=True) if pair[0] > 0}
+        self._kinds = tuple(classes)
+        layers = len(saved)
+        of_range: dict[tuple[int, int], Staircase] = {}
+        place = {pair: i for i, pair in enumerate(self._kinds)}
+        for first in range(layers):
+            counts = [0] * len(self._kinds)
+            for stop in range(first + 1, layers + 1):
+                kind = place.get((self._saved[stop - 1], self._seconds[stop - 1]))
+                if kind is not None:
+                    counts[kind] += 1
+                of_range[first, stop] = _staircase(self._kinds, tuple(counts))
+        most = max(map(len, of_range.values()))
+        self.saved_FSP: NDArray[np.int64] = np.full((layers + 1, layers + 1, most), -1, dtype=np.int64)
+        self.seconds_FSP: NDArray[np.float64] = np.full((layers + 1, layers + 1, most), np.inf)
+        for (first, stop), steps in of_range.items():
+            self.saved_FSP[first, stop, : len(steps)] = [saved for saved, _ in steps]
+            self.seconds_FSP[first, stop, : len(steps)] = [each for _, each in steps]
+
+    def least_seconds(self, needed_FS: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The least seconds in which so many bytes are saved per micro-batch, [first layer, stop layer];
+        infinite where not even all layers save as much."""
+        enough_FSP = self.saved_FSP >= needed_FS[:, :, None]
+        step_FS = enough_FSP.argmax(axis=2)
+        seconds_FS = np.take_along_axis(self.seconds_FSP, step_FS[:, :, None], axis=2)[:, :, 0]
+        return np.where(enough_FSP.any(axis=2), seconds_FS, np.inf)
+
+    def layers(self, first: int, stop: int, needed: int) -> tuple[int, ...]:
+        """The layers, ascending, that save at least ``needed`` bytes in ``least_seconds``; among layers that
+        are alike the first ones."""
+        if needed <= 0:
+            return ()
+        counts = [0] * len(self._kinds)
+        of_kind: list[list[int]] = [[] for _ in self._kinds]
+        for layer in range(first, stop):
+            pair = (self._saved[layer], self._seconds[layer])
+            if pair in self._kinds:
+                kind = self._kinds.index(pair)
+                counts[kind] += 1
+                of_kind[kind].append(layer)
+        chosen: list[int] = []
+        for kind in reversed(range(len(self._kinds))):
+            # how many of this kind go with the best of the kinds before it
+            before = _staircase(self._kinds, (*counts[:kind], *[0] * (len(counts) - kind)))
+            saved, seconds = self._kinds[kind]
+            options = []
+            for count in range(counts[kind] + 1):
+                place = bisect_left(before, max(needed - count * saved, 0), key=lambda step: step[0])
+                if place < len(before):
+                    options.append((before[place][1] + count * seconds, count))
+            assert options, "asked for what least_seconds says cannot be saved"
+            count = min(options)[1]
+            chosen += of_kind[kind][:count]
+            needed -= count * saved
+        return tuple(sorted(chosen))
+
+
+@lru_cache(maxsize=4096)
+def _staircase(kinds: tuple[tuple[int, float], ...], counts: tuple[int, ...]) -> Staircase:
+    """Of ``counts[i]`` layers of each kind i: (bytes, seconds) of a layer."""
+    last = max((kind for kind, count in enumerate(counts) if count), default=None)
+    if last is None:
+        return ((0, 0.0),)
+    saved, seconds = kinds[last]
+    fewer = _staircase(kinds, (*counts[:last], 0, *counts[last + 1 :]))
+    steps = sorted(
+        (s + count * saved, each + count * seconds)
+        for s, each in fewer
+        for count in range(counts[last] + 1)
+    )
+    kept: list[tuple[int, float]] = []
+    for step in reversed(steps):  # from the most bytes down: only what takes less is worth a step
+        if not kept or step[1] < kept[-1][1]:
+            kept.append(step)
+    return tuple(reversed(kept))

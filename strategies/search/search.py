@@ -1,0 +1,156 @@
+"""Every strategy weighed: the best few of a space, by the cost model and then by their own schedules.
+
+The cost model is exact for pipelines of equals; what unequal groups and odd numbers of micro-batches cost
+beyond it, a simulation of the schedule says (``schedules.simulation``), for those that are near the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from runtime.plan import Strategy
+from strategies.schedules.pipeline_time import pipeline_seconds
+from strategies.schedules.simulation import StageSeconds
+from strategies.search.cost import Problem, evaluate, stage_seconds
+from strategies.search.dynamic import Choice, CutSearch
+from strategies.search.formulas import FORMULAS
+from strategies.search.space import Combination, Space, combinations
+
+NEAR = 0.1
+"""Relative: what the cost model puts further behind the best than this is not simulated."""
+
+LARGEST_SIMULATION = 1_200
+"""Tasks of one simulation, about 6 us each. A larger step is simulated with fewer micro-batches and workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A strategy with its cut, for groups of ``sizes`` workers, and what is predicted of it.
+
+    ``step_seconds`` are simulated where ``simulated`` says so, by the cost model elsewhere; ``bubble`` is the
+    share of the workers' time in a step in which they do not compute, ``memory_bytes`` those of the fullest.
+    """
+
+    strategy: Strategy
+    bounds: tuple[int, ...]
+    sizes: tuple[int, ...]
+    step_seconds: float
+    memory_bytes: int
+    bubble: float
+    simulated: bool = False
+
+
+class NothingFits(ValueError):
+    """No choice fits the memory; the message says what is missing."""
+
+
+def search(
+    problem: Problem, space: Space, workers: int, limit: int | None, *, most: int = 1, simulated: int = 0
+) -> list[Proposal]:
+    """The ``most`` best strategies for ``workers`` equal workers of ``limit`` bytes (None: plenty) each, the
+    best first; one for each schedule, number of stages and chunks, sharding, sequence degree and way to size
+    the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that. Pure.
+
+    Raises NothingFits where none fits, with the least memory with which one would.
+    """
+    cuts = CutSearch(problem, limit, space.recompute)
+    relaxed = [
+        cuts.relaxed(each) for each in combinations(space, workers, problem.layers, problem.micro_batches)
+    ]
+    order = sorted(range(len(relaxed)), key=lambda place: (relaxed[place].cost.step_seconds, place))
+    count = max(most, simulated)
+    found: list[Choice] = []
+    for place in order:
+        worst = sorted(choice.cost.step_seconds for choice in found)[:count]
+        if len(worst) == count and relaxed[place].cost.step_seconds >= worst[-1]:
+            break  # what memory allows is no shorter than what plenty of it would
+        choice = cuts.best(relaxed[place].combination, relaxed[place])
+        if choice is not None:
+            found.append(choice)
+    if not found:
+        raise NothingFits(_missing(problem, space, workers, limit))
+    found.sort(key=lambda choice: choice.cost.step_seconds)
+    near = found[0].cost.step_seconds * (1 + NEAR)
+    proposals = [
+        _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= near)
+        for place, choice in enumerate(found)
+    ]
+    # only what was simulated can be said to be better than what was simulated
+    return sorted(proposals, key=lambda each: (not each.simulated, each.step_seconds))[:most]
+
+
+def _missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
+    assert limit is not None, "with memory in plenty every combination fits"
+    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    if not possible:
+        raise ValueError("no schedule, number of chunks and sequence degree of these fits the workers and layers")
+    low, high = limit, 2 * limit
+    while not _fits(problem, space, possible, high):
+        low, high = high, 2 * high
+    while high - low > max(limit // 1000, 1):
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fits(problem, space, possible, middle) else (middle, high)
+    return (
+        f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the leanest "
+        f"needs {in_words(high)}, {in_words(high - limit)} more; give more memory or more workers, or make "
+        "micro-batches smaller"
+    )
+
+
+def _fits(problem: Problem, space: Space, possible: Sequence[Combination], limit: int) -> bool:
+    cuts = CutSearch(problem, limit, space.recompute)
+    return any(cuts.best(each) is not None for each in possible)
+
+
+def in_words(count: int) -> str:
+    """Bytes for a person: 3.2 GiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count} bytes"
+
+
+def _proposal(problem: Problem, choice: Choice, *, simulate: bool) -> Proposal:
+    combination, cost = choice.combination, choice.cost
+    strategy = combination.recomputing(choice.recompute)
+    seconds, bubble = cost.step_seconds, cost.bubble
+    if simulate:
+        pipeline, closed = _pipelines(problem, choice)
+        seconds += pipeline - closed
+        bubble = 1.0 - (1.0 - bubble) * cost.step_seconds / seconds
+    return Proposal(
+        strategy, choice.bounds, combination.sizes, seconds, cost.memory_bytes, bubble, simulated=simulate
+    )
+
+
+def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
+    """Seconds of the pipeline alone, simulated and by the cost model. Of a large step that of a smaller one is
+    simulated, with fewer micro-batches and as many times fewer workers, and both are scaled."""
+    combination, strategy = choice.combination, choice.combination.strategy
+    free = replace(problem.costs, link_bytes_per_second=math.inf)
+    closed = evaluate(replace(problem, costs=free), combination, choice.bounds, choice.recompute).step_seconds
+    teams = [size // strategy.sequence for size in combination.sizes]
+    tasks = (2 + FORMULAS[strategy.schedule].splits) * combination.stages * problem.micro_batches
+    scale = min(-(-tasks // LARGEST_SIMULATION), *teams, problem.micro_batches)
+    smaller = Combination(
+        replace(strategy, sequence=1), tuple(max(round(each / scale), 1) for each in teams)
+    )
+    little = replace(
+        problem,
+        costs=free,
+        micro_batches=max(round(problem.micro_batches / scale), 1),
+        speed=problem.pace(combination),
+    )
+    again = frozenset(choice.recompute)
+    seconds = []
+    for first, stop in pairwise(choice.bounds):
+        forward, inputs, weights = stage_seconds(little, smaller, first, stop)
+        extra = sum(problem.costs.forward_seconds[layer] for layer in again & {*range(first, stop)})
+        seconds.append(StageSeconds(forward, inputs + extra / little.speed, weights))
+    groups = tuple((1.0,) * size for size in smaller.sizes)
+    simulated = pipeline_seconds(strategy, choice.bounds, groups, little.micro_batches, seconds)
+    reference = evaluate(little, smaller, choice.bounds, choice.recompute).step_seconds
+    return closed * simulated / reference, closed
