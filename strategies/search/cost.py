@@ -117,12 +117,12 @@ class Problem:
             each * self.micro_batches * strategy.sequence,
         )
 
-    def resident(self, combination: Combination, stage: int, parameters: int) -> int:
-        """A worker's bytes beside activations, of a group that holds so many parameters."""
+    def resident(self, combination: Combination, stage: int, parameters: Any) -> Any:
+        """A worker's bytes beside activations, of a group that holds so many parameters (or an array)."""
         sharding, size = SHARDINGS[combination.strategy.sharding], combination.size(stage)
         bytes_ = sharding.device_bytes(parameters, size)
         if not self.costs.host_state:
-            bytes_ += sharding.host_bytes(parameters, size, sum(combination.sizes) > 1)
+            bytes_ += sharding.host_bytes(parameters, size, backed_up=sum(combination.sizes) > 1)
         return bytes_
 
     def pace(self, combination: Combination) -> float:
@@ -141,6 +141,22 @@ def stage_seconds(
         (inputs[stop] - inputs[first]) / pace,
         (weights[stop] - weights[first]) / pace,
     )
+
+
+def least_seconds(problem: Problem, combination: Combination) -> float:
+    """No cut and no recomputation of this combination takes less; without looking at any cut."""
+    stages, layers = combination.stages, problem.layers
+    forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
+    chunks, sizes = combination.strategy.chunks, combination.sizes
+    fill = FORMULAS[combination.strategy.schedule].fill(forward, inputs, weights, chunks)
+    each = forward + inputs + weights
+    # the longest stage is no shorter than all would be if they were equally long
+    rates = [1 / (chunks * problem.rounds(combination, k)) for k in range(len(sizes))]
+    longest = each / (chunks * sum(rates))
+    linear = len(set(sizes)) == 1 and not FORMULAS[combination.strategy.schedule].splits
+    longest = longest - chunks * fill / stages if linear else max(longest - fill, 0.0)
+    crossing = min((problem.crossing_seconds(first) for first in range(1, layers)), default=0.0)
+    return fill + longest + (stages - 1) * crossing
 
 
 def timed(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +41,28 @@ class CutSearch:
     """``best`` of every combination of one problem; what they share is worked out once.
 
     ``limit``: bytes a worker has (None: plenty). ``recompute``: those layers and no others; None: as needed.
+    ``tolerance``: by how much, relatively, a choice may be worse than the best; 0.0: it is the best.
     """
 
     problem: Problem
     limit: int | None
     recompute: tuple[int, ...] | None = None
+    tolerance: float = 0.0
     _staircases: Staircases | None = None
-    _tables: dict[tuple[object, ...], tuple[Matrix, Matrix, Matrix]] = field(default_factory=dict)
+    _tables: dict[tuple[object, ...], tuple[Matrix, Matrix]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problem = self.problem
+        firsts = range(problem.layers + 1)
+        self._crossing_F = np.asarray([problem.crossing_seconds(first) for first in firsts])
+        self._inputs_F = np.asarray([problem.input_bytes(first) for first in firsts], dtype=np.int64)
+        self._largest_FS = _largest(problem.saved)
+        self._parameters_FS = _of_ranges(problem.parameters)
+        self._kept_FS = _of_ranges(problem.kept) + self._inputs_F[:, None]
+        self._span_FS = np.maximum(_of_ranges(list(firsts)), 0)
+        self._forward_FS = _of_ranges(problem.forward)
+        self._split_FS = _of_ranges(problem.split[0]), _of_ranges(problem.split[1])
+        self._whole_FS = _of_ranges(problem.whole[0]), _of_ranges(problem.whole[1])
 
     def relaxed(self, combination: Combination) -> Choice:
         """The least step of this combination where memory is plenty: no other can be shorter."""
@@ -60,18 +77,40 @@ class CutSearch:
         plenty = relaxed or self.relaxed(combination)
         if self.limit is None or plenty.cost.memory_bytes <= self.limit:
             return plenty
-        # a zero-bubble worker may keep what the first stage keeps: that is given, one length at a time
-        lengths: Sequence[int | None] = (None,)
-        if FORMULAS[combination.strategy.schedule].splits and len(combination.sizes) > 1:
-            lengths = range(1, self.problem.layers - len(combination.sizes) + 2)
-        cuts = [self._cut(combination, length, limited=True) for length in lengths]
-        bounds = min((cut for cut in cuts if cut is not None), default=(0.0, None))[1]
-        if bounds is None:
+        # where all may keep as much as the first stage does, that is taken as little, which bounds the rest
+        cut = self._cut(combination, None, limited=True)
+        if cut is None:
             return None
+        found = self._priced(combination, cut[1])
+        if found is not None:
+            return found
+        best: tuple[float, tuple[int, ...]] | None = None
+        for least, length in self._first_lengths(combination):
+            if best is not None and least >= best[0] * (1 - self.tolerance):
+                break
+            cut = self._cut(combination, length, limited=True)
+            best = cut if best is None or (cut is not None and cut < best) else best
+        return None if best is None else self._priced(combination, best[1])
+
+    def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
+        """The best choice with this cut; None where it does not fit."""
+        assert self.limit is not None
         recompute = self._recomputed(combination, bounds)
+        if recompute is None:
+            return None
         cost = evaluate(self.problem, combination, bounds, recompute)
-        assert cost.memory_bytes <= self.limit, "the programme and the cost model agree"
-        return Choice(combination, bounds, recompute, cost)
+        return Choice(combination, bounds, recompute, cost) if cost.memory_bytes <= self.limit else None
+
+    def _first_lengths(self, combination: Combination) -> list[tuple[float, int]]:
+        """Every length of the first stage, with what a step takes at least with it, the least first."""
+        problem, rest = self.problem, range(1, len(combination.sizes))
+        total = stage_seconds(problem, combination, 0, problem.layers)
+        rates = sum(1 / problem.rounds(combination, k) for k in rest)
+        lengths = []
+        for length in range(1, problem.layers - len(rest) + 1):
+            own = sum(stage_seconds(problem, combination, 0, length))
+            lengths.append((max(problem.rounds(combination, 0) * own, (sum(total) - own) / rates), length))
+        return sorted(lengths)
 
     def _cut(
         self, combination: Combination, first_length: int | None, *, limited: bool
@@ -79,15 +118,19 @@ class CutSearch:
         stages = [
             self._stage(combination, k, first_length, limited=limited) for k in range(combination.stages)
         ]
-        return least_sum_and_maximum([added for added, _ in stages], [beyond for _, beyond in stages])
+        return least_sum_and_maximum(
+            [added for added, _ in stages], [beyond for _, beyond in stages], self.tolerance
+        )
 
-    def _recomputed(self, combination: Combination, bounds: tuple[int, ...]) -> tuple[int, ...]:
+    def _recomputed(self, combination: Combination, bounds: tuple[int, ...]) -> tuple[int, ...] | None:
         if self.recompute is not None:
             return self.recompute
         layers: tuple[int, ...] = ()
         for k, (first, stop) in enumerate(pairwise(bounds)):
-            needed = self._needed(combination, k, bounds[1])[first, stop]
-            layers += self._staircase().layers(first, stop, int(needed))
+            needed = int(self._needed(combination, k, bounds[1])[first, stop])
+            if needed > self._staircase().most(first, stop):
+                return None
+            layers += self._staircase().layers(first, stop, needed)
         return layers
 
     def _staircase(self) -> Staircases:
@@ -100,52 +143,39 @@ class CutSearch:
     ) -> tuple[Matrix, Matrix]:
         """(seconds added, seconds beyond) of stage k for every range of layers."""
         strategy, size, last = combination.strategy, combination.size(k), combination.stages - 1
-        memory = (strategy.sharding, k % len(combination.sizes), combination.sizes, first_length) if limited else ()
-        key = (strategy.schedule, strategy.chunks, strategy.sequence, size, *memory)
+        group = k % len(combination.sizes)
+        memory = (combination.sizes, group, first_length) if limited else ()
+        # only the first stage begins with the first layer, only the last one ends with the last
+        end = (k == 0, k == last, first_length if k == 0 else None)
+        key = (strategy, size, end, memory)
         if key not in self._tables:
             self._tables[key] = self._timed(combination, k, first_length, limited=limited)
-        added_FS, beyond_FS, parameters_FS = self._tables[key]
-        problem = self.problem
-        sharding = SHARDINGS[strategy.sharding]
-        rate = strategy.chunks * sharding.sent_bytes(1 << 20, size) / (1 << 20) / problem.costs.link_bytes_per_second
-        crossing_F = [problem.crossing_seconds(first) for first in range(problem.layers + 1)]
-        added_FS = added_FS + np.asarray(crossing_F)[:, None]
-        # only the first stage begins with the first layer, only the last one ends with the last
-        if k > 0:
-            added_FS[0] = NEVER
-        if k < last:
-            added_FS[:, -1] = NEVER
-        if k == 0 and first_length is not None:
-            kept = added_FS[0, first_length]
-            added_FS[0] = NEVER
-            added_FS[0, first_length] = kept
-        return added_FS, beyond_FS + parameters_FS * rate
+        return self._tables[key]
 
     def _timed(
         self, combination: Combination, k: int, first_length: int | None, *, limited: bool
-    ) -> tuple[Matrix, Matrix, Matrix]:
-        problem, layers = self.problem, self.problem.layers
-        index = np.arange(layers + 1)
-        valid_FS = index[None, :] > index[:, None]
-        extra_FS = self._extra(combination, k, first_length, limited=limited) / problem.pace(combination)
-        forward, inputs, weights = (
-            np.asarray([stage_seconds(problem, combination, 0, stop)[part] for stop in index])
-            for part in range(3)
-        )
-        seconds = tuple(each[None, :] - each[:, None] for each in (forward, inputs, weights))
-        with np.errstate(invalid="ignore"):
-            added_FS, beyond_FS, _ = timed(problem, combination, k, (seconds[0], seconds[1], seconds[2]), extra_FS)
-        valid_FS &= np.isfinite(extra_FS)
-        parameters = np.asarray(problem.parameters, dtype=np.float64)
+    ) -> tuple[Matrix, Matrix]:
+        problem, strategy, pace = self.problem, combination.strategy, self.problem.pace(combination)
+        inputs_FS, weights_FS = self._split_FS if FORMULAS[strategy.schedule].splits else self._whole_FS
+        extra_FS = self._extra(combination, k, first_length, limited=limited) / pace
+        seconds = (self._forward_FS / pace, inputs_FS / pace, weights_FS / pace)
+        with np.errstate(invalid="ignore"):  # an infinite extra: the stage does not fit
+            added_FS, beyond_FS, _ = timed(problem, combination, k, seconds, extra_FS)
+        sharding = SHARDINGS[strategy.sharding]
+        sent_FS = sharding.sent_bytes(strategy.chunks * self._parameters_FS, combination.size(k))
+        usable_FS = (self._span_FS > 0) & np.isfinite(extra_FS)
+        usable_FS[1:] &= k > 0
+        usable_FS[0] &= k == 0
+        usable_FS[:, :-1] &= k < combination.stages - 1
+        usable_FS[:, -1] &= k == combination.stages - 1
+        if k == 0 and first_length is not None:
+            usable_FS[0] &= np.arange(problem.layers + 1) == first_length
         return (
-            np.where(valid_FS, added_FS, NEVER),
-            np.where(valid_FS, beyond_FS, NEVER),
-            parameters[None, :] - parameters[:, None],
+            np.where(usable_FS, added_FS + self._crossing_F[:, None], NEVER),
+            np.where(usable_FS, beyond_FS + sent_FS / problem.costs.link_bytes_per_second, NEVER),
         )
 
-    def _extra(
-        self, combination: Combination, k: int, first_length: int | None, *, limited: bool
-    ) -> Matrix:
+    def _extra(self, combination: Combination, k: int, first_length: int | None, *, limited: bool) -> Matrix:
         """Forward seconds that are computed again at speed 1; infinite where memory does not suffice."""
         problem = self.problem
         if self.recompute is not None:
@@ -163,40 +193,28 @@ class CutSearch:
         if not limited:
             return np.zeros((problem.layers + 1, problem.layers + 1))
         needed_FS = self._needed(combination, k, first_length)
-        if not (needed_FS[np.triu_indices(problem.layers + 1, 1)] > 0).any():
-            return np.zeros_like(needed_FS, dtype=np.float64)
         return self._staircase().least_seconds(needed_FS)
 
     def _needed(self, combination: Combination, k: int, first_length: int | None) -> NDArray[np.int64]:
         """Bytes that must be saved per micro-batch so that a stage fits, [first layer, stop layer]."""
         assert self.limit is not None
         problem, strategy = self.problem, combination.strategy
-        layers = problem.layers
-        index = np.arange(layers + 1)
-        parameters = strategy.chunks * np.asarray(problem.parameters, dtype=np.int64)
-        resident_FS = _resident(problem, combination, k, parameters[None, :] - parameters[:, None])
-        kept = np.asarray(problem.kept, dtype=np.int64)
-        inputs = np.asarray([problem.input_bytes(first) for first in index], dtype=np.int64)
-        kept_FS = kept[None, :] - kept[:, None] + inputs[:, None]
-        held_N = np.ones(layers + 1, dtype=np.int64)
-        for length in range(1, layers + 1):
-            first = length if k == 0 or first_length is None else first_length
+        held_N = np.ones(problem.layers + 1, dtype=np.int64)
+        for length in range(1, problem.layers + 1):
+            first = length if k == 0 else first_length or 1
             held_N[length] = problem.held(combination, k, length, first)
-        span_FS = np.maximum(index[None, :] - index[:, None], 0)
-        held_FS = held_N[span_FS]
-        room_FS = self.limit - resident_FS
-        plain = -(-held_FS * kept_FS // strategy.sequence) <= room_FS
-        working_FS = -(-_largest(problem.saved) // strategy.sequence)
-        needed_FS = kept_FS - (room_FS - working_FS) * strategy.sequence // held_FS
-        return np.where(plain, 0, np.maximum(needed_FS, 1))
+        held_FS = held_N[self._span_FS]
+        parameters_FS = strategy.chunks * np.maximum(self._parameters_FS, 0)
+        room_FS = self.limit - problem.resident(combination, k, parameters_FS)
+        plain = -(-held_FS * self._kept_FS // strategy.sequence) <= room_FS
+        working_FS = -(-self._largest_FS // strategy.sequence)
+        needed_FS = self._kept_FS - (room_FS - working_FS) * strategy.sequence // held_FS
+        return np.where(plain | (self._span_FS == 0), 0, np.maximum(needed_FS, 1))
 
 
-def _resident(
-    problem: Problem, combination: Combination, k: int, parameters_FS: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    values, where = np.unique(np.maximum(parameters_FS, 0), return_inverse=True)
-    bytes_ = [problem.resident(combination, k, int(value)) for value in values]
-    return np.asarray(bytes_, dtype=np.int64)[where].reshape(parameters_FS.shape)
+def _of_ranges(before: Sequence[float]) -> NDArray[Any]:
+    """Sums over layers, [first layer, stop layer], of what ``before`` has the sums up to each layer of."""
+    return np.asarray(before)[None, :] - np.asarray(before)[:, None]
 
 
 def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
@@ -209,26 +227,45 @@ def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
 
 
 def least_sum_and_maximum(
-    added: Sequence[Matrix], beyond: Sequence[Matrix]
+    added: Sequence[Matrix], beyond: Sequence[Matrix], tolerance: float = 0.0
 ) -> tuple[float, tuple[int, ...]] | None:
     """The bounds with the least sum(added) + max(beyond) over stages, and that; None where nothing is finite.
 
     ``added[k][first, stop]`` and ``beyond[k]`` likewise. Under a limit for the maximum the least sum is a
-    shortest path, O(K L^2); solutions come with falling maxima and rising sums, until the sum and the least
-    maximum that there can be are together no better than what is known.
+    shortest path, O(K L^2), which does not rise with the limit. So of the limits that there are, those between
+    two whose sums are known cost at least the upper one's sum and the lower limit: intervals are halved
+    until none can hold anything better by more than ``tolerance``, relatively.
     """
-    first = _shortest(added, beyond, NEVER)
-    if first is None:
-        return None
     lowest = _least_maximum(added, beyond)
-    best = first[0] + first[1], first[2]
-    solution: tuple[float, float, tuple[int, ...]] | None = first
-    while solution is not None and solution[0] + lowest < best[0]:
-        limit = min(float(np.nextafter(solution[1], -NEVER)), best[0] - solution[0])
-        solution = _shortest(added, beyond, limit)
-        if solution is not None and solution[0] + solution[1] < best[0]:
-            best = solution[0] + solution[1], solution[2]
+    if not np.isfinite(lowest):
+        return None
+    tightest, freest = _shortest(added, beyond, lowest), _shortest(added, beyond, NEVER)
+    assert tightest is not None and freest is not None, "the least maximum can be reached"
+    best = min((each[0] + each[1], each[2]) for each in (tightest, freest))
+    highest = best[0] - freest[0]  # a maximum above this is no better, whatever the sum
+    close = max(tolerance, ALIKE)
+    if not lowest < highest or freest[0] + lowest >= best[0] * (1 - close):
+        return best
+    usable = [b[np.isfinite(a) & (b > lowest) & (b < highest)] for a, b in zip(added, beyond, strict=True)]
+    limits = [lowest, *np.unique(np.concatenate(usable)).tolist(), highest]
+    intervals = [(freest[0] + lowest, 0, len(limits) - 1, freest[0])]
+    while intervals:
+        bound, low, high, least = heappop(intervals)
+        if bound >= best[0] * (1 - close):
+            break
+        middle = (low + high) // 2
+        if middle == low:
+            continue
+        found = _shortest(added, beyond, limits[middle])
+        assert found is not None, "a higher limit allows what a lower one does"
+        best = min(best, (found[0] + found[1], found[2]))
+        heappush(intervals, (found[0] + limits[low], low, middle, found[0]))
+        heappush(intervals, (least + limits[middle], middle, high, least))
     return best
+
+
+ALIKE = 1e-12
+"""Relative: sums that differ by less are the same, added up in another order."""
 
 
 def _shortest(
@@ -240,7 +277,9 @@ def _shortest(
     reach[0] = 0.0
     origins = []
     for added_FS, beyond_FS in zip(added, beyond, strict=True):
-        through = np.where(beyond_FS <= limit, reach[:, None] + added_FS, NEVER)
+        through = reach[:, None] + added_FS
+        if limit < NEVER:
+            through[beyond_FS > limit] = NEVER
         origin = through.argmin(axis=0)
         reach = through[origin, index]
         origins.append(origin)

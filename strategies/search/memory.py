@@ -1,36 +1,43 @@
-"""Bytes that a worker needs: parameters, sums, state and copies by sharding, activations by schedule."""
+"""Bytes that a worker keeps and sends for its layers, by sharding: sums over layers, for many stages at once.
+
+Averages over a stage group; ``jobs.bench.footprint`` holds real workers against the same constants.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 PARAMETER, SUM, STATE, VERSIONS = 4, 8, 12, 2
 """Bytes per parameter of the working copy, an exact sum and a shard's state, and how many steps' states."""
 
+Count = Any
+"""A whole number, or a NumPy array of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardingCost:
-    """What a sharding keeps and sends for a stage of so many parameters and so many workers.
+    """What is kept whole by every worker of a stage group and what is shared out (Rajbhandari et al., "ZeRO",
+    SC'20, sec. 5)."""
 
-    ``device_bytes``: a worker's working parameters and sums. ``host_bytes``: the states of its own shards and
-    of those that it keeps for others, without backups where there is one worker only (``backed_up`` false).
-    ``sent_bytes``: what one worker sends in a step to reduce gradients and to gather parameters.
-    """
+    shares_state: bool
 
-    device_bytes: Callable[[int, int], int]
-    host_bytes: Callable[[int, int, bool], int]
-    sent_bytes: Callable[[int, int], float]
+    def device_bytes(self, parameters: Count, workers: int) -> Count:
+        """Working parameters and exact sums of a worker whose group holds so many parameters."""
+        return (PARAMETER + SUM) * parameters
+
+    def host_bytes(self, parameters: Count, workers: int, *, backed_up: bool) -> Count:
+        """The states of a worker's own shards, and of those that it keeps for others where ``backed_up``."""
+        whole = VERSIONS * STATE * parameters
+        shared = -(-whole // workers)
+        own, kept = (shared, shared) if self.shares_state else (whole, whole * (workers == 1))
+        return own + kept * backed_up
+
+    def sent_bytes(self, parameters: Count, workers: int) -> Count:
+        """What a worker sends in a step so that owners have all sums and everybody the new parameters."""
+        return (SUM + PARAMETER) * parameters * (workers - 1) / workers
 
 
-def _zero1_host(parameters: int, workers: int, backed_up: bool) -> int:
-    return -(-STATE * VERSIONS * parameters * (1 + backed_up) // workers)
-
-
-SHARDINGS: Mapping[str, ShardingCost] = {
-    "zero1": ShardingCost(
-        lambda parameters, workers: (PARAMETER + SUM) * parameters,
-        _zero1_host,
-        lambda parameters, workers: (SUM + PARAMETER) * parameters * (workers - 1) / workers,
-    ),
-}
+SHARDINGS: Mapping[str, ShardingCost] = {"zero1": ShardingCost(shares_state=True)}
+"""By the names that a recipe may give."""

@@ -42,19 +42,27 @@ class Staircases:
                     counts[kind] += 1
                 of_range[first, stop] = _staircase(self._kinds, tuple(counts))
         most = max(map(len, of_range.values()))
-        self.saved_FSP: NDArray[np.int64] = np.full((layers + 1, layers + 1, most), -1, dtype=np.int64)
-        self.seconds_FSP: NDArray[np.float64] = np.full((layers + 1, layers + 1, most), np.inf)
+        size = layers + 1
+        self._saved_FSP: NDArray[np.int64] = np.full((size, size, most), np.iinfo(np.int64).max)
+        self._seconds_FSP: NDArray[np.float64] = np.full((size, size, most), np.inf)
+        self._most_FS: NDArray[np.int64] = np.zeros((size, size), dtype=np.int64)
         for (first, stop), steps in of_range.items():
-            self.saved_FSP[first, stop, : len(steps)] = [saved for saved, _ in steps]
-            self.seconds_FSP[first, stop, : len(steps)] = [each for _, each in steps]
+            self._saved_FSP[first, stop, : len(steps)] = [saved for saved, _ in steps]
+            self._seconds_FSP[first, stop, : len(steps)] = [each for _, each in steps]
+            self._most_FS[first, stop] = steps[-1][0]
 
     def least_seconds(self, needed_FS: NDArray[np.int64]) -> NDArray[np.float64]:
         """The least seconds in which so many bytes are saved per micro-batch, [first layer, stop layer];
         infinite where not even all layers save as much."""
-        enough_FSP = self.saved_FSP >= needed_FS[:, :, None]
-        step_FS = enough_FSP.argmax(axis=2)
-        seconds_FS = np.take_along_axis(self.seconds_FSP, step_FS[:, :, None], axis=2)[:, :, 0]
-        return np.where(enough_FSP.any(axis=2), seconds_FS, np.inf)
+        seconds_FS = np.where(needed_FS > self._most_FS, np.inf, 0.0)
+        some = np.nonzero((needed_FS > 0) & (needed_FS <= self._most_FS))
+        step_N = (self._saved_FSP[some] < needed_FS[some][:, None]).sum(axis=1)
+        seconds_FS[some] = self._seconds_FSP[(*some, step_N)]
+        return seconds_FS
+
+    def most(self, first: int, stop: int) -> int:
+        """Bytes per micro-batch that all layers of a range save."""
+        return int(self._most_FS[first, stop])
 
     def layers(self, first: int, stop: int, needed: int) -> tuple[int, ...]:
         """The layers, ascending, that save at least ``needed`` bytes in ``least_seconds``; among layers that
@@ -95,9 +103,7 @@ def _staircase(kinds: tuple[tuple[int, float], ...], counts: tuple[int, ...]) ->
     saved, seconds = kinds[last]
     fewer = _staircase(kinds, (*counts[:last], 0, *counts[last + 1 :]))
     steps = sorted(
-        (s + count * saved, each + count * seconds)
-        for s, each in fewer
-        for count in range(counts[last] + 1)
+        (s + count * saved, each + count * seconds) for s, each in fewer for count in range(counts[last] + 1)
     )
     kept: list[tuple[int, float]] = []
     for step in reversed(steps):  # from the most bytes down: only what takes less is worth a step

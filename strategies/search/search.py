@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 from runtime.plan import Strategy
 from strategies.schedules.pipeline_time import pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
-from strategies.search.cost import Problem, evaluate, stage_seconds
+from strategies.search.cost import Problem, evaluate, least_seconds, stage_seconds
 from strategies.search.dynamic import Choice, CutSearch
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Combination, Space, combinations
@@ -48,31 +49,25 @@ class NothingFits(ValueError):
 
 
 def search(
-    problem: Problem, space: Space, workers: int, limit: int | None, *, most: int = 1, simulated: int = 0
+    problem: Problem,
+    space: Space,
+    workers: int,
+    limit: int | None,
+    *,
+    most: int = 1,
+    simulated: int = 0,
+    tolerance: float = 0.0,
 ) -> list[Proposal]:
     """The ``most`` best strategies for ``workers`` equal workers of ``limit`` bytes (None: plenty) each, the
     best first; one for each schedule, number of stages and chunks, sharding, sequence degree and way to size
-    the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that. Pure.
+    the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that. ``tolerance``: the
+    cost model's best may be missed by so much, relatively, to save time. Pure.
 
     Raises NothingFits where none fits, with the least memory with which one would.
     """
-    cuts = CutSearch(problem, limit, space.recompute)
-    relaxed = [
-        cuts.relaxed(each) for each in combinations(space, workers, problem.layers, problem.micro_batches)
-    ]
-    order = sorted(range(len(relaxed)), key=lambda place: (relaxed[place].cost.step_seconds, place))
-    count = max(most, simulated)
-    found: list[Choice] = []
-    for place in order:
-        worst = sorted(choice.cost.step_seconds for choice in found)[:count]
-        if len(worst) == count and relaxed[place].cost.step_seconds >= worst[-1]:
-            break  # what memory allows is no shorter than what plenty of it would
-        choice = cuts.best(relaxed[place].combination, relaxed[place])
-        if choice is not None:
-            found.append(choice)
+    found = _best_first(problem, space, workers, limit, max(most, simulated), tolerance)
     if not found:
         raise NothingFits(_missing(problem, space, workers, limit))
-    found.sort(key=lambda choice: choice.cost.step_seconds)
     near = found[0].cost.step_seconds * (1 + NEAR)
     proposals = [
         _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= near)
@@ -82,11 +77,38 @@ def search(
     return sorted(proposals, key=lambda each: (not each.simulated, each.step_seconds))[:most]
 
 
+def _best_first(
+    problem: Problem, space: Space, workers: int, limit: int | None, count: int, tolerance: float
+) -> list[Choice]:
+    """The ``count`` best choices. What is cheap to say comes first: a bound, then the step with memory in
+    plenty, then the step that fits; each is no less than the one before, so the first that is known in full
+    is the best of all."""
+    cuts = CutSearch(problem, limit, space.recompute, tolerance)
+    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    waiting: list[tuple[float, int, int, Choice | None]] = [
+        (least_seconds(problem, each), place, 0, None) for place, each in enumerate(possible)
+    ]
+    heapify(waiting)
+    found: list[Choice] = []
+    while waiting and len(found) < count:
+        _, place, known, choice = heappop(waiting)
+        if known == 2:
+            assert choice is not None
+            found.append(choice)
+            continue
+        choice = cuts.relaxed(possible[place]) if known == 0 else cuts.best(possible[place], choice)
+        if choice is not None:
+            heappush(waiting, (choice.cost.step_seconds, place, known + 1, choice))
+    return found
+
+
 def _missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
     assert limit is not None, "with memory in plenty every combination fits"
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
     if not possible:
-        raise ValueError("no schedule, number of chunks and sequence degree of these fits the workers and layers")
+        raise ValueError(
+            "no schedule, number of chunks and sequence degree of these fits the workers and layers"
+        )
     low, high = limit, 2 * limit
     while not _fits(problem, space, possible, high):
         low, high = high, 2 * high
@@ -135,13 +157,11 @@ def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
     teams = [size // strategy.sequence for size in combination.sizes]
     tasks = (2 + FORMULAS[strategy.schedule].splits) * combination.stages * problem.micro_batches
     scale = min(-(-tasks // LARGEST_SIMULATION), *teams, problem.micro_batches)
-    smaller = Combination(
-        replace(strategy, sequence=1), tuple(max(round(each / scale), 1) for each in teams)
-    )
+    smaller = Combination(replace(strategy, sequence=1), tuple(max(round(each / scale), 1) for each in teams))
     little = replace(
         problem,
         costs=free,
-        micro_batches=max(round(problem.micro_batches / scale), 1),
+        micro_batches=max(round(problem.micro_batches * sum(smaller.sizes) / sum(teams)), 1),
         speed=problem.pace(combination),
     )
     again = frozenset(choice.recompute)
