@@ -9,7 +9,7 @@ SCHEDULED = Path("/proc/thread-self/schedstat")
 
 
 def seconds_without_core() -> float:
-    """Seconds that this thread has stood ready to run without a core so far; 0.0 where the system does not say."""
+    """Seconds that this thread has stood ready to run without a core so far; 0.0 where nothing is known."""
     try:
         return int(SCHEDULED.read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
