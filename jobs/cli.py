@@ -139,6 +139,24 @@ def curate(
 
 
 @app.command()
+def plan(
+    recipe: RecipePath,
+    workers: Annotated[int | None, typer.Option(help="How many (default: the recipe's).")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What each worker has, such as 80GiB (default: plenty).")
+    ] = None,
+    link: Annotated[float, typer.Option(help="Bytes per second between two workers.")] = 1e9,
+    rows: Annotated[int, typer.Option(help="How many strategies the table has.")] = 10,
+    settings: Settings = None,
+) -> None:
+    """Profiles a recipe's model here and explains which strategy suits so many workers best."""
+    with _errors():
+        from jobs.plan import show_plan
+
+        show_plan(recipe, settings or (), workers, memory, link, rows, Console())
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="Which one; an unknown name lists them all.")],
     json: Annotated[Path | None, typer.Option("--json", help="Writes the figures there too.")] = None,

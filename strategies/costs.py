@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from strategies.partition import OUT_OF_REACH, group_rounds, speeds_equal
+from strategies.profile import Profile
 
 # All in multiples of a stage's float32 parameters.
 STATE = 3
@@ -69,6 +71,22 @@ class CostModel:
                 BYTES_PER_PARAMETER * sum(block.size for block in layout.blocks_of(layer, layer + 1))
                 for layer in range(layout.layers)
             ),
+        )
+
+    @classmethod
+    def profiled(cls, layout: Layout, profile: Profile, **settings: Any) -> CostModel:
+        """As a warm-up in detail found it, nothing recomputed; ``settings`` are further fields."""
+        return replace(
+            cls.unmeasured(layout),
+            forward_seconds=levelled(profile.forward),
+            backward_seconds=levelled(profile.backward),
+            boundary_bytes=profile.boundary_bytes,
+            split_seconds=tuple(
+                zip(*(levelled(part) for part in zip(*profile.split_seconds, strict=True)), strict=True)
+            ),
+            kept_bytes=profile.kept_bytes,
+            entry_bytes=profile.entry_bytes,
+            **settings,
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from runtime.contention import seconds_without_core
 from runtime.streams import seed_layer
+from strategies.anatomy import Anatomy, anatomy
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.flops import FlopCounter
 from strategies.model import Model
@@ -29,18 +30,30 @@ others train without it."""
 class Profile:
     """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next. ``flops``: what
     each layer computes for a micro-batch, forward and backward, without what is computed again; None where
-    it cannot be counted."""
+    it cannot be counted. Where it was asked for in detail: ``kept_bytes`` and ``split_seconds`` (input
+    gradient, weight gradient) of each layer as in ``anatomy``, and the bytes of the first layer's input."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
     boundary_bytes: tuple[int, ...]
     flops: tuple[int, ...] | None = None
+    kept_bytes: tuple[int, ...] = ()
+    split_seconds: tuple[tuple[float, float], ...] = ()
+    entry_bytes: int = 0
 
 
 def profile(
-    model: Model, inputs: Value, targets: Value, *, seed: int, precision: Precision, device: torch.device
+    model: Model,
+    inputs: Value,
+    targets: Value,
+    *,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+    detailed: bool = False,
 ) -> Profile:
-    """Runs one micro-batch through the layers, one at a time, and through the loss.
+    """Runs one micro-batch through the layers, one at a time, and through the loss. ``detailed``: with all
+    that a search wants to know, by two more runs.
 
     Raises ValueError for a layer that changes its buffers in forward and for a loss that does not
     return (scalar, count).
@@ -49,6 +62,7 @@ def profile(
     backward: list[float] = []
     boundary_bytes: list[int] = []
     flops: list[int | None] = []
+    details: list[Anatomy] = []
     value = inputs
     for index, layer in enumerate(model.layers):
         layer.to(device)
@@ -68,11 +82,21 @@ def profile(
         backward.append(seconds_backward + (seconds_forward if index in precision.recompute else 0.0))
         boundary_bytes.append(sum(tensor.nbytes for tensor in run.outputs))
         flops.append(counted)
+        if detailed:
+            details.append(_detail(index, layer, tensors, spec, seed, precision, device))
         value = unflatten(run.outputs, run.spec)
     _check_loss(model, value, targets, device)
     known = tuple(each for each in flops if each is not None)
     whole = known if len(known) == len(flops) else None
-    return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes), whole)
+    return Profile(
+        tuple(forward),
+        tuple(backward),
+        tuple(boundary_bytes),
+        whole,
+        tuple(each.kept_bytes for each in details),
+        tuple((each.input_gradient, each.weight_gradient) for each in details),
+        sum(tensor.nbytes for tensor in flatten(inputs)[0]),
+    )
 
 
 class _Clock:
@@ -121,6 +145,25 @@ def _run_once(
     _backward(outputs, leaves, layer)
     _synchronise(device)
     return _Run(forward, clock.lap(), [tensor.detach() for tensor in outputs], output_spec)
+
+
+def _detail(
+    index: int,
+    layer: nn.Module,
+    tensors: Sequence[Tensor],
+    spec: Spec,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+) -> Anatomy:
+    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+
+    def run() -> Sequence[Tensor]:
+        seed_layer(seed, 0, 0, index, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
+            return flatten(_run(index, layer, unflatten(leaves, spec)))[0]
+
+    return anatomy(layer, leaves, run, partial(_synchronise, device))
 
 
 def _counted(once: Callable[[], _Run]) -> tuple[_Run, int | None]:

@@ -35,8 +35,8 @@ def group_limit(shape: Sequence[tuple[int, int]], k: int) -> int:
 
 
 def stage_limit(sizes: Sequence[int], layers: int, total: int) -> int:
-    """``group_limit`` of a stage of ``layers`` of the model's ``total``; ``sizes`` are the workers of its group
-    and of all later ones."""
+    """``group_limit`` of a stage of ``layers`` of the model's ``total``; ``sizes`` are the workers of its
+    group and of all later ones."""
     limit = -(-sum(sizes) // sizes[0])
     if len(set(sizes)) > 1:
         limit = max(limit + 1, min(limit + BURSTS, total // layers))

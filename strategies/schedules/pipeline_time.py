@@ -21,8 +21,9 @@ def pipeline_seconds(
 ) -> float:
     """Seconds from the first forward to the last backward, simulated; about 6 us for each task.
 
-    ``groups`` are the speeds of each stage group's workers, ``bounds`` and ``seconds`` (at speed 1.0) those of
-    ``strategy.chunks`` x groups stages, which the groups hold in turn. ``unsteadiness`` as in ``simulate``.
+    ``groups`` are the speeds of each stage group's workers, ``bounds`` and ``seconds`` (at speed 1.0)
+    those of ``strategy.chunks`` x groups stages, held by the groups in turn.
+    ``unsteadiness`` as in ``simulate``.
     """
     first = list(accumulate(map(len, groups), initial=0))
     workers = [tuple(range(a, b)) for a, b in pairwise(first)]

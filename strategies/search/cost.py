@@ -38,7 +38,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Problem:
-    """Measured costs, the step's micro-batches and the workers' mean speed, summed up once for all choices."""
+    """Measured costs, the step's micro-batches and the workers' mean speed, summed up once for all."""
 
     costs: CostModel
     micro_batches: int
@@ -156,7 +156,7 @@ def least_seconds(problem: Problem, combination: Combination) -> float:
     linear = len(set(sizes)) == 1 and not FORMULAS[combination.strategy.schedule].splits
     longest = longest - chunks * fill / stages if linear else max(longest - fill, 0.0)
     crossing = min((problem.crossing_seconds(first) for first in range(1, layers)), default=0.0)
-    return fill + longest + (stages - 1) * crossing
+    return float(fill + longest + (stages - 1) * crossing)
 
 
 def timed(

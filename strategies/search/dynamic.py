@@ -92,6 +92,11 @@ class CutSearch:
             best = cut if best is None or (cut is not None and cut < best) else best
         return None if best is None else self._priced(combination, best[1])
 
+    def fits(self, combination: Combination) -> bool:
+        """Whether any cut fits the memory; of a schedule that splits backward it only may."""
+        stages = [self._stage(combination, k, None, limited=True) for k in range(combination.stages)]
+        return bool(np.isfinite(_least_maximum(*zip(*stages, strict=True))))
+
     def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
         """The best choice with this cut; None where it does not fit."""
         assert self.limit is not None
@@ -209,12 +214,15 @@ class CutSearch:
         plain = -(-held_FS * self._kept_FS // strategy.sequence) <= room_FS
         working_FS = -(-self._largest_FS // strategy.sequence)
         needed_FS = self._kept_FS - (room_FS - working_FS) * strategy.sequence // held_FS
-        return np.where(plain | (self._span_FS == 0), 0, np.maximum(needed_FS, 1))
+        saving_FS: NDArray[np.int64] = np.where(plain | (self._span_FS == 0), 0, np.maximum(needed_FS, 1))
+        return saving_FS
 
 
 def _of_ranges(before: Sequence[float]) -> NDArray[Any]:
-    """Sums over layers, [first layer, stop layer], of what ``before`` has the sums up to each layer of."""
-    return np.asarray(before)[None, :] - np.asarray(before)[:, None]
+    """Sums over layers, [first layer, stop layer], from those over all layers before each."""
+    before_L = np.asarray(before)
+    ranges_FS: NDArray[Any] = before_L[None, :] - before_L[:, None]
+    return ranges_FS
 
 
 def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
@@ -232,7 +240,7 @@ def least_sum_and_maximum(
     """The bounds with the least sum(added) + max(beyond) over stages, and that; None where nothing is finite.
 
     ``added[k][first, stop]`` and ``beyond[k]`` likewise. Under a limit for the maximum the least sum is a
-    shortest path, O(K L^2), which does not rise with the limit. So of the limits that there are, those between
+    shortest path, O(K L^2), which does not rise with the limit. So the limits between
     two whose sums are known cost at least the upper one's sum and the lower limit: intervals are halved
     until none can hold anything better by more than ``tolerance``, relatively.
     """

@@ -1,8 +1,8 @@
 """What every schedule costs in closed form: how much of a stage goes into fill and drain, what is in flight.
 
 Each is the textbook's (see the schedules' own files) for stages of any length: a step takes the sum of all
-stages' ``fill`` and, of the slowest, what its micro-batches take beyond that. A group that holds several stages
-counts as if all were as long as the longest.
+stages' ``fill`` and, of the slowest, what its micro-batches take beyond that. A group that holds several
+stages counts as if all were as long as the longest.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def _warm_up(held: Held) -> int:
 
 
 FORMULAS: Mapping[str, Formula] = {
-    "gpipe": Formula(_whole, _all),
     "1f1b": Formula(_whole, _round_trip),
+    "gpipe": Formula(_whole, _all),
     "interleaved": Formula(_whole, _warm_up, chunks=(2, 4)),
     "zero-bubble": Formula(_split, _as_the_first, splits=True),
 }
-"""By the names of ``schedules.registry``. A schedule that is not here is not searched for."""
+"""By the names of ``schedules.registry``; of those that are alike the first is taken. A schedule that is not
+here is not searched for."""

@@ -24,7 +24,7 @@ NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
 
 LARGEST_SIMULATION = 1_200
-"""Tasks of one simulation, about 6 us each. A larger step is simulated with fewer micro-batches and workers."""
+"""Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def search(
 ) -> list[Proposal]:
     """The ``most`` best strategies for ``workers`` equal workers of ``limit`` bytes (None: plenty) each, the
     best first; one for each schedule, number of stages and chunks, sharding, sequence degree and way to size
-    the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that. ``tolerance``: the
-    cost model's best may be missed by so much, relatively, to save time. Pure.
+    the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that.
+    ``tolerance``: the cost model's best may be missed by so much, relatively, to save time. Pure.
 
     Raises NothingFits where none fits, with the least memory with which one would.
     """
@@ -116,15 +116,16 @@ def _missing(problem: Problem, space: Space, workers: int, limit: int | None) ->
         middle = (low + high) // 2
         low, high = (low, middle) if _fits(problem, space, possible, middle) else (middle, high)
     return (
-        f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the leanest "
-        f"needs {in_words(high)}, {in_words(high - limit)} more; give more memory or more workers, or make "
-        "micro-batches smaller"
+        f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the "
+        f"leanest needs {in_words(high)}, {in_words(high - limit)} more; give more memory or "
+        "more workers, or make micro-batches smaller"
     )
 
 
 def _fits(problem: Problem, space: Space, possible: Sequence[Combination], limit: int) -> bool:
     cuts = CutSearch(problem, limit, space.recompute)
-    return any(cuts.best(each) is not None for each in possible)
+    plain = [each for each in possible if not FORMULAS[each.strategy.schedule].splits]
+    return any(map(cuts.fits, plain)) or any(cuts.best(each) for each in possible if each not in plain)
 
 
 def in_words(count: int) -> str:
@@ -149,8 +150,8 @@ def _proposal(problem: Problem, choice: Choice, *, simulate: bool) -> Proposal:
 
 
 def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
-    """Seconds of the pipeline alone, simulated and by the cost model. Of a large step that of a smaller one is
-    simulated, with fewer micro-batches and as many times fewer workers, and both are scaled."""
+    """Seconds of the pipeline alone, simulated and by the cost model. Of a large step a smaller one is
+    simulated, with fewer micro-batches and as many times fewer workers, and scaled."""
     combination, strategy = choice.combination, choice.combination.strategy
     free = replace(problem.costs, link_bytes_per_second=math.inf)
     closed = evaluate(replace(problem, costs=free), combination, choice.bounds, choice.recompute).step_seconds

@@ -167,7 +167,7 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
 
 
 def test_names_that_nobody_knows_are_refused() -> None:
-    with pytest.raises(ValueError, match="'ring' is no schedule that can be searched for: choose from gpipe"):
+    with pytest.raises(ValueError, match="'ring' is no schedule that can be searched for: choose from 1f1b"):
         Space(schedules=("ring",))
     with pytest.raises(ValueError, match="'zero9' is no sharding"):
         Space(shardings=("zero9",))
