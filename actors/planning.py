@@ -18,6 +18,8 @@ from strategies.job import Job
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
+from strategies.search.planning import plan_seconds, searched_plan
+from strategies.search.space import Space
 from strategies.step_time import simulate_step
 
 
@@ -27,9 +29,46 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
+    if job.search is not None:
+        chooser, searched_gain = searched_planners(layout, profile, job, job.search)
+        return chooser, searched_gain if rebalance else None, _mender(job, layout, profile)
     chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks)
     gain = plan_gain(layout, profile) if rebalance else None
-    return chooser, gain, plan_mender(layout, profile) if job.salvage else None
+    return chooser, gain, _mender(job, layout, profile)
+
+
+def _mender(job: Job, layout: Layout, profile: Profile) -> PlanMender | None:
+    return plan_mender(layout, profile) if job.salvage else None
+
+
+def searched_planners(
+    layout: Layout, profile: Profile, job: Job, space: Space
+) -> tuple[PlanChooser, PlanGain]:
+    """As ``plan_chooser`` and ``plan_gain``, of plans whose strategy is searched for each time anew."""
+    profiled = CostModel.profiled(
+        layout,
+        profile,
+        link_bytes_per_second=job.link_bytes_per_second,
+        worker_memory_bytes=job.worker_memory_bytes,
+        host_state=job.host_state,
+    )
+
+    def costs_of(speeds: Speeds) -> CostModel:
+        # a backward's measured seconds depend on the strategy that it ran under, a forward's do not
+        return profiled.paced(
+            [speeds.forward(layer) for layer in range(layout.layers)], job.precision.recompute
+        )
+
+    def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
+        return searched_plan(
+            generation, members, layout, costs_of(speeds), job.micro_batches, space, previous
+        )
+
+    def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
+        costs = costs_of(speeds)
+        return plan_seconds(present, members, costs) / plan_seconds(other, members, costs) - 1.0
+
+    return choose, gain
 
 
 def plan_chooser(

@@ -103,6 +103,7 @@ class Worker:
                 seed=job.seed,
                 precision=job.precision,
                 device=device,
+                detailed=job.search is not None,
             )
         self.layout = model.layout
         self.store = ShardStore()

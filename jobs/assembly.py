@@ -10,13 +10,18 @@ from typing import Any
 from actors.crew import Place
 from actors.exposition import MetricsSettings
 from actors.ray_controller import RunSettings
+from jobs.amounts import bytes_of
 from jobs.builders import build_data, build_layers
 from jobs.deepspeed_config import engine_settings
 from jobs.recipe import Recipe
+from jobs.recipe_choices import AUTO
 from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
+from strategies.schedules.registry import DEFAULT
+from strategies.search.formulas import FORMULAS
+from strategies.search.space import Space
 from strategies.stage import Precision
 
 
@@ -92,7 +97,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
     layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
     recompute = recipe.precision.recompute
     recomputed: tuple[int, ...]
-    if recompute == "none":
+    if recompute in ("none", AUTO):
         recomputed = ()
     elif recompute == "all":
         recomputed = tuple(range(len(layers)))
@@ -117,6 +122,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         )
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
+    parallel = recipe.parallel
     return Job(
         build_model=partial(build_layers, recipe.model.build, recipe.model.arguments),
         build_data=partial(build_data, recipe.data.build, data_arguments(recipe)),
@@ -128,7 +134,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
         salvage=recipe.salvage,
-        schedule=recipe.parallel.schedule,
+        schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
         chunks=recipe.parallel.chunks,
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
@@ -141,10 +147,28 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         beat_seconds=recipe.detection.beat_seconds,
         orphan_seconds=recipe.detection.orphan_seconds,
         engine=engine_settings(recipe),
+        search=_space(recipe, recomputed),
+        worker_memory_bytes=None if parallel.memory is None else bytes_of(parallel.memory),
+        link_bytes_per_second=recipe.fabric.link_bytes_per_second,
+        host_state=parallel.gpus_per_worker > 0,
         faults=tuple(
             Fault(fault.worker, fault.step, fault.at, fault.micro_batch, fault.signal)
             for fault in recipe.faults
         ),
+    )
+
+
+def _space(recipe: Recipe, recomputed: tuple[int, ...]) -> Space | None:
+    """What plans may choose; None where the recipe says everything."""
+    if not recipe.searches:
+        return None
+    parallel = recipe.parallel
+    named = parallel.schedule != AUTO
+    return Space(
+        stages=None if parallel.stages == AUTO else (int(parallel.stages),),
+        schedules=(parallel.schedule,) if named else tuple(FORMULAS),
+        chunks=parallel.chunks if named else None,
+        recompute=None if recipe.precision.recompute == AUTO else recomputed,
     )
 
 

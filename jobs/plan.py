@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from jobs.amounts import bytes_of
 from jobs.assembly import assemble
 from jobs.recipe import Recipe, load_recipe
 from strategies.costs import CostModel
@@ -23,21 +23,8 @@ from strategies.search.cost import Problem
 from strategies.search.search import NothingFits, Proposal, in_words, search
 from strategies.search.space import Space
 
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
-
 SIMULATED = 12
 """How many of the best of each micro-batch size are simulated too."""
-
-
-def bytes_of(text: str) -> int:
-    """``80GiB`` as a number. Raises ValueError for anything else."""
-    found = _AMOUNT.fullmatch(text)
-    if found is None or found[2].lower() not in _UNITS or not float(found[1]):
-        raise ValueError(
-            f"{text!r} is no amount of memory: write a number and a unit, such as 80GiB or 512MB"
-        )
-    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 @dataclass(frozen=True, slots=True)

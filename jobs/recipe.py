@@ -25,10 +25,12 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.amounts import bytes_of
 from jobs.builders import BUILDER
+from jobs.recipe_choices import AUTO, check_choices
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_table import read_model
-from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
+from strategies.schedules.registry import DEFAULT, SCHEDULES
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -54,24 +56,22 @@ def _check_stages(value: object) -> object:
 
 
 def _check_schedule(value: str) -> str:
-    if value not in SCHEDULES:
-        raise ValueError(f"must be one of {', '.join(SCHEDULES)}")
+    if value not in SCHEDULES and value != AUTO:
+        raise ValueError(f'must be "auto" or one of {", ".join(SCHEDULES)}')
     return value
 
 
-def _check_chunks(schedule: str, chunks: int) -> None:
-    try:
-        schedule_named(schedule, chunks)
-    except ValueError as error:
-        raise ValueError(f"parallel.chunks does not fit parallel.schedule: {error}.") from None
+def _check_amount(value: str) -> str:
+    bytes_of(value)
+    return value
 
 
 def _check_recompute(value: object) -> object:
-    if value in ("none", "all"):
+    if value in ("none", "all", AUTO):
         return value
     if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
         return tuple(sorted(set(value)))
-    raise ValueError('must be "none", "all" or a list of layer numbers, counted from 0')
+    raise ValueError('must be "none", "all", "auto" or a list of layer numbers, counted from 0')
 
 
 Builder = Annotated[str, AfterValidator(_check_builder)]
@@ -80,7 +80,8 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
 ScheduleName = Annotated[str, AfterValidator(_check_schedule)]
-Recompute = Annotated[Literal["none", "all"] | tuple[int, ...], BeforeValidator(_check_recompute)]
+Amount = Annotated[str, AfterValidator(_check_amount)]
+Recompute = Annotated[Literal["none", "all", "auto"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
 class Section(BaseModel):
@@ -139,7 +140,8 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. ``memory`` is what every
+    worker has (on its GPU, if it has one), for a search to keep to.
     """
 
     workers: PositiveInt
@@ -151,6 +153,7 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    memory: Amount | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
@@ -193,9 +196,11 @@ class Metrics(Section):
 
 
 class Fabric(Section):
-    """``inbox_limit_mb`` is in MiB of received tensors that nobody has taken yet."""
+    """``inbox_limit_mb`` is in MiB of received tensors that nobody has taken yet; ``link_bytes_per_second``:
+    what a search takes a link between two workers to carry."""
 
     inbox_limit_mb: PositiveInt = 256
+    link_bytes_per_second: PositiveFloat = 1e9
 
 
 class Detection(Section):
@@ -246,6 +251,11 @@ class Recipe(Section):
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
 
     @property
+    def searches(self) -> bool:
+        """Whether plans choose their strategy by search."""
+        return AUTO in (self.parallel.schedule, self.precision.recompute)
+
+    @property
     def decay_steps(self) -> int:
         """The step at which the learning rate has come down to its minimum."""
         return self.optimizer.decay_steps or self.run.steps
@@ -268,7 +278,13 @@ class Recipe(Section):
                 f"parallel.spares ({parallel.spares}) has no meaning without parallel.max_workers: set "
                 "max_workers to the number of workers that train, or remove spares."
             )
-        _check_chunks(parallel.schedule, parallel.chunks)
+        check_choices(
+            parallel.schedule,
+            parallel.chunks,
+            self.precision.recompute,
+            has_memory=parallel.memory is not None,
+            engine=self.engine.name,
+        )
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "

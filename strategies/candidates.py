@@ -42,7 +42,7 @@ def divisions_of(
             found[kept] = "kept the cut and re-dealt micro-batches"
             found.setdefault(_recut(predictor, kept.groups), "kept the groups and cut the layers anew")
         regrouped_sizes = _regroup(predictor, bounds, len(spread))
-        regrouped = Division(bounds, _nearest_groups(predictor, previous, bounds, regrouped_sizes, spread))
+        regrouped = Division(bounds, nearest_groups(predictor, previous, bounds, regrouped_sizes, spread))
         found.setdefault(regrouped, "kept the cut and regrouped workers")
 
     stage_before = {w: k for k, s in enumerate(previous.stages) for w in s.workers} if previous else {}
@@ -56,7 +56,7 @@ def divisions_of(
             anew = Division(cut.bounds, groups)
             found.setdefault(anew, "cut the layers anew")
             if previous is not None:
-                near = _nearest_groups(predictor, previous, cut.bounds, [len(g) for g in groups], spread)
+                near = nearest_groups(predictor, previous, cut.bounds, [len(g) for g in groups], spread)
                 found.setdefault(Division(cut.bounds, near), "cut the layers anew")
         # Even groups load the busiest a little more, but a pipeline of equals has fewer gaps.
         smaller, larger = divmod(len(order), count)
@@ -64,7 +64,7 @@ def divisions_of(
         for sizes in dict.fromkeys((front, front[::-1])):
             even = _recut(predictor, tuple(_runs(order, sizes)))
             if previous is not None:
-                even = _recut(predictor, _nearest_groups(predictor, previous, even.bounds, sizes, spread))
+                even = _recut(predictor, nearest_groups(predictor, previous, even.bounds, sizes, spread))
             found.setdefault(even, "evened the groups and cut the layers anew")
     return found
 
@@ -113,7 +113,7 @@ def sized_divisions(
     for _, bounds, sizes in sorted(found)[:SIZED]:
         groups = tuple(_runs(order, sizes))
         if previous is not None and alike:
-            groups = _nearest_groups(predictor, previous, bounds, sizes, order)
+            groups = nearest_groups(predictor, previous, bounds, sizes, order)
         divisions[_recut(predictor, groups)] = "weighed all group sizes"
         divisions[_recut(predictor, groups[::-1])] = "weighed all group sizes"
     return divisions
@@ -204,14 +204,16 @@ def _regroup(predictor: Predictor, bounds: tuple[int, ...], workers: int) -> lis
     return sizes
 
 
-def _nearest_groups(
+def nearest_groups(
     predictor: Predictor,
-    previous: Plan,
+    previous: Plan | None,
     bounds: tuple[int, ...],
     sizes: Sequence[int],
     spread: Sequence[WorkerId],
 ) -> tuple[tuple[WorkerId, ...], ...]:
     """Groups of these sizes in which workers keep as many parameter bytes as a greedy match finds."""
+    if previous is None:
+        return tuple(_runs(spread, sizes))
     present = set(spread)
     waiting = [[w for w in stage.workers if w in present] for stage in previous.stages]
     groups: list[list[WorkerId]] = [[] for _ in sizes]

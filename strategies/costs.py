@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -87,6 +87,22 @@ class CostModel:
             kept_bytes=profile.kept_bytes,
             entry_bytes=profile.entry_bytes,
             **settings,
+        )
+
+    def paced(self, forward: Sequence[float], recomputed: Collection[int] = ()) -> CostModel:
+        """With layers that take ``forward`` seconds and as much longer in backward as forward; ``recomputed``
+        are the layers whose backward has their forward in it, which is taken out."""
+        levels = levelled(forward)
+        pace = [new / old for new, old in zip(levels, self.forward_seconds, strict=True)]
+        own = [
+            max(b - (f if layer in recomputed else 0.0), TICK)
+            for layer, (f, b) in enumerate(zip(self.forward_seconds, self.backward_seconds, strict=True))
+        ]
+        return replace(
+            self,
+            forward_seconds=levels,
+            backward_seconds=levelled([b * p for b, p in zip(own, pace, strict=True)]),
+            split_seconds=tuple((i * p, w * p) for (i, w), p in zip(self.split_seconds, pace, strict=False)),
         )
 
 

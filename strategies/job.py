@@ -11,6 +11,7 @@ from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
+from strategies.search.space import Space
 from strategies.stage import Precision
 
 
@@ -38,6 +39,8 @@ class Job:
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
     survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
     ``chunks`` stages each. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
+    ``search``: what every plan may choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``:
+    shards are elsewhere) and with links of ``link_bytes_per_second``; None: nothing.
     With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
     ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
@@ -55,6 +58,10 @@ class Job:
     schedule: str = DEFAULT
     chunks: int = 1
     threads: int = 1
+    search: Space | None = None
+    worker_memory_bytes: int | None = None
+    link_bytes_per_second: float = 1e9
+    host_state: bool = False
     feed_workers: int = 0
     held_out_every: int = 0
     held_out_micro_batches: int = 0

@@ -92,6 +92,8 @@ class StageModel:
         self.pulse = pulse or Pulse()
         self._seed = seed
         self._precision = precision
+        self.recompute = frozenset(precision.recompute)
+        """Layers whose activations are computed again in backward; a plan may choose others."""
         self._exact = exact
         self._workspace = Workspace(device)
         # threads of one process share torch's default generator, so seeding and drawing belong together
@@ -169,7 +171,7 @@ class StageModel:
             began = time.perf_counter()
             inputs, spec = flatten(value)
             inputs = [_leaf(tensor.to(self.device), train) for tensor in inputs]
-            keep_graph = train and index not in self._precision.recompute
+            keep_graph = train and index not in self.recompute
             outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
             if train:
                 activations.append(Activation(index, inputs, spec, outputs if keep_graph else None))

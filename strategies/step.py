@@ -14,7 +14,7 @@ from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_
 from runtime.fabric.collectives import exchange
 from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
-from runtime.plan import Plan, Shard, WorkerId
+from runtime.plan import Plan, Shard, Strategy, WorkerId
 from runtime.protocol import Exponents
 from runtime.salvage import Salvage, layers_of
 from runtime.samples import count
@@ -96,7 +96,10 @@ class StepRunner:
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
         parts = (self.endpoint, self.plan, self.worker, self.stage, self.data)
-        schedule = schedule_named(self.job.schedule, self.job.chunks)
+        strategy = self.plan.strategy or Strategy(self.job.schedule, self.job.chunks)
+        schedule = schedule_named(strategy.schedule, strategy.chunks)
+        if self.plan.strategy is not None:
+            self.stage.recompute = frozenset(strategy.recompute)
         self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from runtime.plan import Plan, Stage, Strategy
+from runtime.plan import Plan, Stage, Strategy, WorkerId
 from strategies.partition import deal_micro_batches
 from strategies.schedules.registry import schedule_named
 from strategies.schedules.simulation import StageSeconds, simulate
@@ -34,5 +34,16 @@ def pipeline_seconds(
     stages = tuple(Stage(a, b, workers[k % len(groups)]) for k, (a, b) in enumerate(pairwise(bounds)))
     plan = Plan(0, stages, tuple(dealt[k % len(groups)] for k in range(len(stages))), ())
     speeds = dict(enumerate(speed for group in groups for speed in group))
+    return plan_pipeline_seconds(plan, strategy, seconds, speeds, unsteadiness)
+
+
+def plan_pipeline_seconds(
+    plan: Plan,
+    strategy: Strategy,
+    seconds: Sequence[StageSeconds],
+    speeds: Mapping[WorkerId, float],
+    unsteadiness: float = 0.0,
+) -> float:
+    """``pipeline_seconds`` of a plan as it is dealt."""
     schedule = schedule_named(strategy.schedule, strategy.chunks)
     return simulate(schedule, plan, seconds, speeds, unsteadiness=unsteadiness).seconds

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from jobs.amounts import bytes_of
 from jobs.cli import app
-from jobs.plan import bytes_of, layers_in_words, show_plan, sizes_of
+from jobs.plan import layers_in_words, show_plan, sizes_of
 from jobs.recipe import load_recipe
 
 RECIPE = """

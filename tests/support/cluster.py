@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from actors.host import Host, steady_time
-from actors.planning import plan_chooser, plan_mender
+from actors.planning import plan_chooser, plan_mender, searched_planners
 from actors.recorder import Recorder
 from actors.worker import Worker
 from runtime.controller import Controller
@@ -241,6 +241,8 @@ class LocalRun:
         )
         job = self.job
         chooser = plan_chooser(first.layout, first.profile, job.micro_batches, self.stages, job.chunks)
+        if job.search is not None:
+            chooser, _ = searched_planners(first.layout, first.profile, job, job.search)
         mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
         return Controller(terms, chooser, self.plan_gain, mender)
 

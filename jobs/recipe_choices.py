@@ -1,0 +1,32 @@
+"""What a recipe may leave to the search, and which choices do not go together."""
+
+from __future__ import annotations
+
+from strategies.schedules.registry import schedule_named
+
+AUTO = "auto"
+"""Of a schedule or of what is recomputed: the search chooses, anew for every plan."""
+
+
+def check_choices(schedule: str, chunks: int, recompute: object, *, has_memory: bool, engine: str) -> None:
+    """Raises ValueError, one sentence with the key and the remedy, for choices that cannot be together."""
+    if schedule != AUTO:
+        try:
+            schedule_named(schedule, chunks)
+        except ValueError as error:
+            raise ValueError(f"parallel.chunks does not fit parallel.schedule: {error}.") from None
+    elif chunks > 1:
+        raise ValueError(
+            f"parallel.chunks ({chunks}) is chosen together with the schedule: remove it, or name a schedule."
+        )
+    searches = AUTO in (schedule, recompute)
+    if has_memory and not searches:
+        raise ValueError(
+            "parallel.memory has a meaning only for a search: set parallel.schedule or precision.recompute to "
+            '"auto", or remove memory.'
+        )
+    if searches and engine != "reknit":
+        raise ValueError(
+            'a DeepSpeed engine has no schedule to choose: set parallel.schedule to "1f1b" and '
+            'precision.recompute to "none", or remove [engine].'
+        )

@@ -1,0 +1,162 @@
+"""A whole plan by the search: its strategy, then who does what, nearest to what was before.
+
+It runs at the start and at every change of membership, while others wait. Nothing that it may change from one
+plan to the next changes the result's bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from runtime.layout import Layout
+from runtime.plan import Member, Plan, Stage, Strategy
+from strategies.candidates import nearest_groups, spread_over_domains
+from strategies.costs import CostModel, Predictor
+from strategies.folding import folded, unfolded
+from strategies.partition import deal_micro_batches
+from strategies.planner import choose_plan
+from strategies.schedules.pipeline_time import plan_pipeline_seconds
+from strategies.schedules.simulation import StageSeconds
+from strategies.search.cost import Problem, evaluate, stage_seconds
+from strategies.search.search import NothingFits, Proposal, search
+from strategies.search.space import Combination, Space
+from strategies.sharding import shard_blocks
+
+TOLERANCE = 2e-3
+"""Relative: how far behind the cost model's best a strategy may be. Layers are timed no better than that."""
+
+SIMULATED = 2
+"""How many strategies are simulated before one is taken."""
+
+KEPT = 0.02
+"""Relative: a strategy that is predicted to be so little better does not replace the present one."""
+
+
+def searched_plan(
+    generation: int,
+    members: Sequence[Member],
+    layout: Layout,
+    costs: CostModel,
+    micro_batches: int,
+    space: Space,
+    previous: Plan | None = None,
+) -> Plan:
+    """The plan of the best strategy of ``space`` for ``members``, within ``costs.worker_memory_bytes``.
+
+    ``costs`` have nothing recomputed. Where nothing fits a first plan, NothingFits is raised; after a change
+    training goes on with as little memory as can be. Pure and independent of the order of ``members``.
+    """
+    members = sorted(members, key=lambda member: member.worker)
+    speed = sum(member.speed for member in members) / len(members)
+    problem = Problem(costs, micro_batches, speed)
+    limit = costs.worker_memory_bytes
+    try:
+        found = search(
+            problem, space, len(members), limit, most=SIMULATED, simulated=SIMULATED, tolerance=TOLERANCE
+        )
+    except NothingFits:
+        if previous is None:
+            raise
+        everything = tuple(range(layout.layers)) if space.recompute is None else space.recompute
+        leanest = replace(space, recompute=everything)
+        found = sorted(search(problem, leanest, len(members), None, most=100), key=lambda p: p.memory_bytes)
+    proposal = _kept(found, previous)
+    plans = list(_plans(generation, members, layout, problem, proposal, previous))
+    if len(plans) == 1:
+        return plans[0]
+    fitting = [plan for plan in plans if limit is None or _memory(plan, problem, proposal.strategy) <= limit]
+    return min(fitting or plans[:1], key=lambda plan: plan_seconds(plan, members, costs))
+
+
+def plan_seconds(plan: Plan, members: Sequence[Member], costs: CostModel) -> float:
+    """A step's pipeline as ``plan`` deals it, under its own strategy, with the members' speeds."""
+    assert plan.strategy is not None, "a plan of the search has a strategy"
+    problem = Problem(costs, plan.micro_batches)
+    speed = {member.worker: member.speed for member in members}
+    speeds = {worker: speed.get(worker, 1.0) for worker in plan.workers}
+    return plan_pipeline_seconds(plan, plan.strategy, _stage_seconds(problem, plan), speeds)
+
+
+def _stage_seconds(problem: Problem, plan: Plan) -> list[StageSeconds]:
+    assert plan.strategy is not None
+    combination = Combination(plan.strategy, ())
+    seconds = []
+    for stage in plan.stages:
+        forward, inputs, weights = stage_seconds(problem, combination, stage.first, stage.stop)
+        again = [layer for layer in plan.strategy.recompute if stage.first <= layer < stage.stop]
+        extra = sum(problem.costs.forward_seconds[layer] for layer in again)
+        seconds.append(StageSeconds(forward, inputs + extra / plan.strategy.sequence, weights))
+    return seconds
+
+
+def _kept(found: Sequence[Proposal], previous: Plan | None) -> Proposal:
+    """The best one, or one like the present that is nearly as good: whose layers are where they were."""
+    if previous is not None and previous.strategy is not None:
+        groups = len({stage.workers for stage in previous.stages})
+        for each in found:
+            alike = replace(each.strategy, recompute=previous.strategy.recompute) == previous.strategy
+            near = each.step_seconds <= found[0].step_seconds * (1 + KEPT)
+            if alike and near and len(each.sizes) == groups:
+                return each
+    return found[0]
+
+
+def _plans(
+    generation: int,
+    members: Sequence[Member],
+    layout: Layout,
+    problem: Problem,
+    proposal: Proposal,
+    previous: Plan | None,
+) -> Iterator[Plan]:
+    """The proposal's own cut and group sizes; where workers or groups are unequal, also what ``choose_plan``
+    makes of its number of stages."""
+    strategy, costs, micro_batches = proposal.strategy, problem.costs, problem.micro_batches
+    before = None if previous is None else folded(previous)
+    predictor = Predictor(costs, members, micro_batches, before)
+    spread = spread_over_domains(members)
+    count = len(proposal.sizes)
+    ends = (
+        *proposal.bounds[1:count],
+        layout.layers,
+    )  # where a group's layers are, as far as one range can say
+    whole = (0, *ends) if strategy.chunks == 1 else _evenly(layout.layers, count)
+    groups = nearest_groups(predictor, before, whole, proposal.sizes, spread)
+    stages = tuple(
+        Stage(first, stop, groups[k % count]) for k, (first, stop) in enumerate(pairwise(proposal.bounds))
+    )
+    speed = {member.worker: member.speed for member in members}
+    rows = [deal_micro_batches([(w, speed[w]) for w in group], micro_batches) for group in groups]
+    shards = shard_blocks(layout, stages, members)
+    assignment = tuple(rows[k % count] for k in range(len(stages)))
+    yield Plan(generation, stages, assignment, shards, strategy=strategy)
+    if predictor.alike(spread) and len(set(proposal.sizes)) == 1:
+        return
+    again = frozenset(strategy.recompute)
+    backward = tuple(
+        b + (f if layer in again else 0.0)
+        for layer, (f, b) in enumerate(zip(costs.forward_seconds, costs.backward_seconds, strict=True))
+    )
+    dealt = replace(costs, backward_seconds=backward, worker_memory_bytes=None)
+    plan, _ = choose_plan(generation, members, layout, dealt, micro_batches, count, before)
+    seconds = [f + b for f, b in zip(costs.forward_seconds, backward, strict=True)]
+    plan = unfolded(plan, strategy.chunks, layout, members, seconds)
+    if strategy.chunks == 1 or len(plan.stages) > len({stage.workers for stage in plan.stages}):
+        yield replace(plan, strategy=strategy)
+
+
+def _evenly(layers: int, count: int) -> tuple[int, ...]:
+    return tuple(k * layers // count for k in range(count + 1))
+
+
+def _memory(plan: Plan, problem: Problem, strategy: Strategy) -> int:
+    """The fullest worker's bytes, by the cost model."""
+    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
+    combination = Combination(strategy, tuple(map(len, groups)))
+    busiest = max(max(Counter(row).values()) * len(set(row)) for row in plan.assignment)
+    dealt = replace(problem, micro_batches=max(busiest, problem.micro_batches))
+    bounds = (0, *(stage.stop for stage in plan.stages))
+    return evaluate(dealt, combination, bounds, strategy.recompute).memory_bytes

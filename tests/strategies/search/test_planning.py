@@ -1,0 +1,118 @@
+"""Plans by search are whole and repeatable, keep to memory, and follow who is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.layout import ALIGNMENT, Block, Layout
+from runtime.plan import Member, Plan
+from strategies.costs import CostModel
+from strategies.search.cost import Problem
+from strategies.search.planning import KEPT, _memory, plan_seconds, searched_plan
+from strategies.search.search import NothingFits
+from strategies.search.space import Space
+
+LAYERS = 6
+LAYOUT = Layout(LAYERS, tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT) for i in range(LAYERS)), ())
+COSTS = replace(
+    CostModel.unmeasured(LAYOUT),
+    boundary_bytes=(256,) * LAYERS,
+    kept_bytes=(4096,) * LAYERS,
+    entry_bytes=256,
+)
+
+
+def members_of(count: int, *slow: int) -> list[Member]:
+    return [Member(w, f"node{w % 3}", 0.5 if w in slow else 1.0) for w in range(count)]
+
+
+def check(plan: Plan, members: list[Member], micro_batches: int) -> None:
+    assert plan.strategy is not None
+    assert [layer for s in plan.stages for layer in range(s.first, s.stop)] == list(range(LAYERS))
+    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
+    assert len(plan.stages) == len(groups) * plan.strategy.chunks
+    assert set(plan.workers) <= {member.worker for member in members}
+    for stage, row in zip(plan.stages, plan.assignment, strict=True):
+        assert len(row) == micro_batches and set(row) <= set(stage.workers)
+    for block in LAYOUT.blocks:
+        assert sum(shard.size for shard in plan.shards_of(block.index)) == block.size
+
+
+@given(
+    count=st.integers(1, 7),
+    slow=st.lists(st.integers(0, 6), max_size=2),
+    micro_batches=st.integers(1, 10),
+    memory=st.sampled_from([None, 12_000, 40_000, 200_000]),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_history_of_searched_plans(
+    count: int, slow: list[int], micro_batches: int, memory: int | None, data: st.DataObject
+) -> None:
+    costs = replace(COSTS, worker_memory_bytes=memory)
+    previous, present = None, members_of(count, *slow)
+    for generation in range(3):
+        try:
+            plan = searched_plan(generation, present, LAYOUT, costs, micro_batches, Space(), previous)
+        except NothingFits:
+            assert previous is None, "training goes on whatever is left"
+            return
+        shuffled = data.draw(st.permutations(present))
+        assert plan == searched_plan(generation, shuffled, LAYOUT, costs, micro_batches, Space(), previous)
+        check(plan, present, micro_batches)
+        gone = data.draw(st.integers(0, max(len(present) - 2, 0)))
+        present = [*present[gone:], Member(10 + generation, "node9")]
+        previous = plan
+
+
+def test_scarce_memory_is_kept_to_by_recomputing() -> None:
+    members, space = members_of(4), Space(stages=(2,), schedules=("1f1b",))
+    free = searched_plan(0, members, LAYOUT, COSTS, 8, space)
+    assert free.strategy is not None and free.strategy.recompute == ()
+    problem = Problem(COSTS, 8)
+    limit = _memory(free, problem, free.strategy) - 1
+    tight = searched_plan(0, members, LAYOUT, replace(COSTS, worker_memory_bytes=limit), 8, space)
+    assert tight.strategy is not None and tight.strategy.recompute
+    assert _memory(tight, problem, tight.strategy) <= limit
+    assert plan_seconds(tight, members, COSTS) > plan_seconds(free, members, COSTS)
+
+
+def test_what_fits_nowhere_is_refused_at_the_start_and_survived_later() -> None:
+    costs = replace(COSTS, worker_memory_bytes=8_000)
+    with pytest.raises(NothingFits, match="no plan for 4 workers fits 7.812 KiB of memory each"):
+        searched_plan(0, members_of(4), LAYOUT, costs, 8, Space())
+    first = searched_plan(0, members_of(4), LAYOUT, COSTS, 8, Space())
+    plan = searched_plan(1, members_of(3), LAYOUT, costs, 8, Space(), first)
+    assert plan.strategy is not None and plan.strategy.recompute == tuple(range(LAYERS))
+
+
+def test_a_strategy_that_is_hardly_better_does_not_replace_the_present_one() -> None:
+    members = members_of(4)
+    space = Space(stages=(4,), schedules=("1f1b", "gpipe"))
+    gpipe = searched_plan(0, members, LAYOUT, COSTS, 8, replace(space, schedules=("gpipe",)))
+    kept = searched_plan(1, members, LAYOUT, COSTS, 8, space, gpipe)
+    anew = searched_plan(1, members, LAYOUT, COSTS, 8, space)
+    assert kept.strategy == gpipe.strategy and kept.stages == gpipe.stages
+    assert anew.strategy is not None and anew.strategy.schedule == "1f1b"
+    both = [plan_seconds(plan, members, COSTS) for plan in (kept, anew)]
+    assert both[0] <= both[1] * (1 + KEPT)
+
+
+def test_a_slow_worker_has_less_to_do() -> None:
+    plan = searched_plan(0, members_of(4, 3), LAYOUT, COSTS, 12, Space(stages=(1,)))
+    assert len(plan.micro_batches_of(3)) < min(len(plan.micro_batches_of(w)) for w in range(3))
+
+
+def test_every_schedule_is_ranked_by_its_own_time() -> None:
+    members = members_of(4)
+    found = {
+        name: plan_seconds(
+            searched_plan(0, members, LAYOUT, COSTS, 8, Space(stages=(3,), schedules=(name,))), members, COSTS
+        )
+        for name in ("1f1b", "zero-bubble")
+    }
+    assert found["zero-bubble"] < found["1f1b"]
