@@ -22,8 +22,8 @@ def check_choices(schedule: str, chunks: int, recompute: object, *, has_memory: 
     searches = AUTO in (schedule, recompute)
     if has_memory and not searches:
         raise ValueError(
-            "parallel.memory has a meaning only for a search: set parallel.schedule or precision.recompute to "
-            '"auto", or remove memory.'
+            "parallel.memory has a meaning only for a search: set parallel.schedule or precision.recompute "
+            'to "auto", or remove memory.'
         )
     if searches and engine != "reknit":
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,9 +27,10 @@ def anatomy(
     layer: nn.Module,
     inputs: Sequence[Tensor],
     run: Callable[[], Sequence[Tensor]],
-    synchronise: Callable[[], None],
+    lap: Callable[[], float],
 ) -> Anatomy:
-    """``run`` gives the layer's outputs for ``inputs``, which want gradients where they are floating."""
+    """``run`` gives the layer's outputs for ``inputs``, which want gradients where they are floating; ``lap``
+    the seconds since it was last called."""
     best = Anatomy(0, float("inf"), float("inf"))
     for _ in range(RUNS):
         others = {place_of(tensor) for tensor in [*inputs, *layer.parameters(), *layer.buffers()]}
@@ -45,18 +45,15 @@ def anatomy(
             outputs = run()
         for output in outputs:
             keep(output)
-        synchronise()
-        began = time.perf_counter()
+        lap()
         _differentiate(outputs, [tensor for tensor in inputs if tensor.requires_grad], again=True)
-        synchronise()
-        between = time.perf_counter()
+        input_gradient = lap()
         _differentiate(outputs, [each for each in layer.parameters() if each.requires_grad], again=False)
-        synchronise()
-        ended = time.perf_counter()
+        weight_gradient = lap()
         best = Anatomy(
             sum(kept.values()),
-            min(best.input_gradient, between - began),
-            min(best.weight_gradient, ended - between),
+            min(best.input_gradient, input_gradient),
+            min(best.weight_gradient, weight_gradient),
         )
     return best
 

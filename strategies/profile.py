@@ -163,7 +163,13 @@ def _detail(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
             return flatten(_run(index, layer, unflatten(leaves, spec)))[0]
 
-    return anatomy(layer, leaves, run, partial(_synchronise, device))
+    clock = _Clock()
+
+    def lap() -> float:
+        _synchronise(device)
+        return clock.lap()
+
+    return anatomy(layer, leaves, run, lap)
 
 
 def _counted(once: Callable[[], _Run]) -> tuple[_Run, int | None]:

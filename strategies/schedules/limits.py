@@ -31,13 +31,9 @@ def group_limit(shape: Sequence[tuple[int, int]], k: int) -> int:
     micro-batch. Simulated with 4% of noise, 14 + 9 + 9 layers on 3 + 2 + 2 workers are busy for
     0.87 of the bound with one more and 0.99 with three more; what is free of charge is taken.
     """
-    return stage_limit([workers for _, workers in shape[k:]], shape[k][0], sum(layers for layers, _ in shape))
-
-
-def stage_limit(sizes: Sequence[int], layers: int, total: int) -> int:
-    """``group_limit`` of a stage of ``layers`` of the model's ``total``; ``sizes`` are the workers of its
-    group and of all later ones."""
+    sizes = [workers for _, workers in shape[k:]]
     limit = -(-sum(sizes) // sizes[0])
     if len(set(sizes)) > 1:
-        limit = max(limit + 1, min(limit + BURSTS, total // layers))
+        layers = sum(layers for layers, _ in shape)
+        limit = max(limit + 1, min(limit + BURSTS, layers // shape[k][0]))
     return limit

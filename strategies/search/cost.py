@@ -85,8 +85,9 @@ class Problem:
         """How many micro-batches the busiest team of a stage's group computes."""
         return -(-self.micro_batches // (combination.size(stage) // combination.strategy.sequence))
 
-    def held(self, combination: Combination, stage: int, layers: int, first_layers: int) -> int:
-        """Chunks x micro-batches in flight on a worker of a stage's group, if that holds so many layers."""
+    def held(self, combination: Combination, stage: int, layers: Any, first_layers: Any) -> Any:
+        """Chunks x micro-batches in flight on a worker of a stage's group, if that holds so many layers (or
+        an array of them)."""
         strategy, rounds = combination.strategy, self.rounds(combination, stage)
         k = stage % len(combination.sizes)
         what = Held(combination.sizes, k, layers, first_layers, self.layers, rounds, strategy.chunks)
@@ -106,7 +107,7 @@ class Problem:
         sent = SHARDINGS[strategy.sharding].sent_bytes(parameters, size)
         kept = self.kept[stop] - self.kept[first] + self.input_bytes(first)
         kept -= sum(self.saved[layer] for layer in again)
-        held = self.held(combination, k, stop - first, bounds[1])
+        held = int(self.held(combination, k, stop - first, bounds[1]))
         working = max(self.saved[first:stop]) if again else 0
         memory = self.resident(combination, k, parameters)
         memory += -(-held * kept // strategy.sequence) + -(-working // strategy.sequence)

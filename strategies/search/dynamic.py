@@ -77,6 +77,8 @@ class CutSearch:
         plenty = relaxed or self.relaxed(combination)
         if self.limit is None or plenty.cost.memory_bytes <= self.limit:
             return plenty
+        if self._least_memory(combination) > self.limit:
+            return None
         # where all may keep as much as the first stage does, that is taken as little, which bounds the rest
         cut = self._cut(combination, None, limited=True)
         if cut is None:
@@ -96,6 +98,14 @@ class CutSearch:
         """Whether any cut fits the memory; of a schedule that splits backward it only may."""
         stages = [self._stage(combination, k, None, limited=True) for k in range(combination.stages)]
         return bool(np.isfinite(_least_maximum(*zip(*stages, strict=True))))
+
+    def _least_memory(self, combination: Combination) -> float:
+        """Bytes that the fullest worker has at least, all stages being equal and everything recomputed."""
+        problem, chunks, groups = self.problem, combination.strategy.chunks, range(len(combination.sizes))
+        resident = min(problem.resident(combination, k, chunks * problem.parameters[-1]) for k in groups)
+        held = min(problem.held(combination, k, problem.layers, 1) for k in groups)
+        outputs = problem.kept[-1] - sum(problem.saved)
+        return float(resident + held * outputs / combination.strategy.sequence) / combination.stages
 
     def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
         """The best choice with this cut; None where it does not fit."""
@@ -147,15 +157,20 @@ class CutSearch:
         self, combination: Combination, k: int, first_length: int | None, *, limited: bool
     ) -> tuple[Matrix, Matrix]:
         """(seconds added, seconds beyond) of stage k for every range of layers."""
-        strategy, size, last = combination.strategy, combination.size(k), combination.stages - 1
-        group = k % len(combination.sizes)
-        memory = (combination.sizes, group, first_length) if limited else ()
-        # only the first stage begins with the first layer, only the last one ends with the last
-        end = (k == 0, k == last, first_length if k == 0 else None)
-        key = (strategy, size, end, memory)
+        strategy, last = combination.strategy, combination.stages - 1
+        memory = (combination.sizes, k % len(combination.sizes), first_length) if limited else ()
+        key = (strategy, combination.size(k), memory)
         if key not in self._tables:
             self._tables[key] = self._timed(combination, k, first_length, limited=limited)
-        return self._tables[key]
+        added_FS, beyond_FS = self._tables[key]
+        # only the first stage begins with the first layer, only the last one ends with the last
+        firsts = slice(0, 1) if k == 0 else slice(1, None)
+        stops = slice(-1, None) if k == last else slice(1, -1)
+        if k == 0 and first_length is not None and last > 0:
+            stops = slice(first_length, first_length + 1)
+        masked_FS = np.full_like(added_FS, NEVER)
+        masked_FS[firsts, stops] = added_FS[firsts, stops]
+        return masked_FS, beyond_FS
 
     def _timed(
         self, combination: Combination, k: int, first_length: int | None, *, limited: bool
@@ -169,12 +184,6 @@ class CutSearch:
         sharding = SHARDINGS[strategy.sharding]
         sent_FS = sharding.sent_bytes(strategy.chunks * self._parameters_FS, combination.size(k))
         usable_FS = (self._span_FS > 0) & np.isfinite(extra_FS)
-        usable_FS[1:] &= k > 0
-        usable_FS[0] &= k == 0
-        usable_FS[:, :-1] &= k < combination.stages - 1
-        usable_FS[:, -1] &= k == combination.stages - 1
-        if k == 0 and first_length is not None:
-            usable_FS[0] &= np.arange(problem.layers + 1) == first_length
         return (
             np.where(usable_FS, added_FS + self._crossing_F[:, None], NEVER),
             np.where(usable_FS, beyond_FS + sent_FS / problem.costs.link_bytes_per_second, NEVER),
@@ -204,11 +213,9 @@ class CutSearch:
         """Bytes that must be saved per micro-batch so that a stage fits, [first layer, stop layer]."""
         assert self.limit is not None
         problem, strategy = self.problem, combination.strategy
-        held_N = np.ones(problem.layers + 1, dtype=np.int64)
-        for length in range(1, problem.layers + 1):
-            first = length if k == 0 else first_length or 1
-            held_N[length] = problem.held(combination, k, length, first)
-        held_FS = held_N[self._span_FS]
+        lengths_FS = np.maximum(self._span_FS, 1)
+        firsts_FS = lengths_FS if k == 0 else first_length or 1
+        held_FS = problem.held(combination, k, lengths_FS, firsts_FS)
         parameters_FS = strategy.chunks * np.maximum(self._parameters_FS, 0)
         room_FS = self.limit - problem.resident(combination, k, parameters_FS)
         plain = -(-held_FS * self._kept_FS // strategy.sequence) <= room_FS

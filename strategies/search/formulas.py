@@ -8,13 +8,18 @@ stages counts as if all were as long as the longest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from strategies.schedules.limits import stage_limit
+import numpy as np
+
+from strategies.schedules.limits import BURSTS
 
 Seconds = Any
 """A float, or a NumPy array of them."""
+
+Count = Any
+"""A whole number, or a NumPy array of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,8 @@ class Held:
 
     sizes: tuple[int, ...]
     k: int
-    layers: int
-    first_layers: int
+    layers: Count
+    first_layers: Count
     total: int
     rounds: int
     chunks: int
@@ -42,7 +47,7 @@ class Formula:
     """
 
     fill: Callable[[Seconds, Seconds, Seconds, int], Seconds]
-    in_flight: Callable[[Held], int]
+    in_flight: Callable[[Held], Count]
     splits: bool = False
     chunks: tuple[int, ...] = (1,)
     """How many stages a worker may hold, as far as it is worth looking."""
@@ -57,34 +62,36 @@ def _split(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, 
     return gap * (gap > 0)
 
 
-def _all(held: Held) -> int:
+def _all(held: Held) -> Count:
     return held.rounds
 
 
-def _limit(held: Held) -> int:
-    return stage_limit(held.sizes[held.k :], held.layers, held.total)
+def _limit(held: Held, stage: int) -> Count:
+    """``limits.group_limit`` of one of the worker's stages."""
+    sizes = (held.sizes * held.chunks)[stage:]
+    limit = -(-sum(sizes) // sizes[0])
+    if len(set(sizes)) == 1:
+        return limit
+    return np.maximum(limit + 1, np.minimum(limit + BURSTS, held.total // held.layers))
 
 
-def _round_trip(held: Held) -> int:
-    return min(_limit(held), held.rounds)
+def _round_trip(held: Held) -> Count:
+    return np.minimum(_limit(held, held.k), held.rounds)
 
 
-def _as_the_first(held: Held) -> int:
-    room = stage_limit(held.sizes, held.first_layers, held.total) * held.first_layers // held.layers
-    return min(max(_limit(held), room), held.rounds)
+def _as_the_first(held: Held) -> Count:
+    first = _limit(replace(held, layers=held.first_layers), 0)
+    room = first * held.first_layers // held.layers
+    return np.minimum(np.maximum(_limit(held, held.k), room), held.rounds)
 
 
-def _warm_up(held: Held) -> int:
+def _warm_up(held: Held) -> Count:
     """In the paper's order, or (whatever is there first) every chunk up to its limit."""
     groups = len(held.sizes)
-    most = 2 * (groups - 1 - held.k) + (held.chunks - 1) * groups + 1
+    most: Count = 2 * (groups - 1 - held.k) + (held.chunks - 1) * groups + 1
     if len(set(held.sizes)) > 1 or held.rounds % groups:
-        sizes = held.sizes * held.chunks
-        most = sum(
-            stage_limit(sizes[held.k + chunk * groups :], held.layers, held.total)
-            for chunk in range(held.chunks)
-        )
-    return min(most, held.chunks * held.rounds)
+        most = sum(_limit(held, held.k + chunk * groups) for chunk in range(held.chunks))
+    return np.minimum(most, held.chunks * held.rounds)
 
 
 FORMULAS: Mapping[str, Formula] = {

@@ -112,8 +112,8 @@ def _plans(
     proposal: Proposal,
     previous: Plan | None,
 ) -> Iterator[Plan]:
-    """The proposal's own cut and group sizes; where workers or groups are unequal, also what ``choose_plan``
-    makes of its number of stages."""
+    """The proposal's own cut and group sizes; where workers are unequal, also what ``choose_plan`` makes of
+    its number of stages."""
     strategy, costs, micro_batches = proposal.strategy, problem.costs, problem.micro_batches
     before = None if previous is None else folded(previous)
     predictor = Predictor(costs, members, micro_batches, before)
@@ -133,7 +133,7 @@ def _plans(
     shards = shard_blocks(layout, stages, members)
     assignment = tuple(rows[k % count] for k in range(len(stages)))
     yield Plan(generation, stages, assignment, shards, strategy=strategy)
-    if predictor.alike(spread) and len(set(proposal.sizes)) == 1:
+    if predictor.alike(spread):
         return
     again = frozenset(strategy.recompute)
     backward = tuple(

@@ -23,7 +23,7 @@ from strategies.search.space import Combination, Space, combinations
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
 
-LARGEST_SIMULATION = 1_200
+LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
 
 
@@ -159,10 +159,15 @@ def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
     tasks = (2 + FORMULAS[strategy.schedule].splits) * combination.stages * problem.micro_batches
     scale = min(-(-tasks // LARGEST_SIMULATION), *teams, problem.micro_batches)
     smaller = Combination(replace(strategy, sequence=1), tuple(max(round(each / scale), 1) for each in teams))
+    micro_batches = max(round(problem.micro_batches * sum(smaller.sizes) / sum(teams)), 1)
+    if tasks > scale * LARGEST_SIMULATION:  # no fewer workers, so fewer rounds, but enough to fill and drain
+        groups = len(teams)
+        rounds = round(micro_batches * scale * LARGEST_SIMULATION / tasks / groups)
+        micro_batches = min(micro_batches, max(rounds, 2) * groups)
     little = replace(
         problem,
         costs=free,
-        micro_batches=max(round(problem.micro_batches * sum(smaller.sizes) / sum(teams)), 1),
+        micro_batches=micro_batches,
         speed=problem.pace(combination),
     )
     again = frozenset(choice.recompute)

@@ -135,7 +135,8 @@ WRONG = {
     "unlike any key": (
         "",
         "[fabric]\nqq = 1\n",
-        "demo.toml: fabric.qq is not a known key: remove it, or choose from fabric.inbox_limit_mb.",
+        "demo.toml: fabric.qq is not a known key: remove it, or choose from fabric.inbox_limit_mb, "
+        "fabric.link_bytes_per_second.",
     ),
     "missing key": (
         "steps = 10\n",
@@ -211,7 +212,19 @@ WRONG = {
     "unknown schedule": (
         "workers = 4",
         'workers = 4\nschedule = "2f2b"',
-        'demo.toml: parallel.schedule must be one of gpipe, 1f1b, interleaved, zero-bubble, not "2f2b".',
+        'demo.toml: parallel.schedule must be "auto" or one of gpipe, 1f1b, interleaved, zero-bubble, not '
+        '"2f2b".',
+    ),
+    "chunks of a schedule that is to be chosen": (
+        "workers = 4",
+        'workers = 4\nschedule = "auto"\nchunks = 2',
+        "demo.toml: parallel.chunks (2) is chosen together with the schedule: remove it, or name a schedule.",
+    ),
+    "memory without a search": (
+        "workers = 4",
+        'workers = 4\nmemory = "8GiB"',
+        "demo.toml: parallel.memory has a meaning only for a search: set parallel.schedule or "
+        'precision.recompute to "auto", or remove memory.',
     ),
     "chunks that the schedule cannot do": (
         "workers = 4",
@@ -227,7 +240,8 @@ WRONG = {
     "negative layer": (
         "",
         "[precision]\nrecompute = [-1]\n",
-        'demo.toml: precision.recompute must be "none", "all" or a list of layer numbers, counted from 0, '
+        'demo.toml: precision.recompute must be "none", "all", "auto" or a list of layer numbers, counted '
+        "from 0, "
         "not [-1].",
     ),
     "unknown choice": (

@@ -1,0 +1,256 @@
+"""The searched strategy beside every uniform one: what was predicted of each, and what a real run takes.
+
+Real Ray actors; only the layers' compute is emulated by sleeping (``emulated``). Each strategy is a run of
+its own, in which nothing is searched for. The search is asked three times, the last two with memory for which
+one stage, and one or two stages, take too much. Beside it stands how long the search itself takes for 64
+workers, at the start and after a loss.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+
+from actors.cluster import RayRun, connect
+from jobs.assembly import assemble
+from jobs.bench.report import BenchReport
+from jobs.bench.resident import started, wait_for
+from jobs.bench.sleeping import recipe_of
+from jobs.plan import measured_costs
+from jobs.recipe import Recipe
+from runtime.layout import ALIGNMENT, Block, Layout
+from runtime.plan import Member
+from strategies.costs import CostModel
+from strategies.search.cost import Problem
+from strategies.search.planning import searched_plan
+from strategies.search.search import Proposal, in_words, search
+from strategies.search.space import Space
+
+GOAL = 0.95
+PLANNING_GOAL = 0.05
+"""Seconds for 64 workers."""
+
+WORKERS, LAYERS, MICRO_BATCHES = 4, 8, 8
+FORWARD_SECONDS = 0.02
+"""Per layer: so long that messages and sums, some milliseconds a micro-batch, are little beside it."""
+
+LINK_BYTES_PER_SECOND = 1e9
+WIDTH = 4096
+"""Of a layer: one parameter a column, so that memory is something that strategies differ in."""
+
+SIMULATED = 4
+STEPS = 2
+"""Over how many steps a run's pass is measured. Its first is left out: it probes the gradients' scale."""
+
+REPEATS = 7
+PLANNING_LAYERS, PLANNING_WORKERS = 32, 64
+"""The depth of a Llama of 7 billion parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A strategy as it was predicted and as it ran. Seconds are of the pass of forwards and backwards of one
+    step."""
+
+    proposal: Proposal
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the search takes within ``limit`` bytes (None: plenty)."""
+
+    limit: int | None
+    chosen: Proposal
+
+    def share(self, results: Sequence[Measured]) -> float:
+        """The fastest uniform strategy that fits, measured, over the chosen one, measured."""
+        fitting = [m for m in results if self.limit is None or m.proposal.memory_bytes <= self.limit]
+        best = min(m.seconds for m in fitting if is_uniform(m.proposal))
+        return best / next(m.seconds for m in results if same(m.proposal, self.chosen))
+
+
+def is_uniform(proposal: Proposal) -> bool:
+    """Whether all groups have as many workers, all stages as many layers, and all or no layers are
+    recomputed."""
+    lengths = {stop - first for first, stop in pairwise(proposal.bounds)}
+    again = len(proposal.strategy.recompute)
+    return len(lengths) == len(set(proposal.sizes)) == 1 and again in (0, LAYERS)
+
+
+def same(one: Proposal, other: Proposal) -> bool:
+    return (one.strategy, one.sizes, one.bounds) == (other.strategy, other.sizes, other.bounds)
+
+
+def proposals(costs: CostModel) -> tuple[list[Case], list[Proposal]]:
+    """(what the search takes, every uniform strategy without recomputation and what the search takes)."""
+    problem = Problem(costs, MICRO_BATCHES)
+    every = search(problem, Space(recompute=()), WORKERS, None, most=1000, simulated=1000)
+    uniform = [each for each in every if is_uniform(each)]
+    limits = [None, *(min(p.memory_bytes for p in uniform if len(p.sizes) == k) - 1 for k in (1, 2))]
+    chosen = [search(problem, Space(), WORKERS, limit, simulated=SIMULATED)[0] for limit in limits]
+    runs = list(uniform)
+    for each in chosen:
+        if not any(same(each, other) for other in runs):
+            runs.append(each)
+    return [Case(limit, each) for limit, each in zip(limits, chosen, strict=True)], runs
+
+
+def recipe(proposal: Proposal | None = None) -> Recipe:
+    """A run of that strategy (None: whichever). It would go on for longer than the bench lasts."""
+    name, parallel = "planner", {"workers": WORKERS, "micro_batches": MICRO_BATCHES, "cpus_per_worker": 0.0}
+    recompute: list[int] = []
+    if proposal is not None:
+        strategy, stages = proposal.strategy, len(proposal.sizes)
+        chosen = {"stages": stages, "schedule": strategy.schedule, "chunks": strategy.chunks}
+        parallel |= {**chosen, "rebalance": False}
+        name, recompute = f"planner-{strategy.schedule}-{strategy.chunks}-{stages}", [*strategy.recompute]
+    plain = recipe_of(name, parallel, layers=LAYERS, forward_seconds=FORWARD_SECONDS, width=WIDTH)
+    given = plain.model_dump() | {"precision": {"recompute": recompute or "none"}}
+    given["data"]["arguments"] = {"width": WIDTH}
+    return Recipe.model_validate(given)
+
+
+def measure(proposal: Proposal, folder: Path) -> float:
+    """Seconds of a step's pass. Raises RuntimeError if the run ends by itself."""
+    with started(recipe(proposal), folder) as run:
+        passes: dict[int, float] = {}
+
+        def enough() -> bool:
+            found = _pass(run)
+            if found is not None and found[0] > 1:
+                passes[found[0]] = found[1]
+            return len(passes) >= STEPS
+
+        wait_for(f"{STEPS} steps of {proposal.strategy}", enough, poll_seconds=0.1)
+    return median(passes.values())
+
+
+def _pass(run: RayRun) -> tuple[int, float] | None:
+    """(the newest step that all workers have told of, its pass's seconds)."""
+    progress, measured = run.progress(1 << 30, 0), run.measured()
+    if progress.outcome is not None:
+        raise RuntimeError(f"the run ended early: {progress.message}")
+    if len(measured) < WORKERS or len({each.step for each in measured.values()}) > 1:
+        return None
+    return next(iter(measured.values())).step, max(m.seconds["pipeline"] for m in measured.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """How long the search takes: the fastest of some repeats, as in ``bench planning``."""
+
+    case: str
+    seconds: float
+    strategy: str
+    stages: int
+
+
+def planning() -> list[Planning]:
+    """For 64 workers: at the start, after a loss, and with memory so scarce that layers are recomputed."""
+    layers, workers = PLANNING_LAYERS, PLANNING_WORKERS
+    blocks = tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT * 100_000) for i in range(layers))
+    layout = Layout(layers, blocks, ())
+    costs = replace(
+        CostModel.unmeasured(layout),
+        link_bytes_per_second=50e9,
+        boundary_bytes=(1 << 22,) * layers,
+        kept_bytes=(1 << 26,) * layers,
+    )
+    members = [Member(worker, f"node{worker // 8}") for worker in range(workers)]
+    space, micro_batches = Space(), 4 * workers
+    first = searched_plan(0, members, layout, costs, micro_batches, space)
+    scarce = replace(costs, worker_memory_bytes=1_000_000_000)
+    results = []
+    for case, present, each, previous in (
+        ("first plan", members, costs, None),
+        ("a worker lost", members[1:], costs, first),
+        ("first plan, scarce memory", members, scarce, None),
+        ("a worker lost, scarce memory", members[1:], scarce, first),
+    ):
+        seconds = []
+        for repeat in range(REPEATS):
+            began = time.perf_counter()
+            plan = searched_plan(1 + repeat, present, layout, each, micro_batches, space, previous)
+            seconds.append(time.perf_counter() - began)
+        assert plan.strategy is not None, "a searched plan has a strategy"
+        groups = len({stage.workers for stage in plan.stages})
+        again = f", {len(plan.strategy.recompute)} recomputed" if plan.strategy.recompute else ""
+        results.append(Planning(case, min(seconds), f"{plan.strategy.schedule}{again}", groups))
+    return results
+
+
+def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequence[Planning]) -> BenchReport:
+    """The table: one row a strategy, the fastest first."""
+    shares = [case.share(results) for case in cases]
+    slowest = max(each.seconds for each in plannings)
+    names = {case.limit: "all" if case.limit is None else in_words(case.limit) for case in cases}
+    return BenchReport(
+        bench="planner",
+        headline={
+            "share_of_best_uniform": min(shares),
+            "seconds_at_64": slowest,
+            "worst_prediction": max(abs(m.seconds / m.proposal.step_seconds - 1) for m in results),
+        },
+        goal=f"share_of_best_uniform >= {GOAL}, seconds_at_64 <= {PLANNING_GOAL}",
+        met=min(shares) >= GOAL and slowest <= PLANNING_GOAL,
+        rows=tuple(
+            {
+                "schedule": each.proposal.strategy.schedule,
+                "chunks": each.proposal.strategy.chunks,
+                "stages": len(each.proposal.sizes),
+                "recomputed": len(each.proposal.strategy.recompute),
+                "predicted_seconds": each.proposal.step_seconds,
+                "measured_seconds": each.seconds,
+                "deviation": each.seconds / each.proposal.step_seconds - 1,
+                "bubble": each.proposal.bubble,
+                "memory": in_words(each.proposal.memory_bytes),
+                "chosen_with": ", ".join(
+                    names[case.limit] for case in cases if same(case.chosen, each.proposal)
+                ),
+            }
+            for each in sorted(results, key=lambda each: each.seconds)
+        ),
+        notes=(
+            "the layers' compute is emulated: a layer sleeps in forward, as long for its input's gradient "
+            "and as long for its weights'; actors, messages and sums are real",
+            f"{LAYERS} equal layers on {WORKERS} workers, {MICRO_BATCHES} micro-batches; every number of "
+            "stages that divides the workers with every schedule; seconds are those of a step's pass; "
+            "predictions rest on a profile, memory is predicted",
+            *(
+                f"the fastest uniform strategy over the chosen one, memory {names[case.limit]}: {share:.3f}"
+                for case, share in zip(cases, shares, strict=True)
+            ),
+            *(
+                f"search for {PLANNING_WORKERS} workers, {PLANNING_LAYERS} layers, {each.case}: "
+                f"{each.seconds:.3f} s, {each.strategy} in {each.stages} stages"
+                for each in plannings
+            ),
+        ),
+    )
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; takes about three minutes. Raises RuntimeError if a run ends by itself."""
+    plannings = planning()
+    with tempfile.TemporaryDirectory() as folder:
+        job = assemble(recipe(), folder)
+        cases, runs = proposals(measured_costs(job, torch.device("cpu"), LINK_BYTES_PER_SECOND))
+        results = []
+        with connect(None, WORKERS, 1.0, 0.0):
+            for number, each in enumerate(runs):
+                results.append(Measured(each, measure(each, Path(folder) / f"{number}")))
+                console.print(
+                    f"{each.strategy.schedule}, {len(each.sizes)} stages: {results[-1].seconds:.3f} s, "
+                    f"predicted {each.step_seconds:.3f} s",
+                    highlight=False,
+                )
+    return report(results, cases, plannings)
