@@ -126,8 +126,7 @@ class Mover:
         self.on_settled()
 
     def _kept(self) -> list[Shard]:
-        plan = self.resume.plan
-        return [*plan.owned_by(self.worker), *plan.backed_up_by(self.worker)]
+        return list(self.resume.plan.kept_by(self.worker, self.layout))
 
     # --- from peers -------------------------------------------------------------------------
 
