@@ -279,17 +279,20 @@ class Follower:
                 {layer: seconds / counts[layer] for layer, seconds in times.forward.items()},
                 {layer: seconds / counts[layer] for layer, seconds in times.backward.items()},
                 asdict(runner.seconds),
-                self._resident_bytes(fabric["inbox_peak_bytes"]),
+                self._resident_bytes(runner, fabric["inbox_peak_bytes"]),
                 {"sent": fabric["bytes_sent"], "received": fabric["bytes_received"]},
                 self._step_flops,
                 self._peak_flops,
             )
         )
 
-    def _resident_bytes(self, inbox_peak: int) -> dict[str, int]:
+    def _resident_bytes(self, runner: Runner, inbox_peak: int) -> dict[str, int]:
+        residence = self.stage.residence
+        parameters = sum(tensor.nbytes for tensor in self.stage.working.values())
+        accumulators = sum(tensor.nbytes for tensor in self.stage.accumulators.values())
         return {
-            "parameters": sum(tensor.nbytes for tensor in self.stage.working.values()),
-            "accumulators": sum(tensor.nbytes for tensor in self.stage.accumulators.values()),
+            "parameters": parameters + (0 if residence is None else residence.take_peak()),
+            "accumulators": accumulators + runner.rounds.sums_bytes,
             "shards": self.store.bytes(),
             "inbox_peak": inbox_peak,
         }

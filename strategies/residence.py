@@ -26,6 +26,10 @@ class Window(Protocol):
         """After ``layer`` has computed."""
         ...
 
+    def renew(self) -> None:
+        """The parameters have changed: what is there is out of date."""
+        ...
+
 
 class Residence:
     """``flats[block]`` is the vector that the layers' parameters are views of. It is one tensor for as long as
@@ -67,6 +71,9 @@ class Residence:
             self.flats[block].untyped_storage().resize_(0)
 
     def clear(self) -> None:
+        """Empties all, once nothing is on its way any more."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         for block in list(self._occupied):
             self.vacate(block)
 

@@ -159,7 +159,6 @@ class StageModel:
                 self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.sums_device)
         if self.residence is not None:
             self.residence.hold(wanted)
-        flats = self.working if self.residence is None else self.residence.flats
         if stages == self.held:
             return  # activations of a step that goes on refer to the parameters as they are
         self.held = stages
@@ -169,10 +168,16 @@ class StageModel:
             for use, parameter in zip(tensors, self._parameters[index], strict=True):
                 tensor = use.tensor
                 if held:
-                    flat = flats[use.block][tensor.offset : tensor.stop]
+                    flat = self._flat(use.block)[tensor.offset : tensor.stop]
                     parameter.data = flat.view(tensor.shape)
+                    if self.residence is not None:
+                        self.residence.vacate(use.block)
                 else:
                     parameter.data = torch.empty(0, device=self.device)
+
+    def _flat(self, block: int) -> Tensor:
+        """What the layers' parameters are views of: with memory, or no view can be made."""
+        return self.working[block] if self.residence is None else self.residence.occupy(block)
 
     def _at_home(self, size: int) -> Tensor:
         """Memory for parameters that are kept; pinned where an accelerator fetches them from the host."""

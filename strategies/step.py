@@ -26,6 +26,7 @@ from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
 from strategies.salvage import Losses, StepProgress
 from strategies.schedules.registry import schedule_named
+from strategies.shardings.offload import StreamedLayers
 from strategies.shardings.registry import SHARDINGS
 from strategies.share import (
     Outcome,
@@ -100,6 +101,8 @@ class StepRunner:
             self.endpoint, self.plan, self.layout, self.worker
         )
         self.rounds.join(self.stage, self.store)
+        if self.job.offload is not None:
+            self.stage.window = StreamedLayers(self.stage, self.job.offload)
         parts = (self.endpoint, self.plan, self.worker, self.stage, self.data)
         schedule = schedule_named(self.job.schedule, self.job.chunks)
         self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans, aside=self.rounds)
@@ -328,5 +331,7 @@ class StepRunner:
         self.rounds.gather(self._tag(step, attempt, "gather"), self.stage.working, new_states)
         for block in self.stage.version:
             self.stage.version[block] = step
+        if self.stage.window is not None:
+            self.stage.window.renew()
         self.seconds.gather = time.perf_counter() - began
         self.spans.add(GATHER, began_ns)

@@ -61,6 +61,11 @@ class ZeroRounds:
     def take(self, message: Message) -> None:
         raise AssertionError(f"nothing comes beside micro-batches: {message.tag}")
 
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of sums that these rounds keep in place of the stage."""
+        return 0
+
     def finish(self) -> None:
         """After this worker's passes: waits until nobody needs anything of it for theirs."""
 

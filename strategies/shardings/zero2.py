@@ -108,3 +108,7 @@ class GradientRounds(ZeroRounds):
     def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
         assert not ordered, "what comes as it is ready comes in any order"
         return self._sums
+
+    @property
+    def sums_bytes(self) -> int:
+        return sum(shard.size for shard in self.owned) * torch.float64.itemsize

@@ -100,6 +100,9 @@ class ParameterRounds(GradientRounds):
             if not self._used[block.index]:
                 self._residence.vacate(block.index)
 
+    def renew(self) -> None:
+        """Nothing stays from one step to the next."""
+
     def _ask(self, layer: int) -> None:
         if layer in self._missing:
             return
