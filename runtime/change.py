@@ -20,8 +20,8 @@ BOUNDARY = 0
 def boundary_transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, ...]:
     """What must move from ``old`` to ``new`` at a step boundary.
 
-    Only those who compute it count as sources of state: the copies of the step just committed are still on their way
-    to the backups, and are not sent at all where a change follows.
+    Only those who compute it count as sources of state: the copies of the step just committed are still on
+    their way to the backups, and are not sent at all where a change follows.
     """
     holdings: dict[WorkerId, list[Holding]] = {worker: [] for worker in old.workers}
     working: dict[WorkerId, dict[int, int]] = {worker: {} for worker in old.workers}

@@ -94,9 +94,9 @@ def _noted(gradient: Tensor, maximum: Tensor) -> Tensor:
 
 
 def contribution(gradient: Tensor, exponent: int | None, maximum: Tensor, out_N: Tensor) -> None:
-    """What ``accumulate`` would add, into ``out_N`` (float32, flat): an integer that is rounded in float32 fits
-    into one, so that a contribution travels in half of a sum's bytes. ``maximum`` is raised as there; with
-    ``exponent`` None nothing else is done.
+    """What ``accumulate`` would add, into ``out_N`` (float32, flat): an integer that is rounded in float32
+    fits into one, so that a contribution travels in half of a sum's bytes. ``maximum`` is raised as there;
+    with ``exponent`` None nothing else is done.
     """
     if gradient.numel() == 0:
         return

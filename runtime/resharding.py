@@ -130,8 +130,8 @@ def plan_transfers(
     ``holdings`` and ``working`` (``working[w][block]`` = version of the full parameters in w's
     model) name every worker that can send, members of ``plan`` or not: leave lost ones out.
     Afterwards every owner and backup has its shards' state, and every holder of a block what
-    ``plan.keeping`` says of it, given that a worker copies by itself what it has: state pieces at ``version`` into
-    new shards, the parameters of state it holds into its model, and its model's parameters beside the
+    ``plan.keeping`` says of it, given that a worker copies by itself what it has: state pieces at ``version``
+    into new shards, the parameters of state it holds into its model, and its model's parameters beside the
     moments that it receives.
 
     Order: parameters first (only they are waited for before the next forward), then owners' state, then
@@ -166,7 +166,9 @@ def plan_transfers(
         for block in layout.blocks
     ]
     if plan.keeping is Keeping.STATE:
-        replicas = {(block.index, w): [(0, block.size)] for block in layout.blocks for w in holders[block.index]}
+        replicas = {
+            (block.index, w): [(0, block.size)] for block in layout.blocks for w in holders[block.index]
+        }
         owned |= replicas
         backed_up = {place: intervals for place, intervals in backed_up.items() if place not in replicas}
     for wanted in (owned, backed_up):

@@ -37,13 +37,14 @@ class Job:
     """Everything that the bits of a run depend on, and where its checkpoints go.
 
     Steps count from 1; step t turns version t - 1 of the parameters into version t.
-    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
-    is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
-    ``chunks`` stages each. ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are in
-    host memory and come to the device as they are needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
-    With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
-    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is
+    written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
+    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers
+    of ``chunks`` stages each. ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are
+    in host memory and come to the device as they are needed. ``feed_workers`` prepare data for those that
+    train; 0: these read by themselves. With an ``engine`` the steps are computed by DeepSpeed;
+    ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and ``optimizer`` only
+    what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder

@@ -32,9 +32,9 @@ class Window(Protocol):
 
 
 class Residence:
-    """``flats[block]`` is the vector that the layers' parameters are views of. It is one tensor for as long as
-    the block is held, so that views and autograd graphs stay valid, but it has memory only while it is
-    occupied (as in Zhao et al., "PyTorch FSDP", VLDB'23, sec. 4.2). Bytes are those of occupied vectors."""
+    """``flats[block]`` is the vector that the layers' parameters are views of. It is one tensor for as long
+    as the block is held, so that views and autograd graphs stay valid, but it has memory only while it is
+    occupied (as in Zhao et al., "PyTorch FSDP", VLDB'23). Bytes are those of occupied vectors."""
 
     def __init__(self, device: torch.device) -> None:
         self.flats: dict[int, Tensor] = {}

@@ -83,9 +83,9 @@ class StageModel:
     """The layers of one or more stages, with their working parameters and gradient accumulators.
 
     ``working[block]`` is the flat float32 vector that the layers' parameters are views of;
-    ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten. By ``keeps``
-    both may be empty, or ``working`` be in host memory (offload); then ``window`` brings each layer's
-    parameters into ``residence``. Where there are no ``accumulators``, ``collect`` gets the gradients.
+    ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten. By
+    ``keeps`` both may be empty, or ``working`` be in host memory (offload); then ``window`` brings each
+    layer's parameters into ``residence``. Where there are no ``accumulators``, ``collect`` gets gradients.
     """
 
     def __init__(

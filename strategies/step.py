@@ -97,9 +97,7 @@ class StepRunner:
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
-        self.rounds = SHARDINGS[self.job.sharding].rounds(
-            self.endpoint, self.plan, self.layout, self.worker
-        )
+        self.rounds = SHARDINGS[self.job.sharding].rounds(self.endpoint, self.plan, self.layout, self.worker)
         self.rounds.join(self.stage, self.store)
         if self.job.offload is not None:
             self.stage.window = StreamedLayers(self.stage, self.job.offload)
@@ -254,7 +252,9 @@ class StepRunner:
         self.spans.add(BACKUP, began_ns)
         began_ns = time.perf_counter_ns()
         self.fault("exchange", step, 0)
-        share.fingerprint = sum(fingerprint(self._state(piece_of(shard), version)[0]) for shard in self.rounds.owned)
+        share.fingerprint = sum(
+            fingerprint(self._state(piece_of(shard), version)[0]) for shard in self.rounds.owned
+        )
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began

@@ -1,8 +1,9 @@
 """ZeRO-1: sums to their owners, parameters back to the stage group, copies to the backups.
 
 Optimizer states are divided over the data-parallel group (Rajbhandari et al., "ZeRO", SC'20,
-sec. 5.1). Other shardings (``strategies.shardings``) differ from it in some of the rounds. Each function is one round of messages: a worker sends every peer one message with all the
-slices meant for it, in the order of ``plan.shards``, which both sides know.
+sec. 5.1). Other shardings (``strategies.shardings``) differ from it in some of the rounds. Each function is
+one round of messages: a worker sends every peer one message with all the slices meant for it, in the order of
+``plan.shards``, which both sides know.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ZeroRounds:
         stage.collect = stage.window = None
 
     def begin(self, step: int, attempt: int, *, sums: bool) -> None:
-        """Passes of micro-batches come next (attempt 0: held-out ones), ``sums``: with gradients to add up."""
+        """Passes of micro-batches come next (attempt 0: held-out ones); ``sums``: there is what to add up."""
 
     def channels(self) -> Sequence[Tag]:
         """What comes beside the micro-batches' own messages during passes; ``take`` deals with it."""

@@ -1,9 +1,9 @@
 """DDP: everybody holds the whole optimizer state of its layers and updates all of it.
 
-Gradients are summed at the owners of shards and their means go to all holders, which is the all-reduce of Li et
-al., "PyTorch Distributed" (VLDB'20), in its two halves; no parameters follow the update. So as many elements are
-sent as under ZeRO-1, for more memory. Replicas in the stage group take the place of backups: a copy is only
-sent where a shard's backup does not hold its block.
+Gradients are summed at the owners of shards and their means go to all holders, which is the all-reduce of
+Li et al., "PyTorch Distributed" (VLDB'20), in its two halves; no parameters follow the update. So as many
+elements are sent as under ZeRO-1, for more memory. Replicas in the stage group take the place of backups: a
+copy is only sent where a shard's backup does not hold its block.
 """
 
 from __future__ import annotations

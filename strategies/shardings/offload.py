@@ -1,9 +1,9 @@
 """Parameters that are in host memory and come to the device layer by layer, as they are needed.
 
-In the manner of Superpipeline: a window of k layers is resident and k' of them are moved at a time, so that whoever
-computes finds the next move's layers on their way (on CUDA by a stream of their own, from pinned memory). Any
-sharding that keeps its parameters whole can be offloaded; sums are kept in host memory too. On a CPU the
-window is memory of its own like a device's, which shows what would be resident and spares nothing.
+In the manner of Superpipeline: a window of k layers is resident and k' of them are moved at a time, so that
+whoever computes finds the next move's layers on their way (on CUDA by a stream of their own, from pinned
+memory). Any sharding that keeps its parameters whole can be offloaded; sums are kept in host memory too. On a
+CPU the window is memory of its own like a device's, which shows what would be resident and spares nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class StreamedLayers:
         """How many resident moves use a block."""
         self._stream: torch.cuda.Stream | None = None
         if stage.device.type == "cuda":
-            self._stream = torch.cuda.Stream(stage.device)
+            self._stream = torch.cuda.Stream(stage.device)  # type: ignore[no-untyped-call]
         self._arrivals: dict[int, torch.cuda.Event] = {}
         self._residence.clear()
 

@@ -16,8 +16,8 @@ from strategies.zero import ZeroRounds
 class Entry(NamedTuple):
     """``rounds``: its messages. ``keeping``: what it keeps of a block from step to step, ``keeps``: what a
     worker's stage has in memory. ``salvages``: sums stay with who computed them, so that an interrupted step
-    can go on; without, it is done again. ``ordered``: it can add in a fixed order, which ``reduction = "fast"``
-    depends on."""
+    can go on; without, it is done again. ``ordered``: it can add in a fixed order, on which the bits of
+    ``reduction = "fast"`` depend."""
 
     rounds: type[ZeroRounds]
     keeping: Keeping = Keeping.PARAMETERS

@@ -2,9 +2,9 @@
 
 As soon as a layer's backward is done its gradients go to the owners of its shards, micro-batch by micro-batch
 (Rajbhandari et al., "ZeRO", SC'20, sec. 5.2, whose buckets are layers here), as integers that fit a float32;
-no more than one layer's are in memory at once. Owners add up what comes while they wait and between two layers.
-Exact sums do not depend on the order. A lost worker's contributions cannot be told from others' any more:
-an interrupted step is done again.
+no more than one layer's are in memory at once. Owners add up what comes while they wait and between two
+layers. Exact sums do not depend on the order. A lost worker's contributions cannot be told from others' any
+more: an interrupted step is done again.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ no more than two layers' parameters are there at once. Gradients go to the owner
 parameters follow the update.
 
 Workers of a stage group go through their micro-batches at their own pace. So parameters are asked for, not
-broadcast: owners answer while they wait and between two of their own layers, and stay until everybody has said
-that it needs nothing any more.
+broadcast: owners answer while they wait and between two of their own layers, and stay until everybody has
+said that it needs nothing any more.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class ParameterRounds(GradientRounds):
         self._used: Counter[int] = Counter()
         """By block: how many of those layers use it."""
         layers = range(self._layout.layers)
-        self._owners = {owner for each in stage.held for layer in range(*each) for owner in self.owners_of(layer)}
+        self._owners = {
+            owner for each in stage.held for layer in range(*each) for owner in self.owners_of(layer)
+        }
         mine = [layer for layer in layers if self._worker in self.owners_of(layer)]
         self._users = {worker for layer in mine for worker in self.plan.holders((layer,))} - {self._worker}
         self._busy: set[WorkerId] = set()
