@@ -160,12 +160,13 @@ class ZeroRounds:
             if message is None:
                 return
             for shard, part in zip(self._backed_up[message.sender], message.tensors, strict=True):
+                # into memory of a dropped version, or that would lie there unused
+                state_3N = store.buffer(shard.size)
                 if part.shape[0] == 2:
-                    state_3N = store.buffer(shard.size)
                     state_3N[0] = working[shard.block][shard.start : shard.stop]
                     state_3N[1:] = part
                 else:
-                    state_3N = part
+                    state_3N.copy_(part)
                 store.put(piece_of(shard), version, state_3N)
             self._coming.discard(message.sender)
 

@@ -61,6 +61,8 @@ class StreamedLayers:
                 self._stage_of.append(k)
         self._here: list[int] = []
         """Resident moves, the one that was used last at the end."""
+        self._computing = -1
+        """The move that was entered last."""
         self._users: Counter[int] = Counter()
         """How many resident moves use a block."""
         self._stream: torch.cuda.Stream | None = None
@@ -72,18 +74,24 @@ class StreamedLayers:
     def enter(self, layer: int, following: int | None) -> None:
         move = self._move_of[layer]
         if move in self._here:
-            self._here.remove(move)
-            self._here.append(move)
+            if move != self._computing:
+                self._here.remove(move)
+                self._here.append(move)
+                self._shrink(self._most)
         else:
+            self._shrink(self._most - 1)
             self._fetch(move)
-        while len(self._here) > self._most:
-            self._release(self._here[0])
+        self._computing = move
         self._arrive(move)
         if following is not None:
             ahead = move + (1 if following > layer else -1)
             together = 0 <= ahead < len(self._moves) and self._stage_of[ahead] == self._stage_of[move]
             if together and ahead not in self._here:
                 self._fetch(ahead)
+
+    def _shrink(self, moves: int) -> None:
+        while len(self._here) > moves:
+            self._release(self._here[0])
 
     def leave(self, layer: int) -> None:
         """Nothing goes before its place is wanted."""
