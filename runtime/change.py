@@ -99,6 +99,11 @@ class PlannedChange:
         self._owed.discard(worker)
 
     @property
+    def owed(self) -> set[WorkerId]:
+        """Who has not yet said that it has all of its state."""
+        return set(self._owed)
+
+    @property
     def over(self) -> bool:
         """Everybody is under way, and nobody needs those who leave any more."""
         return not self._moving and not self._owed
