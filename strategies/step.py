@@ -170,7 +170,8 @@ class StepRunner:
             self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
             self.rounds.expect_backups()
             self._version_ended = time.perf_counter()
-        self.seconds.wait_peers = self.pipeline.waiting.peers
+        self.seconds.wait_peers = self.pipeline.waiting.peers + self.rounds.waited
+        self.rounds.waited = 0.0
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
         self.remember(replace(record, seconds=time.perf_counter() - began, committed_at=time.time()))

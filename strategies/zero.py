@@ -46,6 +46,8 @@ class ZeroRounds:
                     self._to_holder.setdefault(holder, []).append(shard)
         self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
         self._backed_up = _grouped(tuple(plan.backed_up_by(worker)), lambda shard: shard.owner)
+        self.waited = 0.0
+        """Seconds for which layers waited for their parameters."""
         self._coming: set[WorkerId] = set()
 
     def join(self, stage: StageModel, store: ShardStore) -> None:

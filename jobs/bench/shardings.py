@@ -154,20 +154,20 @@ def report(results: Sequence[Outcome]) -> BenchReport:
                 "sharding": each.sharding,
                 "window": None if each.offload is None else each.offload.window,
                 "move": None if each.offload is None else each.offload.move,
-                "kept_bytes": each.kept,
-                "kept_theory": each.kept_theory,
-                "on_device": each.on_device,
-                "sent_bytes": each.sent,
-                "sent_theory": each.sent_theory,
+                "kept_mb": each.kept / 1e6,
+                "of_theory": each.kept / each.kept_theory,
+                "device_mb": each.on_device / 1e6,
+                "sent_mb": each.sent / 1e6,
+                "sent_of_theory": each.sent / each.sent_theory,
                 "step_seconds": each.step_seconds,
-                "fingerprint": f"{each.bits[-1][2]:016x}",
+                "bits": "equal" if each.bits == results[0].bits else "other",
             }
             for each in results
         ),
         notes=(
-            f"one stage group of {WORKERS} workers, {MICRO_BATCHES} micro-batches, {STEPS} steps, real processes "
-            "and sockets; figures are of the worker that keeps, and of the one that sends, the most",
-            "kept: parameters, sums, shards and backups; on_device: what of it an accelerator would have, by "
+            f"a stage group of {WORKERS} workers, {MICRO_BATCHES} micro-batches, {STEPS} steps, real "
+            "processes and sockets; of the worker that keeps, and of the one that sends, the most",
+            "kept: parameters, sums, shards and backups; device: what of it an accelerator would have, by "
             "theory. On a CPU an offload's window comes on top of the parameters at home",
             "zero2 and zero3 send with every micro-batch, the others once a step; backups are included",
         ),

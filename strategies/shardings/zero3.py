@@ -13,6 +13,7 @@ said that it needs nothing any more.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -92,8 +93,10 @@ class ParameterRounds(GradientRounds):
         self._ask(layer)
         if following is not None:
             self._ask(following)
+        began = time.perf_counter()
         while self._missing[layer]:
             self.take(self._endpoint.receive_any(self.channels()))
+        self.waited += time.perf_counter() - began
 
     def leave(self, layer: int) -> None:
         del self._missing[layer]
