@@ -27,8 +27,11 @@ from pydantic import (
 
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
+from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
 from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
+from strategies.shardings import offload
+from strategies.shardings.registry import DEFAULT as SHARDING
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -132,6 +135,18 @@ class Optimizer(Section):
     clip_norm: PositiveFloat | None = None
 
 
+class Offload(Section):
+    """Parameters are in host memory, a window of layers on the device (``strategies.shardings.offload``)."""
+
+    window: PositiveInt = 2
+    move: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Offload:
+        offload.Offload(self.window, self.move)
+        return self
+
+
 class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
@@ -139,7 +154,8 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. ``sharding`` says who keeps which
+    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory.
     """
 
     workers: PositiveInt
@@ -151,6 +167,8 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    sharding: ShardingName = SHARDING
+    offload: Offload | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
@@ -269,6 +287,7 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
+        check_sharding(parallel.sharding, parallel.offload is not None, self.reduction, self.engine.name)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
