@@ -345,23 +345,23 @@ class Recipe(Section):
         return _sha256(self.model_dump())
 
     def numerics_digest(self) -> str:
-        """As ``digest``, over what decides a run's bits: equal for any number of workers or stages.
+        """As ``digest``, of ``numerics``: a checkpoint of one recipe may be resumed by another whose numerics
+        digest is the same."""
+        return _sha256(self.numerics())
 
-        A checkpoint of one recipe may be resumed by another whose numerics digest is the same.
-        """
-        parallel = self.parallel
-        return _sha256(
-            {
-                "seed": self.run.seed,
-                "model": self.model.model_dump(),
-                "data": {"build": self.data.build, "arguments": self.data.arguments},
-                "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
-                "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
-                "autocast": self.precision.autocast,
-                "reduction": self.reduction,
-                **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
-            }
-        )
+    def numerics(self) -> dict[str, Any]:
+        """What decides a run's bits, by the recipe's keys: equal for any number of workers or stages."""
+        parallel = ("micro_batches", "micro_batch_size", "threads")
+        return {
+            "run": {"seed": self.run.seed},
+            "model": self.model.model_dump(),
+            "data": {"build": self.data.build, "arguments": self.data.arguments},
+            "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
+            "parallel": {name: getattr(self.parallel, name) for name in parallel},
+            "precision": {"autocast": self.precision.autocast},
+            "reduction": self.reduction,
+            **({"engine": {"settings": self.engine.settings}} if self.engine.name != "reknit" else {}),
+        }
 
 
 def _sha256(value: object) -> str:
