@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan, WorkerId
+from runtime.plan import Keeping, Member, Plan, WorkerId
 from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
@@ -20,6 +21,7 @@ from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.search.planning import plan_seconds, searched_plan
 from strategies.search.space import Space
+from strategies.shardings.registry import SHARDINGS
 from strategies.step_time import simulate_step
 
 
@@ -32,13 +34,14 @@ def planners(
     if job.search is not None:
         chooser, searched_gain = searched_planners(layout, profile, job, job.search)
         return chooser, searched_gain if rebalance else None, _mender(job, layout, profile)
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks)
+    keeping = SHARDINGS[job.sharding].keeping
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping)
     gain = plan_gain(layout, profile) if rebalance else None
     return chooser, gain, _mender(job, layout, profile)
 
 
 def _mender(job: Job, layout: Layout, profile: Profile) -> PlanMender | None:
-    return plan_mender(layout, profile) if job.salvage else None
+    return plan_mender(layout, profile) if job.salvages else None
 
 
 def searched_planners(
@@ -60,9 +63,9 @@ def searched_planners(
         )
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
-        return searched_plan(
-            generation, members, layout, costs_of(speeds), job.micro_batches, space, previous
-        )
+        costs = costs_of(speeds)
+        plan = searched_plan(generation, members, layout, costs, job.micro_batches, space, previous)
+        return replace(plan, keeping=SHARDINGS[job.sharding].keeping)
 
     def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
         costs = costs_of(speeds)
@@ -72,10 +75,15 @@ def searched_planners(
 
 
 def plan_chooser(
-    layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"], chunks: int = 1
+    layout: Layout,
+    profile: Profile,
+    micro_batches: int,
+    stages: int | Literal["auto"],
+    chunks: int = 1,
+    keeping: Keeping = Keeping.PARAMETERS,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough."""
+    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps."""
 
     parameter_bytes = _parameter_bytes(layout)
 
@@ -84,7 +92,7 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return unfolded(plan, chunks, layout, members, seconds)
+        return replace(unfolded(plan, chunks, layout, members, seconds), keeping=keeping)
 
     return choose
 

@@ -22,6 +22,7 @@ from strategies.optimizer import OptimizerSettings
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
+from strategies.shardings.offload import Offload
 from strategies.stage import Precision
 
 
@@ -120,6 +121,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
+    offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     parallel = recipe.parallel
@@ -136,6 +138,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         salvage=recipe.salvage,
         schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
         chunks=recipe.parallel.chunks,
+        sharding=recipe.parallel.sharding,
+        offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

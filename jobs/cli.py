@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli_jobs import jobs_app
+from jobs.cli_plan import plan_app
 from jobs.cli_watch import watch_app
 from jobs.exits import INTERRUPTED, RUN_ERROR
 from jobs.exits import errors as _errors
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs_app)
 app.add_typer(watch_app)
+app.add_typer(plan_app)
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe (a TOML file).")]
 Settings = Annotated[
@@ -136,24 +138,6 @@ def curate(
         from jobs.curate import curate as run
 
         run(recipe, settings or (), address=address, workers=workers, console=Console())
-
-
-@app.command()
-def plan(
-    recipe: RecipePath,
-    workers: Annotated[int | None, typer.Option(help="How many (default: the recipe's).")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What each worker has, such as 80GiB (default: plenty).")
-    ] = None,
-    link: Annotated[float, typer.Option(help="Bytes per second between two workers.")] = 1e9,
-    rows: Annotated[int, typer.Option(help="How many strategies the table has.")] = 10,
-    settings: Settings = None,
-) -> None:
-    """Profiles a recipe's model here and explains which strategy suits so many workers best."""
-    with _errors():
-        from jobs.plan import show_plan
-
-        show_plan(recipe, settings or (), workers, memory, link, rows, Console())
 
 
 @app.command()

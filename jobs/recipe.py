@@ -25,12 +25,14 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.amounts import bytes_of
 from jobs.builders import BUILDER
-from jobs.recipe_choices import AUTO, check_choices
+from jobs.recipe_choices import AUTO, Amount, Recompute, ScheduleName, check_choices
 from jobs.recipe_errors import RecipeError
+from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
-from strategies.schedules.registry import DEFAULT, SCHEDULES
+from strategies.schedules.registry import DEFAULT
+from strategies.shardings import offload
+from strategies.shardings.registry import DEFAULT as SHARDING
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -55,33 +57,11 @@ def _check_stages(value: object) -> object:
     raise ValueError('must be "auto" or a whole number of at least 1')
 
 
-def _check_schedule(value: str) -> str:
-    if value not in SCHEDULES and value != AUTO:
-        raise ValueError(f'must be "auto" or one of {", ".join(SCHEDULES)}')
-    return value
-
-
-def _check_amount(value: str) -> str:
-    bytes_of(value)
-    return value
-
-
-def _check_recompute(value: object) -> object:
-    if value in ("none", "all", AUTO):
-        return value
-    if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
-        return tuple(sorted(set(value)))
-    raise ValueError('must be "none", "all", "auto" or a list of layer numbers, counted from 0')
-
-
 Builder = Annotated[str, AfterValidator(_check_builder)]
 Natural = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
-ScheduleName = Annotated[str, AfterValidator(_check_schedule)]
-Amount = Annotated[str, AfterValidator(_check_amount)]
-Recompute = Annotated[Literal["none", "all", "auto"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
 class Section(BaseModel):
@@ -133,6 +113,18 @@ class Optimizer(Section):
     clip_norm: PositiveFloat | None = None
 
 
+class Offload(Section):
+    """Parameters are in host memory, a window of layers on the device (``strategies.shardings.offload``)."""
+
+    window: PositiveInt = 2
+    move: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Offload:
+        offload.Offload(self.window, self.move)
+        return self
+
+
 class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
@@ -140,8 +132,9 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages. ``memory`` is what every
-    worker has (on its GPU, if it has one), for a search to keep to.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. ``sharding`` says who keeps which
+    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory. ``memory`` is what
+    every worker has (on its GPU, if it has one), for a search to keep to.
     """
 
     workers: PositiveInt
@@ -153,6 +146,8 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    sharding: ShardingName = SHARDING
+    offload: Offload | None = None
     memory: Amount | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
@@ -285,6 +280,7 @@ class Recipe(Section):
             has_memory=parallel.memory is not None,
             engine=self.engine.name,
         )
+        check_sharding(parallel.sharding, parallel.offload is not None, self.reduction, self.engine.name)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -342,23 +338,23 @@ class Recipe(Section):
         return _sha256(self.model_dump())
 
     def numerics_digest(self) -> str:
-        """As ``digest``, over what decides a run's bits: equal for any number of workers or stages.
+        """As ``digest``, of ``numerics``: a checkpoint of one recipe may be resumed by another whose numerics
+        digest is the same."""
+        return _sha256(self.numerics())
 
-        A checkpoint of one recipe may be resumed by another whose numerics digest is the same.
-        """
-        parallel = self.parallel
-        return _sha256(
-            {
-                "seed": self.run.seed,
-                "model": self.model.model_dump(),
-                "data": {"build": self.data.build, "arguments": self.data.arguments},
-                "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
-                "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
-                "autocast": self.precision.autocast,
-                "reduction": self.reduction,
-                **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
-            }
-        )
+    def numerics(self) -> dict[str, Any]:
+        """What decides a run's bits, by the recipe's keys: equal for any number of workers or stages."""
+        parallel = ("micro_batches", "micro_batch_size", "threads")
+        return {
+            "run": {"seed": self.run.seed},
+            "model": self.model.model_dump(),
+            "data": {"build": self.data.build, "arguments": self.data.arguments},
+            "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
+            "parallel": {name: getattr(self.parallel, name) for name in parallel},
+            "precision": {"autocast": self.precision.autocast},
+            "reduction": self.reduction,
+            **({"engine": {"settings": self.engine.settings}} if self.engine.name != "reknit" else {}),
+        }
 
 
 def _sha256(value: object) -> str:

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from strategies.schedules.registry import schedule_named
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from jobs.amounts import bytes_of
+from strategies.schedules.registry import SCHEDULES, schedule_named
 
 AUTO = "auto"
 """Of a schedule or of what is recomputed: the search chooses, anew for every plan."""
+
+
+def _check_schedule(value: str) -> str:
+    if value not in SCHEDULES and value != AUTO:
+        raise ValueError(f'must be "auto" or one of {", ".join(SCHEDULES)}')
+    return value
+
+
+def _check_amount(value: str) -> str:
+    bytes_of(value)
+    return value
+
+
+def _check_recompute(value: object) -> object:
+    if value in ("none", "all", AUTO):
+        return value
+    if isinstance(value, list | tuple) and all(type(layer) is int and layer >= 0 for layer in value):
+        return tuple(sorted(set(value)))
+    raise ValueError('must be "none", "all", "auto" or a list of layer numbers, counted from 0')
+
+
+ScheduleName = Annotated[str, AfterValidator(_check_schedule)]
+Amount = Annotated[str, AfterValidator(_check_amount)]
+Recompute = Annotated[Literal["none", "all", "auto"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
 def check_choices(schedule: str, chunks: int, recompute: object, *, has_memory: bool, engine: str) -> None:

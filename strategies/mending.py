@@ -46,7 +46,8 @@ def mended(
         for k, (row, stage) in enumerate(zip(previous.assignment, stages, strict=True))
     )
     at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
-    plan = Plan(generation, stages, assignment, shard_blocks(layout, stages, at_work), previous.strategy)
+    shards = shard_blocks(layout, stages, at_work)
+    plan = Plan(generation, stages, assignment, shards, previous.keeping, previous.strategy)
     return plan, salvage(plan, step, progress)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -106,7 +107,12 @@ def proposals(costs: CostModel) -> tuple[list[Case], list[Proposal]]:
 
 def recipe(proposal: Proposal | None = None) -> Recipe:
     """A run of that strategy (None: whichever). It would go on for longer than the bench lasts."""
-    name, parallel = "planner", {"workers": WORKERS, "micro_batches": MICRO_BATCHES, "cpus_per_worker": 0.0}
+    name = "planner"
+    parallel: dict[str, Any] = {
+        "workers": WORKERS,
+        "micro_batches": MICRO_BATCHES,
+        "cpus_per_worker": 0.0,
+    }
     recompute: list[int] = []
     if proposal is not None:
         strategy, stages = proposal.strategy, len(proposal.sizes)

@@ -18,6 +18,7 @@ from rich.table import Table
 NAMES = (
     "recovery",
     "overhead",
+    "throughput",
     "fabric",
     "degraded",
     "slow",
@@ -29,6 +30,7 @@ NAMES = (
     "engines",
     "schedules",
     "planner",
+    "shardings",
 )
 
 

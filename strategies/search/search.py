@@ -176,7 +176,7 @@ def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
         forward, inputs, weights = stage_seconds(little, smaller, first, stop)
         extra = sum(problem.costs.forward_seconds[layer] for layer in again & {*range(first, stop)})
         seconds.append(StageSeconds(forward, inputs + extra / little.speed, weights))
-    groups = tuple((1.0,) * size for size in smaller.sizes)
-    simulated = pipeline_seconds(strategy, choice.bounds, groups, little.micro_batches, seconds)
+    speeds = tuple((1.0,) * size for size in smaller.sizes)
+    simulated = pipeline_seconds(strategy, choice.bounds, speeds, little.micro_batches, seconds)
     reference = evaluate(little, smaller, choice.bounds, choice.recompute).step_seconds
     return closed * simulated / reference, closed
