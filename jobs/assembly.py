@@ -172,6 +172,7 @@ def _space(recipe: Recipe, recomputed: tuple[int, ...]) -> Space | None:
         stages=None if parallel.stages == AUTO else (int(parallel.stages),),
         schedules=(parallel.schedule,) if named else tuple(FORMULAS),
         chunks=parallel.chunks if named else None,
+        shardings=(parallel.sharding,),
         recompute=None if recipe.precision.recompute == AUTO else recomputed,
     )
 

@@ -20,8 +20,10 @@ from strategies.job import Job
 from strategies.model import build_model
 from strategies.profile import profile
 from strategies.search.cost import Problem
+from strategies.search.memory import SHARDINGS as COSTS
 from strategies.search.search import NothingFits, Proposal, in_words, search
 from strategies.search.space import Space
+from strategies.shardings.registry import SHARDINGS
 
 SIMULATED = 12
 """How many of the best of each micro-batch size are simulated too."""
@@ -67,10 +69,13 @@ def propose(
 ) -> list[Row]:
     """The ``most`` best rows over all (size, number, costs) of micro-batches. Raises NothingFits."""
     rows, problems = [], []
+    # floating-point sums want an order, which only those shardings have that add up at home
+    shardings = tuple(name for name in COSTS if recipe.reduction == "exact" or SHARDINGS[name].ordered)
+    space = Space(shardings=shardings)
     for size, number, each in costs:
         try:
             found = search(
-                Problem(each, number), Space(), workers, limit, most=most, simulated=min(most, SIMULATED)
+                Problem(each, number), space, workers, limit, most=most, simulated=min(most, SIMULATED)
             )
         except NothingFits as problem:
             problems.append(problem)
@@ -185,6 +190,7 @@ def explanation(
         "parallel.stages": len(chosen.proposal.sizes),
         "parallel.schedule": parallel.schedule,
         "parallel.chunks": parallel.chunks,
+        "parallel.sharding": parallel.sharding,
         "parallel.micro_batches": chosen.micro_batches,
         "parallel.micro_batch_size": chosen.micro_batch_size,
         "precision.recompute": list(parallel.recompute) or "none",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,7 @@ class Problem:
         set_(self, "forward", list(accumulate(costs.forward_seconds, initial=0.0)))
         set_(self, "whole", tuple(list(accumulate(each, initial=0.0)) for each in zip(*halves, strict=True)))
         set_(self, "split", tuple(list(accumulate(each, initial=0.0)) for each in zip(*split, strict=True)))
-        counts = [each // BYTES_PER_PARAMETER for each in costs.parameter_bytes]
-        set_(self, "parameters", list(accumulate(counts, initial=0)))
+        set_(self, "parameters", list(accumulate(self.layer_parameters, initial=0)))
         set_(self, "kept", list(accumulate(kept, initial=0)))
         saved = (max(all_ - output, 0) for all_, output in zip(kept, boundary, strict=True))
         set_(self, "saved", tuple(saved))
@@ -70,6 +69,10 @@ class Problem:
     @property
     def layers(self) -> int:
         return len(self.costs.forward_seconds)
+
+    @property
+    def layer_parameters(self) -> list[int]:
+        return [each // BYTES_PER_PARAMETER for each in self.costs.parameter_bytes]
 
     def input_bytes(self, first: int) -> int:
         """What the layer ``first`` takes in, of one micro-batch."""
@@ -97,19 +100,19 @@ class Problem:
         self, combination: Combination, bounds: Sequence[int], k: int, recompute: frozenset[int]
     ) -> StageCost:
         """Stage ``k`` of the layers cut at ``bounds``."""
-        strategy, size = combination.strategy, combination.size(k)
+        strategy = combination.strategy
         first, stop = bounds[k], bounds[k + 1]
         again = [layer for layer in range(first, stop) if layer in recompute]
         seconds = stage_seconds(self, combination, first, stop)
         extra = sum(self.costs.forward_seconds[layer] for layer in again) / self.pace(combination)
         added, beyond, each = timed(self, combination, k, seconds, extra)
         parameters = strategy.chunks * (self.parameters[stop] - self.parameters[first])
-        sent = SHARDINGS[strategy.sharding].sent_bytes(parameters, size)
+        sent = self.sent_bytes(combination, k, parameters)
         kept = self.kept[stop] - self.kept[first] + self.input_bytes(first)
         kept -= sum(self.saved[layer] for layer in again)
         held = int(self.held(combination, k, stop - first, bounds[1]))
         working = max(self.saved[first:stop]) if again else 0
-        memory = self.resident(combination, k, parameters)
+        memory = self.resident(combination, k, parameters, widest(self.layer_parameters[first:stop]))
         memory += -(-held * kept // strategy.sequence) + -(-working // strategy.sequence)
         return StageCost(
             added + self.crossing_seconds(first),
@@ -118,10 +121,17 @@ class Problem:
             each * self.micro_batches * strategy.sequence,
         )
 
-    def resident(self, combination: Combination, stage: int, parameters: Any) -> Any:
-        """A worker's bytes beside activations, of a group that holds so many parameters (or an array)."""
+    def sent_bytes(self, combination: Combination, stage: int, parameters: Any) -> Any:
+        """What a worker sends in a step, of a group that holds so many parameters (or an array)."""
+        strategy, splits = combination.strategy, FORMULAS[combination.strategy.schedule].splits
+        sharding, rounds = SHARDINGS[strategy.sharding], self.rounds(combination, stage)
+        return sharding.sent_bytes(parameters, combination.size(stage), rounds, splits=splits)
+
+    def resident(self, combination: Combination, stage: int, parameters: Any, widest: Any) -> Any:
+        """A worker's bytes beside activations, of a group that holds so many parameters, ``widest`` in two
+        consecutive layers (or arrays)."""
         sharding, size = SHARDINGS[combination.strategy.sharding], combination.size(stage)
-        bytes_ = sharding.device_bytes(parameters, size)
+        bytes_ = sharding.device_bytes(parameters, widest, size)
         if not self.costs.host_state:
             bytes_ += sharding.host_bytes(parameters, size, backed_up=sum(combination.sizes) > 1)
         return bytes_
@@ -142,6 +152,11 @@ def stage_seconds(
         (inputs[stop] - inputs[first]) / pace,
         (weights[stop] - weights[first]) / pace,
     )
+
+
+def widest(parameters: Sequence[int]) -> int:
+    """The most in two consecutive layers."""
+    return max([sum(pair) for pair in pairwise(parameters)] or parameters)
 
 
 def least_seconds(problem: Problem, combination: Combination) -> float:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from strategies.search.cost import Evaluation, Matrix, Problem, evaluate, stage_seconds, timed
 from strategies.search.formulas import FORMULAS
-from strategies.search.memory import SHARDINGS
 from strategies.search.recomputation import Staircases
 from strategies.search.space import Combination
 
@@ -57,6 +56,7 @@ class CutSearch:
         self._crossing_F = np.asarray([problem.crossing_seconds(first) for first in firsts])
         self._inputs_F = np.asarray([problem.input_bytes(first) for first in firsts], dtype=np.int64)
         self._largest_FS = _largest(problem.saved)
+        self._widest_FS = _widest(problem.layer_parameters)
         self._parameters_FS = _of_ranges(problem.parameters)
         self._kept_FS = _of_ranges(problem.kept) + self._inputs_F[:, None]
         self._span_FS = np.maximum(_of_ranges(list(firsts)), 0)
@@ -102,7 +102,7 @@ class CutSearch:
     def _least_memory(self, combination: Combination) -> float:
         """Bytes that the fullest worker has at least, all stages being equal and everything recomputed."""
         problem, chunks, groups = self.problem, combination.strategy.chunks, range(len(combination.sizes))
-        resident = min(problem.resident(combination, k, chunks * problem.parameters[-1]) for k in groups)
+        resident = min(problem.resident(combination, k, chunks * problem.parameters[-1], 0) for k in groups)
         held = min(problem.held(combination, k, problem.layers, 1) for k in groups)
         outputs = problem.kept[-1] - sum(problem.saved)
         return float(resident + held * outputs / combination.strategy.sequence) / combination.stages
@@ -181,8 +181,7 @@ class CutSearch:
         seconds = (self._forward_FS / pace, inputs_FS / pace, weights_FS / pace)
         with np.errstate(invalid="ignore"):  # an infinite extra: the stage does not fit
             added_FS, beyond_FS, _ = timed(problem, combination, k, seconds, extra_FS)
-        sharding = SHARDINGS[strategy.sharding]
-        sent_FS = sharding.sent_bytes(strategy.chunks * self._parameters_FS, combination.size(k))
+        sent_FS = problem.sent_bytes(combination, k, strategy.chunks * self._parameters_FS)
         usable_FS = (self._span_FS > 0) & np.isfinite(extra_FS)
         return (
             np.where(usable_FS, added_FS + self._crossing_F[:, None], NEVER),
@@ -217,7 +216,7 @@ class CutSearch:
         firsts_FS = lengths_FS if k == 0 else first_length or 1
         held_FS = problem.held(combination, k, lengths_FS, firsts_FS)
         parameters_FS = strategy.chunks * np.maximum(self._parameters_FS, 0)
-        room_FS = self.limit - problem.resident(combination, k, parameters_FS)
+        room_FS = self.limit - problem.resident(combination, k, parameters_FS, self._widest_FS)
         plain = -(-held_FS * self._kept_FS // strategy.sequence) <= room_FS
         working_FS = -(-self._largest_FS // strategy.sequence)
         needed_FS = self._kept_FS - (room_FS - working_FS) * strategy.sequence // held_FS
@@ -239,6 +238,15 @@ def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
     for first in range(size - 1):
         largest[first, first + 1 :] = np.maximum.accumulate(np.asarray(saved[first:], dtype=np.int64))
     return largest
+
+
+def _widest(parameters: Sequence[int]) -> NDArray[np.int64]:
+    """The most of a range in two consecutive layers, [first layer, stop layer]."""
+    pairs = [first + second for first, second in pairwise(parameters)]
+    widest = np.zeros((len(parameters) + 1, len(parameters) + 1), dtype=np.int64)
+    widest[:-1, 1:] = _largest(pairs) if pairs else 0
+    widest[range(len(parameters)), range(1, len(parameters) + 1)] = parameters
+    return widest
 
 
 def least_sum_and_maximum(

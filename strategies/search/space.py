@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from runtime.plan import Strategy
 from strategies.search.formulas import FORMULAS
 from strategies.search.memory import SHARDINGS
+from strategies.shardings.registry import DEFAULT
 
 MOST_STAGES = 8
 """Up to how many stages are tried where their number is free."""
@@ -22,7 +23,7 @@ class Space:
     stages: tuple[int, ...] | None = None
     schedules: tuple[str, ...] = tuple(FORMULAS)
     chunks: int | None = None
-    shardings: tuple[str, ...] = ("zero1",)
+    shardings: tuple[str, ...] = (DEFAULT,)
     sequences: tuple[int, ...] = (1,)
     recompute: tuple[int, ...] | None = None
 

@@ -62,6 +62,7 @@ def brute_force(problem: Problem, space: Space, workers: int, limit: int | None)
     micro_batches=st.integers(1, 9),
     limit=st.one_of(st.none(), st.integers(500, 20_000)),
     fixed=st.booleans(),
+    shardings=st.sampled_from([("zero1",), ("zero3", "ddp"), ("zero2", "zero3")]),
 )
 @settings(max_examples=30, deadline=None)
 def test_nothing_that_a_brute_force_finds_is_better(
@@ -70,9 +71,10 @@ def test_nothing_that_a_brute_force_finds_is_better(
     micro_batches: int,
     limit: int | None,
     fixed: bool,
+    shardings: tuple[str, ...],
 ) -> None:
     problem = Problem(cost_model(rows), micro_batches)
-    space = Space(recompute=(0,) if fixed else None)
+    space = Space(recompute=(0,) if fixed else None, shardings=shardings)
     expected = brute_force(problem, space, workers, limit)
     if expected is None:
         with pytest.raises(NothingFits, match="more memory"):
