@@ -18,6 +18,7 @@ from strategies.job import Job
 from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
+from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
 from strategies.step_time import simulate_step
 
 
@@ -27,13 +28,19 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks)
-    gain = plan_gain(layout, profile) if rebalance else None
+    teaming = Teaming(job.sequence, job.sequence_slices)
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, teaming)
+    gain = plan_gain(layout, profile, teaming) if rebalance else None
     return chooser, gain, plan_mender(layout, profile) if job.salvage else None
 
 
 def plan_chooser(
-    layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"], chunks: int = 1
+    layout: Layout,
+    profile: Profile,
+    micro_batches: int,
+    stages: int | Literal["auto"],
+    chunks: int = 1,
+    teaming: Teaming = ALONE,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
     every worker holds, where there are layers enough."""
@@ -45,12 +52,12 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return unfolded(plan, chunks, layout, members, seconds)
+        return teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
 
     return choose
 
 
-def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
+def plan_gain(layout: Layout, profile: Profile, teaming: Teaming = ALONE) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
     parameter_bytes = _parameter_bytes(layout)
@@ -59,7 +66,12 @@ def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
         costs = _costs(parameter_bytes, profile, speeds)
         speed = {member.worker: member.speed for member in members}
         seconds = [
-            simulate_step(folded(plan), costs.forward_seconds, costs.backward_seconds, speed)
+            simulate_step(
+                folded(plan),
+                costs.forward_seconds,
+                costs.backward_seconds,
+                speed | speeds_of_teams(plan, teaming, speed),
+            )
             for plan in (present, other)
         ]
         return seconds[0] / seconds[1] - 1.0

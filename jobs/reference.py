@@ -76,8 +76,10 @@ class Reference:
         micro_batches: int,
         settings: OptimizerSettings,
         autocast: bool = False,
+        slices: int = 1,
     ) -> None:
-        self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
+        # one by one: this unties them, and gives every slice of a sequence gradients of its own
+        self._layers = [[copy.deepcopy(layer) for _ in range(slices)] for layer in layers]
         self._loss = loss
         self._batches = batches
         self._seed = seed
@@ -85,7 +87,8 @@ class Reference:
         self._settings = settings
         self._autocast = autocast
         leaves: dict[int, tuple[str, list[nn.Parameter]]] = {}
-        for number, (original, own) in enumerate(zip(layers, self._layers, strict=True)):
+        pairs = ((n, each, own) for n, each in enumerate(layers) for own in self._layers[n])
+        for number, original, own in pairs:
             named = zip(original.named_parameters(), own.named_parameters(), strict=True)
             for (name, parameter), (_, leaf) in named:
                 if leaf.requires_grad:
@@ -159,11 +162,18 @@ class Reference:
     def _forward(self, micro_batch: int) -> tuple[Tensor, Tensor | int]:
         inputs, targets = _moved(self._batches(self._step, micro_batch), self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            if len(self._layers[0]) > 1:
+                draw = partial(self._draw, micro_batch)
+                return sliced_loss(self._layers, self._loss, inputs, targets, draw)
             x = inputs
-            for number, layer in enumerate(self._layers):
-                seed_layer(self._seed, self._step, micro_batch, number, self._device)
+            for number, (layer,) in enumerate(self._layers):
+                self._draw(micro_batch, number)
                 x = layer(x)
             return self._loss(x, targets)
+
+    def _draw(self, micro_batch: int, layer: int, part: tuple[int, ...] = ()) -> None:
+        """Begins the random stream of a layer, or of a part of it."""
+        seed_layer(self._seed, self._step, micro_batch, layer, self._device, part)
 
     def _next_exponents(self, maxima_T: Tensor) -> list[int]:
         exponents: list[int] = exact.next_exponents(maxima_T, self._contributions).tolist()

@@ -38,6 +38,8 @@ class Job:
     is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
     survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
     ``chunks`` stages each. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
+    ``sequence_slices``: where more than one, layers are computed in so many slices (``strategies.sequence``),
+    by teams of up to ``sequence`` workers; ``salvage`` needs teams of one.
     With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
     ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
@@ -54,6 +56,8 @@ class Job:
     salvage: bool = True
     schedule: str = DEFAULT
     chunks: int = 1
+    sequence: int = 1
+    sequence_slices: int = 1
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0

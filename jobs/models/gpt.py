@@ -142,7 +142,8 @@ class Block(nn.Module):
     def _project(self, x_BTD: Tensor) -> tuple[Tensor]:
         """Queries, keys and values of every head side by side: ``B T H 3K``."""
         qkv_BTE: Tensor = self.attention.qkv(self.attention_norm(x_BTD))
-        return (torch.cat([p.unflatten(-1, (self.attention.heads, -1)) for p in qkv_BTE.chunk(3, -1)], -1),)
+        shape = (*qkv_BTE.shape[:2], 3, self.attention.heads, -1)
+        return (qkv_BTE.view(shape).transpose(2, 3).flatten(3),)
 
     def _finish(self, x_BTD: Tensor, attended_BTHK: Tensor) -> tuple[Tensor]:
         return (self._after_attention(x_BTD, self.attention.out(attended_BTHK.flatten(2))),)

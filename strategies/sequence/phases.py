@@ -32,7 +32,8 @@ class Space(Enum):
 class Phase:
     """``run`` turns the values ``reads`` of one part into its values ``writes``, one tensor each.
 
-    ``parts``: how many heads there are; of slices there are as many as the recipe says.
+    ``parts``: how many heads there are; of slices there are as many as the recipe says. A parameter is used
+    in one phase of slices, and in none of heads.
     """
 
     space: Space

@@ -58,6 +58,7 @@ class SequenceStage(StageModel):
         check_phases(model.layers)
         described = [phases_of(layer) for layer in model.layers]
         self._phases: list[Phases] = [phases for phases in described if phases is not None]
+        self.slices = slices
         self._alone = self._exchange = Exchange(slices)
         super().__init__(model, **settings)
 
@@ -89,7 +90,7 @@ class SequenceStage(StageModel):
                 "parallel.sequence_slices"
             )
 
-        bounds = slice_bounds(lengths.pop(), self._alone.slices)
+        bounds = slice_bounds(lengths.pop(), self.slices)
         return [
             [tensor[:, start:stop].contiguous() for tensor in tensors] for start, stop in pairwise(bounds)
         ]
@@ -111,7 +112,7 @@ class SequenceStage(StageModel):
         for index in range(*self.held[stage]):
             check()
             value = self._forward_layer(_Place(index, step, micro_batch), value, train, activations)
-            share = len(self._exchange.own) / self._exchange.slices
+            share = len(self._exchange.own) / self.slices
             self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + share
         return value, activations
 
@@ -255,9 +256,16 @@ class SequenceStage(StageModel):
             forward = replace(place, backward=False)
             outputs = self._run_part(forward, activation.phase, part, inputs, True, True)
         coming = [flowing.get((name, phase.space), {}).get(part) for name in phase.writes]
-        parameters = self._parameters[place.layer] if deferred is None else []
+        of_heads = phase.space is Space.HEADS
+        parameters = self._parameters[place.layer] if deferred is None or of_heads else []
         found = self._differentiate(outputs, coming, inputs, parameters, keep_graph=deferred is not None)
-        if deferred is None:
+        if of_heads:
+            if any(gradient is not None for gradient in found[len(inputs) :]):
+                raise ValueError(
+                    f"layer {place.layer} uses a parameter in a phase of heads, but the sums count one gradient "
+                    "a slice: use each parameter in one phase of slices"
+                )
+        elif deferred is None:
             self._sum(place.layer, found[len(inputs) :], exponents)
         elif any(parameter.requires_grad for parameter in self._parameters[place.layer]):
             deferred.append(replace(activation, outputs=outputs, gradients=coming))
