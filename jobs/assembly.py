@@ -17,6 +17,7 @@ from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
+from strategies.sequence.phases import check_phases
 from strategies.stage import Precision
 
 
@@ -115,6 +116,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
+    if recipe.parallel.slices > 1:
+        check_phases(layers)
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     return Job(
@@ -127,9 +130,11 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         optimizer=optimizer_settings(recipe),
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
-        salvage=recipe.salvage,
+        salvage=recipe.salvage and recipe.parallel.sequence == 1,
         schedule=recipe.parallel.schedule,
         chunks=recipe.parallel.chunks,
+        sequence=recipe.parallel.sequence,
+        sequence_slices=recipe.parallel.slices,
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

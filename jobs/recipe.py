@@ -139,7 +139,9 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. Teams of up to ``sequence``
+    workers of a stage group compute a micro-batch together; its sequence is cut into ``sequence_slices`` (as
+    many if not given), on which the result's bits depend.
     """
 
     workers: PositiveInt
@@ -151,11 +153,18 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    sequence: PositiveInt = 1
+    sequence_slices: PositiveInt | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+
+    @property
+    def slices(self) -> int:
+        """How many slices a sequence is computed in."""
+        return self.sequence if self.sequence_slices is None else self.sequence_slices
 
 
 class Engine(Section):
@@ -269,6 +278,17 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
+        if parallel.slices < parallel.sequence:
+            raise ValueError(
+                f"parallel.sequence_slices ({parallel.slices}) is smaller than parallel.sequence "
+                f"({parallel.sequence}): every worker of a team needs a slice, so raise sequence_slices or "
+                "lower sequence."
+            )
+        if parallel.slices > 1 and self.engine.name != "reknit":
+            raise ValueError(
+                f"parallel.sequence has no meaning with engine.name = {self.engine.name!r}: remove "
+                "parallel.sequence and parallel.sequence_slices."
+            )
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -340,6 +360,7 @@ class Recipe(Section):
                 "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
                 "autocast": self.precision.autocast,
                 "reduction": self.reduction,
+                **({"sequence_slices": parallel.slices} if parallel.slices > 1 else {}),
                 **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
             }
         )

@@ -262,8 +262,8 @@ class SequenceStage(StageModel):
         if of_heads:
             if any(gradient is not None for gradient in found[len(inputs) :]):
                 raise ValueError(
-                    f"layer {place.layer} uses a parameter in a phase of heads, but the sums count one gradient "
-                    "a slice: use each parameter in one phase of slices"
+                    f"layer {place.layer} uses a parameter in a phase of heads, but the sums count one "
+                    "gradient a slice: use each parameter in one phase of slices"
                 )
         elif deferred is None:
             self._sum(place.layer, found[len(inputs) :], exponents)
