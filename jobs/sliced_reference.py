@@ -77,7 +77,7 @@ def _through(
                 known[name, phase.space] = whole.unbind(2)
             elif (name, phase.space) not in known:
                 whole = torch.stack(list(known[name, Space.HEADS]), dim=2)
-                known[name, phase.space] = whole.split(lengths, dim=1)
+                known[name, phase.space] = torch.split(whole, lengths, dim=1)
         made = []
         for part in range(len(copies) if phase.space is Space.SLICES else phase.parts):
             draw((number, part))

@@ -111,9 +111,9 @@ class SequenceStage(StageModel):
         activations: list[Activation] = []
         for index in range(*self.held[stage]):
             check()
-            value = self._forward_layer(_Place(index, step, micro_batch), value, train, activations)
-            share = len(self._exchange.own) / self.slices
+            share = len(self._exchange.own) / self.slices  # counted before an exchange can be interrupted
             self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + share
+            value = self._forward_layer(_Place(index, step, micro_batch), value, train, activations)
         return value, activations
 
     def _forward_layer(

@@ -17,20 +17,23 @@ from tests.support.expected import Bits, reference_bits
 from tests.support.ray_jobs import wait_until
 from tests.support.sequences import TOKENS, build_gpt, long_tokens
 
-STEPS, SLICES = 5, 5
+STEPS, SLICES, MICRO_BATCHES = 4, 5, 3
 LAYOUTS = [(2, 1, 2), (3, 1, 2), (5, 2, 3), (4, 1, 4)]
 """Workers, stages, workers of a team: even and uneven, one team and several."""
 
 
 @cache
 def expected(steps: int = STEPS) -> Bits:
-    return reference_bits(steps, build_model=build_gpt, data=long_tokens(), slices=SLICES)
+    return reference_bits(
+        steps, build_model=build_gpt, data=long_tokens(), slices=SLICES, micro_batches=MICRO_BATCHES
+    )
 
 
 def run_of(
     folder: Path, workers: int, stages: int, team: int, *, max_workers: int | None = None, **changes: Any
 ) -> ChaosRun:
     parts = {"build_model": build_gpt, "build_data": long_tokens, "steps": STEPS} | changes
+    parts["micro_batches"] = MICRO_BATCHES
     job = toy_job(folder, sequence=team, sequence_slices=SLICES, salvage=team == 1, **parts)
     return ChaosRun(job, folder, workers, stages, max_workers=max_workers)
 
@@ -68,17 +71,17 @@ def test_recomputed_layers(tmp_path: Path) -> None:
     assert_same_bits(run_of(tmp_path, 3, 1, 3, precision=Precision(recompute=(1, 2))).run())
 
 
-@pytest.mark.parametrize("at", ["forward", "backward", "reduce", "gather"])
-@pytest.mark.parametrize(("workers", "stages", "team"), LAYOUTS)
-def test_one_loss(tmp_path: Path, workers: int, stages: int, team: int, at: str) -> None:
+@pytest.mark.parametrize("at", ["forward", "backward", "gather"])
+@pytest.mark.parametrize(
+    ("workers", "stages", "team", "victim"), [(2, 1, 2, 1), (3, 1, 2, 0), (5, 2, 3, 4), (4, 1, 4, 0)]
+)
+def test_one_loss(tmp_path: Path, workers: int, stages: int, team: int, victim: int, at: str) -> None:
     """Of whoever leads a team or follows; in mid-exchange the others are interrupted as everywhere."""
-    for victim in (0, workers - 1):
-        fault = Fault(victim, 3, at)
-        run = run_of(tmp_path / f"{victim}", workers, stages, team, faults=(fault,))
-        result = run.run()
-        assert_same_bits(result)
-        assert {event.worker for event in losses(result)} == {victim} and len(recoveries(result)) == 1
-        run.assert_survivors_untouched({victim})
+    run = run_of(tmp_path, workers, stages, team, faults=(Fault(victim, 3, at),))
+    result = run.run()
+    assert_same_bits(result)
+    assert {event.worker for event in losses(result)} == {victim} and len(recoveries(result)) == 1
+    run.assert_survivors_untouched({victim})
 
 
 @pytest.mark.parametrize(("workers", "stages", "team"), LAYOUTS[:2])
@@ -96,7 +99,7 @@ def test_one_join(tmp_path: Path, workers: int, stages: int, team: int) -> None:
 
 def test_two_losses_leave_one_worker(tmp_path: Path) -> None:
     """A team shrinks to one."""
-    faults = (Fault(0, 2, "backward"), Fault(2, 4, "forward"))
+    faults = (Fault(0, 2, "backward"), Fault(2, 3, "forward"))
     run = run_of(tmp_path, 3, 1, 3, faults=faults)
     assert_same_bits(run.run())
     plan = run.members[1].follower.plan

@@ -219,6 +219,12 @@ WRONG = {
         "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a "
         "worker, not 2: choose interleaved.",
     ),
+    "fewer slices than a team has workers": (
+        "workers = 4",
+        "workers = 4\nsequence = 3\nsequence_slices = 2",
+        "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of a team "
+        "needs a slice, so raise sequence_slices or lower sequence.",
+    ),
     "no stages": (
         "workers = 4",
         "workers = 4\nstages = 0",
