@@ -81,8 +81,8 @@ class Reference:
         autocast: bool = False,
         slices: int = 1,
     ) -> None:
-        # one by one: this unties them, and gives every slice of a sequence gradients of its own
-        self._layers = [[copy.deepcopy(layer) for _ in range(slices)] for layer in layers]
+        self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
+        self._further = [[copy.deepcopy(layer) for layer in layers] for _ in range(1, slices)]
         self._loss = loss
         self._batches = batches
         self._seed = seed
@@ -90,8 +90,9 @@ class Reference:
         self._settings = settings
         self._autocast = autocast
         leaves: dict[int, tuple[str, list[nn.Parameter]]] = {}
-        pairs = ((n, each, own) for n, each in enumerate(layers) for own in self._layers[n])
-        for number, original, own in pairs:
+        originals = list(enumerate(layers)) * slices
+        every = [*self._layers, *(layer for each in self._further for layer in each)]
+        for (number, original), own in zip(originals, every, strict=True):
             named = zip(original.named_parameters(), own.named_parameters(), strict=True)
             for (name, parameter), (_, leaf) in named:
                 if leaf.requires_grad:
@@ -166,11 +167,11 @@ class Reference:
         """The loss and count of every slice, or of the whole."""
         inputs, targets = _moved(self._batches(self._step, micro_batch), self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            if len(self._layers[0]) > 1:
+            if self._further:
                 draw = partial(self._draw, micro_batch)
-                return sliced_losses(self._layers, self._loss, inputs, targets, draw)
+                return sliced_losses([self._layers, *self._further], self._loss, inputs, targets, draw)
             x = inputs
-            for number, (layer,) in enumerate(self._layers):
+            for number, layer in enumerate(self._layers):
                 self._draw(micro_batch, number)
                 x = layer(x)
             return [self._loss(x, targets)]

@@ -18,17 +18,18 @@ Draw = Callable[[int, tuple[int, ...]], None]
 
 
 def sliced_losses(
-    layers: Sequence[Sequence[nn.Module]],
+    models: Sequence[Sequence[nn.Module]],
     loss: Callable[[Any, Any], tuple[Tensor, Any]],
     inputs: Any,
     targets: Any,
     draw: Draw,
 ) -> list[tuple[Tensor, Any]]:
-    """Each slice's loss and count. ``layers[l][s]`` computes slice s at layer l."""
-    slices = len(layers[0])
+    """Each slice's loss and count. ``models[s][l]`` computes slice s at layer l, so that every slice has
+    gradients of its own."""
+    slices = len(models)
     tensors, _ = flatten(inputs)
     values: list[Tensors] = [tuple(part) for part in _cut(tensors, slices)]
-    for number, copies in enumerate(layers):
+    for number, copies in enumerate(zip(*models, strict=True)):
         described = [phases for phases in map(phases_of, copies) if phases is not None]
         values = _through(described, values, partial(draw, number))
     wanted, spec = flatten(targets)

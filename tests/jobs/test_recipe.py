@@ -99,6 +99,7 @@ def test_digest_ignores_the_order_of_keys(good: Path, tmp_path: Path) -> None:
         ("precision.autocast=bf16", True),
         ("reduction=fast", True),
         ("run.steps=20", True),
+        ("parallel.sequence_slices=2", True),
         ("parallel.workers=5", False),
         ("parallel.stages=2", False),
         ("precision.recompute=all", False),
@@ -222,8 +223,8 @@ WRONG = {
     "fewer slices than a team has workers": (
         "workers = 4",
         "workers = 4\nsequence = 3\nsequence_slices = 2",
-        "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of a team "
-        "needs a slice, so raise sequence_slices or lower sequence.",
+        "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of "
+        "a team needs a slice, so raise sequence_slices or lower sequence.",
     ),
     "no stages": (
         "workers = 4",
