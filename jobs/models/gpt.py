@@ -9,12 +9,16 @@ H heads, K width of a head, E hidden width of the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strategies.sequence.phases import Phase, Phases, Space, by_token
+
+if TYPE_CHECKING:
+    from jobs.models.ladder import LadderHead
 
 IGNORED = -100
 """A target with this value counts neither in the loss nor among the tokens."""
@@ -186,12 +190,15 @@ def build(
     dropout: float = 0.1,
     tied: bool = True,
     expansion: int = 4,
+    ladder: bool = False,
 ) -> tuple[list[nn.Module], Loss]:
     """Builds ``depth + 2`` layers and the loss, all parameters float32 on the CPU.
 
     Initial values come from torch's default generator: whoever wants the same model seeds it
     first. With ``tied`` the head's weight is the embedding's ``nn.Parameter`` itself. ``width`` is
     D, ``expansion`` the MLP's hidden width over D, ``context`` the longest sequence in tokens.
+
+    With ``ladder`` the residuals are those of ``jobs.models.ladder``: another model, of the same parameters.
 
     Raises ValueError for sizes that do not fit together.
     """
@@ -205,8 +212,18 @@ def build(
     }
     check_sizes(sizes, dropout)
     embedding = Embedding(vocabulary, width, context, dropout)
-    blocks = [Block(width, heads, context, dropout, expansion) for _ in range(depth)]
-    head = Head(vocabulary, width, tied_to=embedding.weight if tied else None)
+    blocks: list[Block]
+    head: Head | LadderHead
+    tied_to = embedding.weight if tied else None
+    if ladder:
+        from jobs.models.ladder import LadderBlock, LadderHead  # whose blocks are made of these
+
+        sizes_of_block = (width, heads, context, dropout, expansion)
+        blocks = [LadderBlock(*sizes_of_block, first=place == 0) for place in range(depth)]
+        head = LadderHead(vocabulary, width, tied_to)
+    else:
+        blocks = [Block(width, heads, context, dropout, expansion) for _ in range(depth)]
+        head = Head(vocabulary, width, tied_to)
     _initialise(embedding, blocks, head, tied)
     return [embedding, *blocks, head], loss
 
@@ -226,7 +243,7 @@ def check_sizes(sizes: Mapping[str, int], dropout: float) -> None:
         )
 
 
-def _initialise(embedding: Embedding, blocks: list[Block], head: Head, tied: bool) -> None:
+def _initialise(embedding: Embedding, blocks: list[Block], head: Head | LadderHead, tied: bool) -> None:
     """Normal weights of deviation 0.02; projections into the residual stream are smaller by the
     root of their number, so that its variance does not grow with depth (Radford et al., 2019)."""
     deviation = 0.02

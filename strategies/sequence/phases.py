@@ -28,6 +28,21 @@ class Space(Enum):
     """A head has a tensor ``B T ...``; in the space of slices that is ``B T/slices heads ...``."""
 
 
+class Act(Enum):
+    """What a member of a team does next with a layer."""
+
+    COMPUTE = "compute"
+    SEND = "send"
+    """Its parts of a value, or of a value's gradient, to those who read it. Nobody waits for that."""
+    TAKE = "take"
+    """What the others have sent, waiting for it if need be."""
+
+
+Acts = tuple[tuple[Act, int, str], ...]
+"""(what, the index of the phase, the value): of a computation the value, and of an exchange the phase, means
+nothing."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """``run`` turns the values ``reads`` of one part into its values ``writes``, one tensor each.
@@ -75,13 +90,43 @@ class Phases:
             if phase.space is Space.HEADS and name in (*phase.reads, *phase.writes)
         )
 
-    def first_reader(self, name: str) -> int:
-        """The index of the first phase that reads an exchanged value: the last one to have its gradient."""
-        return next(
-            index
-            for index, phase in enumerate(self.steps)
-            if name in phase.reads and phase.space is not self.home[name]
-        )
+    @cached_property
+    def forward(self) -> Acts:
+        """A layer's forward: everything is sent as soon as it is there, and taken when it is needed, so that
+        what is computed between the two hides the way."""
+        acts = [(Act.SEND, 0, name) for name in self.inputs if name in self.exchanged]
+        taken: set[str] = set()
+        for number, phase in enumerate(self.steps):
+            wanted = [name for name in phase.reads if self._is_away(name, phase) and name not in taken]
+            taken.update(wanted)
+            acts += [(Act.TAKE, number, name) for name in wanted]
+            acts.append((Act.COMPUTE, number, ""))
+            acts += [(Act.SEND, number, name) for name in phase.writes if name in self.exchanged]
+        return tuple(acts)
+
+    @cached_property
+    def backward(self) -> Acts:
+        """A layer's backward, likewise: what is exchanged are the values' gradients, the other way."""
+        acts: list[tuple[Act, int, str]] = []
+        first = {
+            name: n
+            for n, phase in reversed(list(enumerate(self.steps)))
+            for name in phase.reads
+            if self._is_away(name, phase)
+        }
+        for number, phase in reversed(list(enumerate(self.steps))):
+            acts += [(Act.TAKE, number, name) for name in phase.writes if name in self.exchanged]
+            acts.append((Act.COMPUTE, number, ""))
+            acts += [(Act.SEND, number, name) for name, reader in first.items() if reader == number]
+        acts += [(Act.TAKE, 0, name) for name in self.inputs if name in self.exchanged]
+        return tuple(acts)
+
+    def _is_away(self, name: str, phase: Phase) -> bool:
+        return self.home[name] is not phase.space
+
+    def away(self, name: str) -> Space:
+        """The space in which an exchanged value is read."""
+        return Space.HEADS if self.home[name] is Space.SLICES else Space.SLICES
 
 
 def by_token(layer: Callable[[Tensor], Tensor]) -> Phases:

@@ -22,7 +22,7 @@ from strategies.boundary import Value, flatten, unflatten
 from strategies.model import Model
 from strategies.sequence.division import slice_bounds
 from strategies.sequence.exchange import Exchange
-from strategies.sequence.phases import Phase, Phases, Space, Tensors, check_phases, phases_of
+from strategies.sequence.phases import Act, Phase, Phases, Space, Tensors, check_phases, phases_of
 from strategies.stage import Activation, Gradients, StageModel, leaf
 
 Sliced = dict[int, Tensors]
@@ -124,30 +124,41 @@ class SequenceStage(StageModel):
         held: dict[tuple[str, Space], dict[int, Tensor]] = {}
         for position, name in enumerate(phases.inputs):
             held[name, Space.SLICES] = {each: tensors[position] for each, tensors in value.items()}
-            self._send(place, name, held[name, Space.SLICES])
-        for number, phase in enumerate(phases.steps):
-            for name in phase.reads:
-                if (name, phase.space) not in held:
-                    held[name, phase.space] = self._take(place, name, held[name, phases.home[name]])
-            held.update({(name, phase.space): {} for name in phase.writes})
-            for part in self._parts(phase):
-                began = self._begin()
-                inputs = [leaf(held[name, phase.space][part].to(self.device), train) for name in phase.reads]
-                outputs = self._run_part(place, number, part, inputs, train, keep_graph)
-                if train:
-                    kept = outputs if keep_graph else None
-                    activations.append(
-                        PartActivation(place.layer, inputs, ("plain", None), kept, None, number, part)
-                    )
-                for name, output in zip(phase.writes, outputs, strict=True):
-                    held[name, phase.space][part] = output.detach()
-                self._end(self.times.forward, place.layer, began)
-            for name in phase.writes:
-                self._send(place, name, held[name, phase.space])
+        for act, number, name in phases.forward:
+            if act is Act.SEND:
+                self._send(place, name, held[name, phases.home[name]])
+            elif act is Act.TAKE:
+                held[name, phases.away(name)] = self._take(place, name, held[name, phases.home[name]])
+            else:
+                self._forward_phase(place, number, held, train, keep_graph, activations)
         return {
             each: tuple(held[name, Space.SLICES][each] for name in phases.outputs)
             for each in self._exchange.own
         }
+
+    def _forward_phase(
+        self,
+        place: _Place,
+        number: int,
+        held: dict[tuple[str, Space], dict[int, Tensor]],
+        train: bool,
+        keep_graph: bool,
+        activations: list[Activation],
+    ) -> None:
+        phase = self._phases[place.layer].steps[number]
+        held.update({(name, phase.space): {} for name in phase.writes})
+        for part in self._parts(phase):
+            began = self._begin()
+            inputs = [leaf(held[name, phase.space][part].to(self.device), train) for name in phase.reads]
+            outputs = self._run_part(place, number, part, inputs, train, keep_graph)
+            if train:
+                kept = outputs if keep_graph else None
+                activations.append(
+                    PartActivation(place.layer, inputs, ("plain", None), kept, None, number, part)
+                )
+            for name, output in zip(phase.writes, outputs, strict=True):
+                held[name, phase.space][part] = output.detach()
+            self._end(self.times.forward, place.layer, began)
 
     def _run_part(
         self, place: _Place, number: int, part: int, inputs: list[Tensor], train: bool, keep_graph: bool
@@ -227,18 +238,16 @@ class SequenceStage(StageModel):
             flowing[name, Space.SLICES] = dict(
                 zip(own, gradients[position :: len(phases.outputs)], strict=True)
             )
-        for number in reversed(range(len(phases.steps))):
-            phase = phases.steps[number]
-            for name in phase.writes:
+        for act, number, name in phases.backward:
+            if act is Act.SEND:
+                self._send(place, name, _whole(flowing.get((name, phases.away(name)), {})))
+            elif act is Act.TAKE:
                 self._collect(place, name, flowing)
-            for activation in activations:
-                if isinstance(activation, PartActivation) and activation.phase == number:
-                    self._backward_part(place, phase, activation, flowing, exponents, deferred)
-            for name in phase.reads:
-                if phase.space is not phases.home[name] and phases.first_reader(name) == number:
-                    self._send(place, name, _whole(flowing.get((name, phase.space), {})))
-        for name in phases.inputs:
-            self._collect(place, name, flowing)
+            else:
+                for activation in activations:
+                    if isinstance(activation, PartActivation) and activation.phase == number:
+                        phase = phases.steps[number]
+                        self._backward_part(place, phase, activation, flowing, exponents, deferred)
         return [flowing.get((name, Space.SLICES), {}).get(each) for each in own for name in phases.inputs]
 
     def _backward_part(
@@ -282,12 +291,8 @@ class SequenceStage(StageModel):
     ) -> None:
         """Adds what flows back from the readers of ``name`` in the other space."""
         phases = self._phases[place.layer]
-        if name not in phases.exchanged:
-            return
-        home = phases.home[name]
-        away = Space.HEADS if home is Space.SLICES else Space.SLICES
-        totals = flowing.setdefault((name, home), {})
-        came = self._take(place, name, _whole(flowing.get((name, away), {})))
+        totals = flowing.setdefault((name, phases.home[name]), {})
+        came = self._take(place, name, _whole(flowing.get((name, phases.away(name)), {})))
         for part, gradient in came.items():
             totals[part] = _added(totals.get(part), gradient.to(self.device))
 
@@ -295,10 +300,9 @@ class SequenceStage(StageModel):
 
     def _send(self, place: _Place, name: str, parts: dict[int, Tensor]) -> None:
         phases = self._phases[place.layer]
-        if name in phases.exchanged:
-            to_heads = (phases.home[name] is Space.SLICES) is not place.backward
-            send = self._exchange.send_slices if to_heads else self._exchange.send_heads
-            send(self._index(place, name), parts, phases.heads_of(name))
+        to_heads = (phases.home[name] is Space.SLICES) is not place.backward
+        send = self._exchange.send_slices if to_heads else self._exchange.send_heads
+        send(self._index(place, name), parts, phases.heads_of(name))
 
     def _take(self, place: _Place, name: str, parts: dict[int, Tensor]) -> dict[int, Tensor]:
         phases = self._phases[place.layer]

@@ -15,7 +15,7 @@ from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, rec
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import Bits, reference_bits
 from tests.support.ray_jobs import wait_until
-from tests.support.sequences import TOKENS, build_gpt, long_tokens
+from tests.support.sequences import TOKENS, build_gpt, build_ladder, long_tokens
 
 STEPS, SLICES, MICRO_BATCHES = 4, 5, 3
 LAYOUTS = [(2, 1, 2), (3, 1, 2), (5, 2, 3), (4, 1, 4)]
@@ -69,6 +69,14 @@ def test_schedules(tmp_path: Path, schedule: str) -> None:
 
 def test_recomputed_layers(tmp_path: Path) -> None:
     assert_same_bits(run_of(tmp_path, 3, 1, 3, precision=Precision(recompute=(1, 2))).run())
+
+
+def test_ladder_residuals(tmp_path: Path) -> None:
+    result = run_of(tmp_path, 4, 2, 2, build_model=build_ladder).run()
+    expected = reference_bits(
+        STEPS, build_model=build_ladder, data=long_tokens(), slices=SLICES, micro_batches=MICRO_BATCHES
+    )
+    assert (result.outcome, result.bits) == ("completed", expected)
 
 
 @pytest.mark.parametrize("at", ["forward", "backward", "gather"])

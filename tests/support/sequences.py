@@ -32,6 +32,10 @@ def long_tokens() -> Tokens:
     return Tokens(5, length=TOKENS)
 
 
+build_ladder = partial(build_gpt, ladder=True)
+"""The same with ladder residuals."""
+
+
 class Sums:
     """What one or more workers have summed of a micro-batch."""
 
@@ -62,11 +66,13 @@ def make_stage(
     return made
 
 
-def in_a_team(size: int, slices: int, *, deferred: bool = False, **precision: Any) -> Sums:
+def in_a_team(
+    size: int, slices: int, *, deferred: bool = False, build: Any = build_gpt, **precision: Any
+) -> Sums:
     """Forward and backward of one micro-batch by ``size`` threads; sums are those of all together."""
     fabric, lock = InProcessFabric(), threading.Lock()
     endpoints = [fabric.endpoint(worker) for worker in range(size)]
-    stages = [make_stage(slices, lock=lock, **precision) for _ in range(size)]
+    stages = [make_stage(slices, build, lock=lock, **precision) for _ in range(size)]
     inputs, targets = long_tokens().micro_batch(3, 1)
     found = Sums()
     losses: dict[int, float] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,19 +13,29 @@ from strategies.model import build_model
 from strategies.sequence.division import elements_sent
 from strategies.sequence.phases import check_phases
 from tests.support.models import build
-from tests.support.sequences import HEADS, TOKENS, WIDTH, build_gpt, in_a_team, long_tokens, make_stage
+from tests.support.sequences import (
+    HEADS,
+    TOKENS,
+    WIDTH,
+    build_gpt,
+    build_ladder,
+    in_a_team,
+    long_tokens,
+    make_stage,
+)
 
 SLICES = 5
 
 
-def test_it_equals_full_attention() -> None:
-    model = build_model(build_gpt, seed=7)
+@pytest.mark.parametrize("builder", [build_gpt, build_ladder])
+def test_it_equals_full_attention(builder: Any) -> None:
+    model = build_model(builder, seed=7)
     inputs, targets = long_tokens().micro_batch(1, 0)
     whole = inputs
     for layer in model.layers:
         whole = layer.eval()(whole)
     expected, count = model.loss(whole.detach(), targets)
-    stage = make_stage(SLICES)
+    stage = make_stage(SLICES, builder)
     value, _ = stage.forward(1, 0, stage.split(inputs), train=False, check=lambda: None)
     logits = torch.cat([tensors[0] for tensors in value.values()], dim=1)
     assert (logits - whole).abs().max() < 1e-5
@@ -32,7 +44,7 @@ def test_it_equals_full_attention() -> None:
 
 
 def test_gradients_equal_those_of_full_attention() -> None:
-    model = build_model(lambda: build_gpt_without_dropout(), seed=7)
+    model = build_model(build_gpt_without_dropout, seed=7)
     inputs, targets = long_tokens().micro_batch(3, 1)
     value = inputs
     for layer in model.layers:
@@ -57,11 +69,14 @@ def build_gpt_without_dropout() -> tuple[list[nn.Module], object]:
 
 
 @pytest.mark.parametrize("team", [2, 3, 4, 5])
-@pytest.mark.parametrize("way", ["plain", "recompute", "deferred", "autocast"])
+@pytest.mark.parametrize("way", ["plain", "recompute", "deferred", "autocast", "ladder"])
 def test_the_bits_do_not_depend_on_the_team(team: int, way: str) -> None:
-    precision = {"recompute": {"recompute": (1, 2)}, "autocast": {"autocast": True}}.get(way, {})
-    alone = in_a_team(1, SLICES, **({"autocast": True} if way == "autocast" else {}))
-    several = in_a_team(team, SLICES, deferred=way == "deferred", **precision)
+    build = build_ladder if way == "ladder" else build_gpt
+    recompute = (1, 2) if way == "recompute" else ()
+    alone = in_a_team(1, SLICES, build=build, autocast=way == "autocast")
+    several = in_a_team(
+        team, SLICES, deferred=way == "deferred", build=build, autocast=way == "autocast", recompute=recompute
+    )
     assert several.losses == alone.losses
     for block, sums in alone.sums.items():
         assert torch.equal(several.sums[block], sums) and sums.abs().max() > 0
