@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from runtime.layout import Layout
@@ -86,15 +87,22 @@ def demand(
     stages: int | Literal["auto"],
     least: int,
     most: int | None,
+    sequence: int = 1,
 ) -> int | None:
     """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
-    ``least``; None where nobody is asked for."""
+    ``least``; None where nobody is asked for. A micro-batch that ``sequence`` workers share counts as so many
+    smaller ones."""
     if most is None or most <= least:
         return most
     speeds = Speeds()
     speeds.warm_up(profile.forward, profile.backward)
     costs = _costs(_parameter_bytes(layout), profile, speeds)
-    return useful_workers(layout, costs, micro_batches, stages, least, most)
+    costs = replace(
+        costs,
+        forward_seconds=tuple(seconds / sequence for seconds in costs.forward_seconds),
+        backward_seconds=tuple(seconds / sequence for seconds in costs.backward_seconds),
+    )
+    return useful_workers(layout, costs, micro_batches * sequence, stages, least, most)
 
 
 def plan_mender(layout: Layout, profile: Profile) -> PlanMender:

@@ -1,8 +1,8 @@
 """How long a team takes for its layers, by simulation: what is on its way while it computes is free.
 
 Simulated is one member, all of whose peers are like it and in step with it; the acts and their order are
-those that ``SequenceStage`` goes by (``Phases.forward`` and ``backward``). Its link carries one exchange after
-the other, and sending keeps it from no computation.
+those that ``SequenceStage`` goes by (``Phases.forward`` and ``backward``). Its link carries one exchange
+after the other, and sending keeps it from no computation.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.planning import demand
 from runtime.change import same_work
 from runtime.plan import Member
 from strategies.costs import CostModel
 from strategies.folding import unfolded
 from strategies.planner import choose_plan
+from strategies.profile import Profile
 from strategies.schedules.instructions import Place
 from strategies.sequence.teams import Teaming, speeds_of_teams, teamed
 from tests.strategies.test_folding import layout_of
@@ -62,3 +64,10 @@ def test_teams_stay_in_a_failure_domain_where_they_can() -> None:
     members = [Member(worker, f"n{worker % 2}") for worker in range(4)]
     plan, _ = choose_plan(1, members, layout, CostModel.unmeasured(layout), MICRO_BATCHES, 1)
     assert teamed(plan, Teaming(2, SLICES), members).teams == ((0, 2), (1, 3))
+
+
+def test_two_can_share_the_only_micro_batch() -> None:
+    """So a second worker is worth asking for, where alone it would have nothing to do."""
+    layout = layout_of(4, tied=False)
+    profile = Profile((0.1,) * 4, (0.2,) * 4, (0,) * 4)
+    assert [demand(layout, profile, 1, 1, 1, 8, sequence) for sequence in (1, 2, 4)] == [1, 2, 4]
