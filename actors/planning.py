@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan, WorkerId
+from runtime.plan import Keeping, Member, Plan, WorkerId
 from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
@@ -20,6 +20,7 @@ from strategies.mending import mended, pays
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
+from strategies.shardings.registry import SHARDINGS
 from strategies.step_time import simulate_step
 
 
@@ -29,10 +30,11 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
+    keeping = SHARDINGS[job.sharding].keeping
     teaming = Teaming(job.sequence, job.sequence_slices)
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, teaming)
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping, teaming)
     gain = plan_gain(layout, profile, teaming) if rebalance else None
-    return chooser, gain, plan_mender(layout, profile) if job.salvage else None
+    return chooser, gain, plan_mender(layout, profile) if job.salvages else None
 
 
 def plan_chooser(
@@ -41,10 +43,11 @@ def plan_chooser(
     micro_batches: int,
     stages: int | Literal["auto"],
     chunks: int = 1,
+    keeping: Keeping = Keeping.PARAMETERS,
     teaming: Teaming = ALONE,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough."""
+    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps."""
 
     parameter_bytes = _parameter_bytes(layout)
 
@@ -53,7 +56,8 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
+        plan = teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
+        return replace(plan, keeping=keeping)
 
     return choose
 

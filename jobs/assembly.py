@@ -18,6 +18,7 @@ from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from strategies.sequence.phases import check_phases
+from strategies.shardings.offload import Offload
 from strategies.stage import Precision
 
 
@@ -118,6 +119,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         )
     if recipe.parallel.slices > 1:
         check_phases(layers)
+    offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     return Job(
@@ -130,11 +132,13 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         optimizer=optimizer_settings(recipe),
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
-        salvage=recipe.salvage and recipe.parallel.sequence == 1,
+        salvage=recipe.salvage,
         schedule=recipe.parallel.schedule,
         chunks=recipe.parallel.chunks,
         sequence=recipe.parallel.sequence,
         sequence_slices=recipe.parallel.slices,
+        sharding=recipe.parallel.sharding,
+        offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

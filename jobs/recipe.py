@@ -27,8 +27,12 @@ from pydantic import (
 
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
+from jobs.recipe_sequence import check_sequence
+from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
 from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
+from strategies.shardings import offload
+from strategies.shardings.registry import DEFAULT as SHARDING
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -132,6 +136,18 @@ class Optimizer(Section):
     clip_norm: PositiveFloat | None = None
 
 
+class Offload(Section):
+    """Parameters are in host memory, a window of layers on the device (``strategies.shardings.offload``)."""
+
+    window: PositiveInt = 2
+    move: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Offload:
+        offload.Offload(self.window, self.move)
+        return self
+
+
 class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
@@ -139,9 +155,10 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages. Teams of up to ``sequence``
-    workers of a stage group compute a micro-batch together; its sequence is cut into ``sequence_slices`` (as
-    many if not given), on which the result's bits depend.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. ``sharding`` says who keeps which
+    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory. Teams of up to
+    ``sequence`` workers of a stage group compute a micro-batch together; its sequence is cut into
+    ``sequence_slices`` (as many if not given), on which the result's bits depend.
     """
 
     workers: PositiveInt
@@ -153,6 +170,8 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    sharding: ShardingName = SHARDING
+    offload: Offload | None = None
     sequence: PositiveInt = 1
     sequence_slices: PositiveInt | None = None
     micro_batches: PositiveInt
@@ -163,7 +182,6 @@ class Parallel(Section):
 
     @property
     def slices(self) -> int:
-        """How many slices a sequence is computed in."""
         return self.sequence if self.sequence_slices is None else self.sequence_slices
 
 
@@ -278,17 +296,9 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
-        if parallel.slices < parallel.sequence:
-            raise ValueError(
-                f"parallel.sequence_slices ({parallel.slices}) is smaller than parallel.sequence "
-                f"({parallel.sequence}): every worker of a team needs a slice, so raise sequence_slices or "
-                "lower sequence."
-            )
-        if parallel.slices > 1 and self.engine.name != "reknit":
-            raise ValueError(
-                f"parallel.sequence has no meaning with engine.name = {self.engine.name!r}: remove "
-                "parallel.sequence and parallel.sequence_slices."
-            )
+        offloads, teams = parallel.offload is not None, (parallel.sequence, parallel.slices)
+        check_sharding(parallel.sharding, offloads, self.reduction, self.engine.name)
+        check_sequence(*teams, parallel.sharding, self.engine.name, offloads=offloads)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -346,24 +356,26 @@ class Recipe(Section):
         return _sha256(self.model_dump())
 
     def numerics_digest(self) -> str:
-        """As ``digest``, over what decides a run's bits: equal for any number of workers or stages.
+        """As ``digest``, of ``numerics``: a checkpoint of one recipe may be resumed by another whose numerics
+        digest is the same."""
+        return _sha256(self.numerics())
 
-        A checkpoint of one recipe may be resumed by another whose numerics digest is the same.
-        """
-        parallel = self.parallel
-        return _sha256(
-            {
-                "seed": self.run.seed,
-                "model": self.model.model_dump(),
-                "data": {"build": self.data.build, "arguments": self.data.arguments},
-                "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
-                "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
-                "autocast": self.precision.autocast,
-                "reduction": self.reduction,
-                **({"sequence_slices": parallel.slices} if parallel.slices > 1 else {}),
-                **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
-            }
-        )
+    def numerics(self) -> dict[str, Any]:
+        """What decides a run's bits, by the recipe's keys: equal for any number of workers or stages."""
+        parallel = ("micro_batches", "micro_batch_size", "threads")
+        return {
+            "run": {"seed": self.run.seed},
+            "model": self.model.model_dump(),
+            "data": {"build": self.data.build, "arguments": self.data.arguments},
+            "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
+            "parallel": {
+                **{name: getattr(self.parallel, name) for name in parallel},
+                **({"sequence_slices": self.parallel.slices} if self.parallel.slices > 1 else {}),
+            },
+            "precision": {"autocast": self.precision.autocast},
+            "reduction": self.reduction,
+            **({"engine": {"settings": self.engine.settings}} if self.engine.name != "reknit" else {}),
+        }
 
 
 def _sha256(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from strategies.engine import EngineSettings
@@ -11,7 +11,10 @@ from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
-from strategies.stage import Precision
+from strategies.shardings.offload import Offload
+from strategies.shardings.registry import DEFAULT as SHARDING
+from strategies.shardings.registry import SHARDINGS
+from strategies.stage import Keeps, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +36,16 @@ class Fault:
 class Job:
     """Everything that the bits of a run depend on, and where its checkpoints go.
 
-    Steps count from 1; step t turns version t - 1 of the parameters into version t.
-    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
-    is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
-    ``chunks`` stages each. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
-    ``sequence_slices``: where more than one, layers are computed in so many slices (``strategies.sequence``),
-    by teams of up to ``sequence`` workers; ``salvage`` needs teams of one.
-    With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
-    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    Steps count from 1; step t turns version t - 1 of the parameters into version t. ``checkpoint_every`` and
+    ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is written always);
+    ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
+    (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
+    ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are in host memory and come to
+    the device as they are needed. ``feed_workers`` prepare data for those that train; 0: these read by
+    themselves. ``sequence_slices``: where more than one, layers are computed in so many slices
+    (``strategies.sequence``), by teams of up to ``sequence`` workers. With an ``engine`` the steps are
+    computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and
+    ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -56,6 +60,8 @@ class Job:
     salvage: bool = True
     schedule: str = DEFAULT
     chunks: int = 1
+    sharding: str = SHARDING
+    offload: Offload | None = None
     sequence: int = 1
     sequence_slices: int = 1
     threads: int = 1
@@ -70,3 +76,15 @@ class Job:
     beat_seconds: float = 0.2
     orphan_seconds: float = 30.0
     engine: EngineSettings | None = None
+
+    @property
+    def salvages(self) -> bool:
+        """Whether an interrupted step can go on from what survivors have of it."""
+        in_place = SHARDINGS[self.sharding].salvages and self.sequence == 1
+        return self.salvage and self.reduction == "exact" and in_place
+
+    @property
+    def keeps(self) -> Keeps:
+        """What a worker's stage has in memory all the time."""
+        keeps = SHARDINGS[self.sharding].keeps
+        return keeps if self.offload is None else replace(keeps, streams=True)

@@ -46,7 +46,7 @@ def mended(
         for k, (row, stage) in enumerate(zip(previous.assignment, stages, strict=True))
     )
     at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
-    plan = Plan(generation, stages, assignment, shard_blocks(layout, stages, at_work))
+    plan = Plan(generation, stages, assignment, shard_blocks(layout, stages, at_work), previous.keeping)
     return plan, salvage(plan, step, progress)
 
 

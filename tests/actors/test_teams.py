@@ -34,7 +34,7 @@ def run_of(
 ) -> ChaosRun:
     parts = {"build_model": build_gpt, "build_data": long_tokens, "steps": STEPS} | changes
     parts["micro_batches"] = MICRO_BATCHES
-    job = toy_job(folder, sequence=team, sequence_slices=SLICES, salvage=team == 1, **parts)
+    job = toy_job(folder, sequence=team, sequence_slices=SLICES, **parts)
     return ChaosRun(job, folder, workers, stages, max_workers=max_workers)
 
 
@@ -65,6 +65,11 @@ def held_out(result: Result) -> list[float]:
 def test_schedules(tmp_path: Path, schedule: str) -> None:
     chunks = 2 if schedule == "interleaved" else 1
     assert_same_bits(run_of(tmp_path, 4, 2, 2, schedule=schedule, chunks=chunks).run())
+
+
+def test_replicas(tmp_path: Path) -> None:
+    """The other sharding that keeps sums where they are made."""
+    assert_same_bits(run_of(tmp_path, 3, 1, 2, sharding="ddp", faults=(Fault(1, 3, "backward"),)).run())
 
 
 def test_recomputed_layers(tmp_path: Path) -> None:

@@ -226,6 +226,13 @@ WRONG = {
         "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of "
         "a team needs a slice, so raise sequence_slices or lower sequence.",
     ),
+    "a sequence divided among workers that keep no sums": (
+        "workers = 4",
+        'workers = 4\nsequence = 2\nsharding = "zero2"',
+        "demo.toml: parallel.sequence needs workers that keep all parameters and sums of their stage: set "
+        "parallel.sharding to ddp or zero1 without parallel.offload, or remove parallel.sequence and "
+        "parallel.sequence_slices.",
+    ),
     "no stages": (
         "workers = 4",
         "workers = 4\nstages = 0",

@@ -31,6 +31,7 @@ from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from strategies.sequence.teams import Teaming
+from strategies.shardings.registry import SHARDINGS
 from tests.support.models import Tokens, build
 
 OPTIMIZER = OptimizerSettings(learning_rate=3e-2, warmup_steps=2, decay_steps=8, clip_norm=0.5)
@@ -241,10 +242,11 @@ class LocalRun:
             patience=self.patience,
         )
         job = self.job
+        keeping = SHARDINGS[job.sharding].keeping
         teaming = Teaming(job.sequence, job.sequence_slices)
-        parts = (first.layout, first.profile, job.micro_batches, self.stages, job.chunks, teaming)
-        chooser = plan_chooser(*parts)
-        mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
+        parts = (first.layout, first.profile)
+        chooser = plan_chooser(*parts, job.micro_batches, self.stages, job.chunks, keeping, teaming)
+        mender = plan_mender(*parts) if job.salvages else None
         return Controller(terms, chooser, self.plan_gain, mender)
 
 
