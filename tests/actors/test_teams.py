@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from runtime.events import WorkerJoined
 from strategies.job import Fault
 from strategies.stage import Precision
-from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, recoveries
+from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, random_faults, recoveries
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import Bits, reference_bits
 from tests.support.ray_jobs import wait_until
@@ -95,6 +96,18 @@ def test_one_loss(tmp_path: Path, workers: int, stages: int, team: int, victim: 
     assert_same_bits(result)
     assert {event.worker for event in losses(result)} == {victim} and len(recoveries(result)) == 1
     run.assert_survivors_untouched({victim})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_losses(tmp_path: Path, seed: int) -> None:
+    """One to all but one die at random points, also in the recovery from one another."""
+    rng = random.Random(seed)
+    workers, team = rng.choice([3, 4, 5]), rng.choice([2, 3])
+    victims = rng.sample(range(workers), rng.randint(1, workers - 1))
+    faults = random_faults(rng, workers, victims, STEPS)
+    run = run_of(tmp_path, workers, rng.choice([1, 2]), team, faults=faults, checkpoint_every=1)
+    assert_same_bits(run.run())
+    run.assert_survivors_untouched(run.dead)
 
 
 @pytest.mark.parametrize(("workers", "stages", "team"), LAYOUTS[:2])
