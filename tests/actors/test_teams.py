@@ -85,7 +85,7 @@ def test_ladder_residuals(tmp_path: Path) -> None:
     assert (result.outcome, result.bits) == ("completed", expected)
 
 
-@pytest.mark.parametrize("at", ["forward", "backward", "gather"])
+@pytest.mark.parametrize("at", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("workers", "stages", "team", "victim"), [(2, 1, 2, 1), (3, 1, 2, 0), (5, 2, 3, 4), (4, 1, 4, 0)]
 )
@@ -98,7 +98,7 @@ def test_one_loss(tmp_path: Path, workers: int, stages: int, team: int, victim: 
     run.assert_survivors_untouched({victim})
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_losses(tmp_path: Path, seed: int) -> None:
     """One to all but one die at random points, also in the recovery from one another."""
     rng = random.Random(seed)
