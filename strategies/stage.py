@@ -76,8 +76,7 @@ class LayerTimes:
 
     forward: dict[int, float] = field(default_factory=dict)
     backward: dict[int, float] = field(default_factory=dict)
-    micro_batches: dict[int, float] = field(default_factory=dict)
-    """Of those that several workers compute together, this worker's shares."""
+    micro_batches: dict[int, int] = field(default_factory=dict)
 
 
 class StageModel:

@@ -111,8 +111,8 @@ class SequenceStage(StageModel):
         activations: list[Activation] = []
         for index in range(*self.held[stage]):
             check()
-            share = len(self._exchange.own) / self.slices  # counted before an exchange can be interrupted
-            self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + share
+            # counted before an exchange can be interrupted
+            self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + 1
             value = self._forward_layer(_Place(index, step, micro_batch), value, train, activations)
         return value, activations
 
@@ -158,7 +158,7 @@ class SequenceStage(StageModel):
                 )
             for name, output in zip(phase.writes, outputs, strict=True):
                 held[name, phase.space][part] = output.detach()
-            self._end(self.times.forward, place.layer, began)
+            self._end(self.times.forward, place.layer, began, phase)
 
     def _run_part(
         self, place: _Place, number: int, part: int, inputs: list[Tensor], train: bool, keep_graph: bool
@@ -284,7 +284,7 @@ class SequenceStage(StageModel):
                 gradient = torch.zeros_like(tensor)  # the others wait for it
             totals = flowing.setdefault((name, phase.space), {})
             totals[part] = _added(totals.get(part), gradient)
-        self._end(self.times.backward, place.layer, began)
+        self._end(self.times.backward, place.layer, began, phase)
 
     def _collect(
         self, place: _Place, name: str, flowing: dict[tuple[str, Space], dict[int, Tensor | None]]
@@ -320,9 +320,19 @@ class SequenceStage(StageModel):
         self.pulse.enter()
         return time.perf_counter()
 
-    def _end(self, seconds: dict[int, float], layer: int, began: float) -> None:
+    def _end(self, seconds: dict[int, float], layer: int, began: float, phase: Phase) -> None:
+        """Takes down how long this worker would need for all parts of the phase: teams of any size, and
+        members with more heads than others, are then compared by how fast they are."""
+        whole = self.slices if phase.space is Space.SLICES else phase.parts
+        self._note(seconds, layer, began, whole / len(self._parts(phase)))
+
+    def _record(self, seconds: dict[int, float], index: int, began: float) -> None:
+        """Of weight gradients that were put off, which are all of slices."""
+        self._note(seconds, index, began, self.slices / len(self._exchange.own))
+
+    def _note(self, seconds: dict[int, float], layer: int, began: float, times: float) -> None:
         self.pulse.leave()
-        seconds[layer] = seconds.get(layer, 0.0) + time.perf_counter() - began
+        seconds[layer] = seconds.get(layer, 0.0) + (time.perf_counter() - began) * times
 
 
 def _added(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:

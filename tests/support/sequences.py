@@ -16,7 +16,7 @@ from runtime.fabric.interface import Tag
 from strategies.model import build_model, flat_parameters
 from strategies.sequence.exchange import Exchange
 from strategies.sequence.stage import SequenceStage
-from strategies.stage import Precision
+from strategies.stage import LayerTimes, Precision
 from tests.support.models import Tokens
 
 CPU = torch.device("cpu")
@@ -43,6 +43,7 @@ class Sums:
         self.losses: list[float] = []
         self.sums: dict[int, Tensor] = {}
         self.bytes_sent: list[int] = []
+        self.times: list[LayerTimes] = []
 
 
 def make_stage(
@@ -108,6 +109,7 @@ def in_a_team(
     if errors:
         raise errors[0]
     found.bytes_sent = [endpoint.statistics()["bytes_sent"] for endpoint in endpoints]
+    found.times = [stage.take_times() for stage in stages]
     fabric.close()
     found.losses = [losses[s] for s in range(slices)]
     blocks = stages[0].accumulators

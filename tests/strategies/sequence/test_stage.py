@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import strategies.sequence.stage as stage_module
 from jobs.models.captioner import EncoderBlock
 from strategies.model import build_model
 from strategies.sequence.division import elements_sent
@@ -91,6 +93,27 @@ def test_bytes_are_those_of_the_formula(team: int) -> None:
     backward = elements_sent(TOKENS, SLICES, HEADS, team, (head, 3 * head))
     total = [blocks * samples * (there + back) for there, back in zip(forward, backward, strict=True)]
     assert in_a_team(team, SLICES).bytes_sent == [4 * elements for elements in total]
+
+
+@pytest.mark.parametrize("team", [1, 2, 3])
+@pytest.mark.parametrize("deferred", [False, True])
+def test_equally_fast_members_report_equal_seconds(
+    monkeypatch: pytest.MonkeyPatch, team: int, deferred: bool
+) -> None:
+    """Whatever their shares are: the planner takes nobody for slow who has two heads of the three."""
+    clocks = threading.local()
+
+    def a_second_later() -> float:
+        clocks.now = getattr(clocks, "now", 0.0) + 1.0
+        return float(clocks.now)
+
+    monkeypatch.setattr(stage_module.time, "perf_counter", a_second_later)
+    parts = {0: SLICES, 1: 2 * SLICES + HEADS, 2: 2 * SLICES + HEADS, 3: SLICES}
+    put_off = {0: SLICES, 1: 2 * SLICES, 2: 2 * SLICES, 3: SLICES} if deferred else dict.fromkeys(parts, 0)
+    for times in in_a_team(team, SLICES, deferred=deferred).times:
+        assert times.forward == pytest.approx(parts)
+        assert times.backward == pytest.approx({layer: parts[layer] + put_off[layer] for layer in parts})
+        assert times.micro_batches == dict.fromkeys(parts, 1)
 
 
 def test_a_layer_that_cannot_be_divided_is_named() -> None:
