@@ -67,6 +67,9 @@ class Plan:
     ``assignment[k][m]`` is the worker that computes micro-batch m at stage k. ``shards`` lists
     every block's shards in order of (block, start); together they cover each block once. A stage group
     may hold several stages: then these have the same workers, and each of them is a chunk of theirs.
+
+    ``teams``: workers of one stage group that compute micro-batches together. Those of a team are assigned to
+    its first member, which leads it. Whoever is in none of them computes alone.
     """
 
     generation: int
@@ -74,6 +77,7 @@ class Plan:
     assignment: tuple[tuple[WorkerId, ...], ...]
     shards: tuple[Shard, ...]
     keeping: Keeping = Keeping.PARAMETERS
+    teams: tuple[tuple[WorkerId, ...], ...] = ()
 
     @cached_property
     def workers(self) -> tuple[WorkerId, ...]:
@@ -103,6 +107,18 @@ class Plan:
     @cached_property
     def _stage_of_layer(self) -> tuple[int, ...]:
         return tuple(k for k, stage in enumerate(self.stages) for _ in range(stage.first, stage.stop))
+
+    @cached_property
+    def _team_of(self) -> dict[WorkerId, tuple[WorkerId, ...]]:
+        return {worker: team for team in self.teams for worker in team}
+
+    def team_of(self, worker: WorkerId) -> tuple[WorkerId, ...]:
+        """Those with whom ``worker`` computes, itself among them; the first one leads."""
+        return self._team_of.get(worker, (worker,))
+
+    def teams_at(self, stage: int) -> tuple[tuple[WorkerId, ...], ...]:
+        """All teams of a stage group, those of one worker among them."""
+        return tuple(dict.fromkeys(self.team_of(worker) for worker in self.stages[stage].workers))
 
     def holders(self, layers: tuple[int, ...]) -> tuple[WorkerId, ...]:
         """The workers, ascending, that hold any of ``layers`` (a block's ``layers``, say)."""
@@ -164,7 +180,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        return Plan, (self.generation, self.stages, self.assignment, self.shards, self.keeping)
+        state = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.teams)
+        return Plan, state
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:
