@@ -21,6 +21,7 @@ from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.search.planning import plan_seconds, searched_plan
 from strategies.search.space import Space
+from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
 from strategies.shardings.registry import SHARDINGS
 from strategies.step_time import simulate_step
 
@@ -35,8 +36,9 @@ def planners(
         chooser, searched_gain = searched_planners(layout, profile, job, job.search)
         return chooser, searched_gain if rebalance else None, _mender(job, layout, profile)
     keeping = SHARDINGS[job.sharding].keeping
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping)
-    gain = plan_gain(layout, profile) if rebalance else None
+    teaming = Teaming(job.sequence, job.sequence_slices)
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping, teaming)
+    gain = plan_gain(layout, profile, teaming) if rebalance else None
     return chooser, gain, _mender(job, layout, profile)
 
 
@@ -81,6 +83,7 @@ def plan_chooser(
     stages: int | Literal["auto"],
     chunks: int = 1,
     keeping: Keeping = Keeping.PARAMETERS,
+    teaming: Teaming = ALONE,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
     every worker holds, where there are layers enough; ``keeping``: what the sharding keeps."""
@@ -92,12 +95,13 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return replace(unfolded(plan, chunks, layout, members, seconds), keeping=keeping)
+        plan = teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
+        return replace(plan, keeping=keeping)
 
     return choose
 
 
-def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
+def plan_gain(layout: Layout, profile: Profile, teaming: Teaming = ALONE) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
     parameter_bytes = _parameter_bytes(layout)
@@ -106,7 +110,12 @@ def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
         costs = _costs(parameter_bytes, profile, speeds)
         speed = {member.worker: member.speed for member in members}
         seconds = [
-            simulate_step(folded(plan), costs.forward_seconds, costs.backward_seconds, speed)
+            simulate_step(
+                folded(plan),
+                costs.forward_seconds,
+                costs.backward_seconds,
+                speed | speeds_of_teams(plan, teaming, speed),
+            )
             for plan in (present, other)
         ]
         return seconds[0] / seconds[1] - 1.0
@@ -121,15 +130,22 @@ def demand(
     stages: int | Literal["auto"],
     least: int,
     most: int | None,
+    sequence: int = 1,
 ) -> int | None:
     """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
-    ``least``; None where nobody is asked for."""
+    ``least``; None where nobody is asked for. A micro-batch that ``sequence`` workers share counts as so many
+    smaller ones."""
     if most is None or most <= least:
         return most
     speeds = Speeds()
     speeds.warm_up(profile.forward, profile.backward)
     costs = _costs(_parameter_bytes(layout), profile, speeds)
-    return useful_workers(layout, costs, micro_batches, stages, least, most)
+    costs = replace(
+        costs,
+        forward_seconds=tuple(seconds / sequence for seconds in costs.forward_seconds),
+        backward_seconds=tuple(seconds / sequence for seconds in costs.backward_seconds),
+    )
+    return useful_workers(layout, costs, micro_batches * sequence, stages, least, most)
 
 
 def plan_mender(layout: Layout, profile: Profile) -> PlanMender:

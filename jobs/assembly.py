@@ -22,6 +22,7 @@ from strategies.optimizer import OptimizerSettings
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
+from strategies.sequence.phases import check_phases
 from strategies.shardings.offload import Offload
 from strategies.stage import Precision
 
@@ -121,6 +122,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
+    if recipe.parallel.slices > 1:
+        check_phases(layers)
     offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
@@ -138,6 +141,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         salvage=recipe.salvage,
         schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
         chunks=recipe.parallel.chunks,
+        sequence=recipe.parallel.sequence,
+        sequence_slices=recipe.parallel.slices,
         sharding=recipe.parallel.sharding,
         offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,

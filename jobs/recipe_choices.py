@@ -37,7 +37,9 @@ Amount = Annotated[str, AfterValidator(_check_amount)]
 Recompute = Annotated[Literal["none", "all", "auto"] | tuple[int, ...], BeforeValidator(_check_recompute)]
 
 
-def check_choices(schedule: str, chunks: int, recompute: object, *, has_memory: bool, engine: str) -> None:
+def check_choices(
+    schedule: str, chunks: int, recompute: object, *, has_memory: bool, sequence: int, engine: str
+) -> None:
     """Raises ValueError, one sentence with the key and the remedy, for choices that cannot be together."""
     if schedule != AUTO:
         try:
@@ -53,6 +55,11 @@ def check_choices(schedule: str, chunks: int, recompute: object, *, has_memory: 
         raise ValueError(
             "parallel.memory has a meaning only for a search: set parallel.schedule or precision.recompute "
             'to "auto", or remove memory.'
+        )
+    if searches and sequence > 1:
+        raise ValueError(
+            f"parallel.sequence ({sequence}) is for runs that name their strategy: set sequence to 1, or "
+            "name the schedule and what is recomputed."
         )
     if searches and engine != "reknit":
         raise ValueError(

@@ -131,6 +131,7 @@ def _reference(recipe: Recipe, data: Data, device: torch.device) -> Reference:
         micro_batches=recipe.parallel.micro_batches,
         settings=optimizer_settings(recipe),
         autocast=recipe.precision.autocast == "bf16",
+        slices=recipe.parallel.slices,
     )
 
 

@@ -83,6 +83,10 @@ class Plan:
     ``assignment[k][m]`` is the worker that computes micro-batch m at stage k. ``shards`` lists
     every block's shards in order of (block, start); together they cover each block once. A stage group
     may hold several stages: then these have the same workers, and each of them is a chunk of theirs.
+
+    ``teams``: workers of one stage group that compute micro-batches together. Those of a team are assigned to
+    its first member, which leads it. Whoever is in none of them computes alone.
+
     ``strategy``: how it is done, where that was searched for; None: as the job says.
     """
 
@@ -91,6 +95,7 @@ class Plan:
     assignment: tuple[tuple[WorkerId, ...], ...]
     shards: tuple[Shard, ...]
     keeping: Keeping = Keeping.PARAMETERS
+    teams: tuple[tuple[WorkerId, ...], ...] = ()
     strategy: Strategy | None = None
 
     @cached_property
@@ -121,6 +126,18 @@ class Plan:
     @cached_property
     def _stage_of_layer(self) -> tuple[int, ...]:
         return tuple(k for k, stage in enumerate(self.stages) for _ in range(stage.first, stage.stop))
+
+    @cached_property
+    def _team_of(self) -> dict[WorkerId, tuple[WorkerId, ...]]:
+        return {worker: team for team in self.teams for worker in team}
+
+    def team_of(self, worker: WorkerId) -> tuple[WorkerId, ...]:
+        """Those with whom ``worker`` computes, itself among them; the first one leads."""
+        return self._team_of.get(worker, (worker,))
+
+    def teams_at(self, stage: int) -> tuple[tuple[WorkerId, ...], ...]:
+        """All teams of a stage group, those of one worker among them."""
+        return tuple(dict.fromkeys(self.team_of(worker) for worker in self.stages[stage].workers))
 
     def holders(self, layers: tuple[int, ...]) -> tuple[WorkerId, ...]:
         """The workers, ascending, that hold any of ``layers`` (a block's ``layers``, say)."""
@@ -168,12 +185,11 @@ class Plan:
 
     def kept_by(self, worker: WorkerId, layout: Layout) -> tuple[Shard, ...]:
         """The shards whose state ``worker`` keeps, in order of (block, start)."""
-        held: set[int] = set()
+        kept = {*self.owned_by(worker), *self.backed_up_by(worker)}
         if self.keeping is Keeping.STATE:
-            held = {block.index for block in layout.blocks if worker in self.holders(block.layers)}
-        return tuple(
-            shard for shard in self.shards if worker in (shard.owner, shard.backup) or shard.block in held
-        )
+            held = (block.index for block in layout.blocks if worker in self.holders(block.layers))
+            kept.update(shard for block in held for shard in self.shards_of(block))
+        return tuple(sorted(kept, key=lambda shard: (shard.block, shard.start)))
 
     def micro_batches_of(self, worker: WorkerId, stage: int | None = None) -> tuple[int, ...]:
         """The micro-batches, ascending, that ``worker`` computes at ``stage`` (None: the first one of its
@@ -183,8 +199,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        parts = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.strategy)
-        return Plan, parts
+        state = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.teams)
+        return Plan, (*state, self.strategy)
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:

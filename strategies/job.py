@@ -37,17 +37,18 @@ class Fault:
 class Job:
     """Everything that the bits of a run depend on, and where its checkpoints go.
 
-    Steps count from 1; step t turns version t - 1 of the parameters into version t.
-    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is
-    written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers
-    of ``chunks`` stages each. ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are
-    in host memory and come to the device as they are needed. ``feed_workers`` prepare data for those that
-    train; 0: these read by themselves. ``search``: what every plan may choose anew, within
-    ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are elsewhere) and with links of
-    ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are computed by DeepSpeed;
-    ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and ``optimizer`` only
-    what the engine's own configuration leaves open.
+    Steps count from 1; step t turns version t - 1 of the parameters into version t. ``checkpoint_every`` and
+    ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is written always);
+    ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
+    (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
+    ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are in host memory and come to
+    the device as they are needed. ``feed_workers`` prepare data for those that train; 0: these read by
+    themselves. ``sequence_slices``: where more than one, layers are computed in so many slices
+    (``strategies.sequence``), by teams of up to ``sequence`` workers. ``search``: what every plan may
+    choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are elsewhere) and with
+    links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
+    computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and
+    ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -64,6 +65,8 @@ class Job:
     chunks: int = 1
     sharding: str = SHARDING
     offload: Offload | None = None
+    sequence: int = 1
+    sequence_slices: int = 1
     threads: int = 1
     search: Space | None = None
     worker_memory_bytes: int | None = None
@@ -84,7 +87,8 @@ class Job:
     @property
     def salvages(self) -> bool:
         """Whether an interrupted step can go on from what survivors have of it."""
-        return self.salvage and self.reduction == "exact" and SHARDINGS[self.sharding].salvages
+        in_place = SHARDINGS[self.sharding].salvages and self.sequence == 1
+        return self.salvage and self.reduction == "exact" and in_place
 
     @property
     def keeps(self) -> Keeps:

@@ -47,7 +47,7 @@ def mended(
     )
     at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
     shards = shard_blocks(layout, stages, at_work)
-    plan = Plan(generation, stages, assignment, shards, previous.keeping, previous.strategy)
+    plan = Plan(generation, stages, assignment, shards, previous.keeping, strategy=previous.strategy)
     return plan, salvage(plan, step, progress)
 
 

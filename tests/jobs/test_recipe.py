@@ -99,6 +99,7 @@ def test_digest_ignores_the_order_of_keys(good: Path, tmp_path: Path) -> None:
         ("precision.autocast=bf16", True),
         ("reduction=fast", True),
         ("run.steps=20", True),
+        ("parallel.sequence_slices=2", True),
         ("parallel.workers=5", False),
         ("parallel.stages=2", False),
         ("precision.recompute=all", False),
@@ -220,6 +221,12 @@ WRONG = {
         'workers = 4\nschedule = "auto"\nchunks = 2',
         "demo.toml: parallel.chunks (2) is chosen together with the schedule: remove it, or name a schedule.",
     ),
+    "teams in a search": (
+        "workers = 4",
+        'workers = 4\nschedule = "auto"\nsequence = 2',
+        "demo.toml: parallel.sequence (2) is for runs that name their strategy: set sequence to 1, or name "
+        "the schedule and what is recomputed.",
+    ),
     "memory without a search": (
         "workers = 4",
         'workers = 4\nmemory = "8GiB"',
@@ -231,6 +238,19 @@ WRONG = {
         "workers = 4\nchunks = 2",
         "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a "
         "worker, not 2: choose interleaved.",
+    ),
+    "fewer slices than a team has workers": (
+        "workers = 4",
+        "workers = 4\nsequence = 3\nsequence_slices = 2",
+        "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of "
+        "a team needs a slice, so raise sequence_slices or lower sequence.",
+    ),
+    "a sequence divided among workers that keep no sums": (
+        "workers = 4",
+        'workers = 4\nsequence = 2\nsharding = "zero2"',
+        "demo.toml: parallel.sequence needs workers that keep all parameters and sums of their stage: set "
+        "parallel.sharding to ddp or zero1 without parallel.offload, or remove parallel.sequence and "
+        "parallel.sequence_slices.",
     ),
     "no stages": (
         "workers = 4",

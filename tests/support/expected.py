@@ -26,6 +26,7 @@ def reference_steps(
     micro_batches: int = 5,
     autocast: bool = False,
     optimizer: OptimizerSettings = OPTIMIZER,
+    slices: int = 1,
 ) -> list[ReferenceStep]:
     """The defaults are those of ``toy_job``."""
     torch.manual_seed(seed)
@@ -38,6 +39,7 @@ def reference_steps(
         micro_batches=micro_batches,
         settings=optimizer,
         autocast=autocast,
+        slices=slices,
     )
     return [reference.step() for _ in range(steps)]
 
