@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.fabric import notes
-from runtime.plan import Plan, Shard, Stage
+from runtime.plan import Plan, Shard, Stage, Strategy
 from runtime.protocol import Command, Entry, Greeting, Held, Report, Resume
 from runtime.salvage import Status
 from strategies.share import Share
@@ -69,8 +69,13 @@ def test_a_plan_comes_without_what_was_worked_out_from_it() -> None:
     sent = plan()
     assert sent.workers == (0, 1)
     found = notes.loads(notes.dumps(sent))
-    fields = {"generation", "stages", "assignment", "shards", "keeping", "teams"}
+    fields = {"generation", "stages", "assignment", "shards", "keeping", "teams", "strategy"}
     assert found == sent and set(vars(found)) == fields
+
+
+def test_a_plans_strategy_arrives_with_it() -> None:
+    sent = replace(plan(), strategy=Strategy("zero-bubble", recompute=(0, 2)))
+    assert notes.loads(notes.dumps(sent)) == sent
 
 
 def test_a_plan_that_went_to_another_is_not_mixed_up() -> None:
