@@ -128,7 +128,6 @@ def simulate(
     events: list[tuple[float, bool, WorkerId, Task, Work]] = []
     """(when, whether an input comes and not something ends, who, what of which work)."""
     spans: list[Span] = []
-    last = len(plan.stages) - 1
 
     def send(now: float, sender: WorkerId | None, task: Task, work: Work) -> None:
         worker = plan.assignment[task[0]][task[1]]
@@ -138,12 +137,16 @@ def simulate(
     def end(now: float, worker: WorkerId, task: Task, work: Work) -> None:
         stage, micro_batch = task
         workers[worker].done(stage, micro_batch, work)
-        if work is Work.FORWARD and stage < last:
-            send(now, worker, (stage + 1, micro_batch), Work.FORWARD)
-        elif work is Work.FORWARD:
-            send(now, worker, task, Work.BACKWARD)
-        elif work is not Work.WEIGHT_GRADIENT and stage > 0:
-            send(now, worker, (stage - 1, micro_batch), Work.BACKWARD)
+        if work is Work.FORWARD:
+            following = plan.after(micro_batch, stage)
+            if following is None:
+                send(now, worker, task, Work.BACKWARD)
+            else:
+                send(now, worker, (following, micro_batch), Work.FORWARD)
+        elif work is not Work.WEIGHT_GRADIENT:
+            before = plan.before(micro_batch, stage)
+            if before is not None:
+                send(now, worker, (before, micro_batch), Work.BACKWARD)
 
     for micro_batch in range(plan.micro_batches):
         send(0.0, None, (0, micro_batch), Work.FORWARD)
