@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from runtime.contention import seconds_without_core
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.flops import FlopCounter
@@ -17,12 +18,11 @@ from strategies.model import Model
 from strategies.stage import Precision
 
 RUNS = 4
-"""Each layer is timed so often and its fastest run counts: the first pays for lazy initialisation, and
-workers that warm up together on one machine delay each other, which must not tilt the first cut."""
+"""Each layer is timed so often and its fastest run counts: the first pays for lazy initialisation."""
 
 LONG = 0.02
-"""Seconds; for a layer that takes longer such delays are small, and its second run is the last: a newcomer's
-warm-up is time that the others train without it."""
+"""Seconds; for a layer that takes longer the second run is the last: a newcomer's warm-up is time that the
+others train without it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,20 @@ def profile(
     return Profile(tuple(forward), tuple(backward), tuple(boundary_bytes), whole)
 
 
+class _Clock:
+    """Seconds since it was made or last asked, without those in which this thread had no core: workers that
+    warm up together on one machine delay each other, which must not tilt the first cut."""
+
+    def __init__(self) -> None:
+        self._at, self._without = time.perf_counter(), seconds_without_core()
+
+    def lap(self) -> float:
+        at, without = time.perf_counter(), seconds_without_core()
+        passed = at - self._at - (without - self._without)
+        self._at, self._without = at, without
+        return max(passed, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """Seconds, and the layer's detached outputs."""
@@ -96,17 +110,17 @@ def _run_once(
 ) -> _Run:
     leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
     buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
-    began = time.perf_counter()
+    clock = _Clock()
     seed_layer(seed, 0, 0, index, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
         outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
     _synchronise(device)
-    forward = time.perf_counter() - began
+    forward = clock.lap()
     _refuse_changed_buffers(index, layer, buffers)
-    began = time.perf_counter()
+    clock.lap()
     _backward(outputs, leaves, layer)
     _synchronise(device)
-    return _Run(forward, time.perf_counter() - began, [tensor.detach() for tensor in outputs], output_spec)
+    return _Run(forward, clock.lap(), [tensor.detach() for tensor in outputs], output_spec)
 
 
 def _counted(once: Callable[[], _Run]) -> tuple[_Run, int | None]:

@@ -188,6 +188,7 @@ def test_resampled_constant_stays_constant(length: int, given_rate: int, rate: i
         (sound_file(np.zeros(0, dtype=np.float32)), "no samples"),
         (sound_file(tone(440), form="OGG")[:60], "not a sound"),
     ],
+    ids=["empty", "header", "text", "no-samples", "torn"],  # the bytes of a stream's number are random
 )
 def test_broken_sound_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(MediaError, match=says):
