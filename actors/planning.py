@@ -16,6 +16,8 @@ from strategies.engine import engine_plan_chooser
 from strategies.folding import folded, unfolded
 from strategies.job import Job
 from strategies.mending import mended, pays
+from strategies.path_planning import choose_path_plan, grouped, staged_costs, staged_layout
+from strategies.paths import Paths
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.step_time import simulate_step
@@ -27,21 +29,30 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks)
-    gain = plan_gain(layout, profile) if rebalance else None
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, job.paths)
+    gain = plan_gain(layout, profile, job.paths) if rebalance else None
     return chooser, gain, plan_mender(layout, profile) if job.salvage else None
 
 
 def plan_chooser(
-    layout: Layout, profile: Profile, micro_batches: int, stages: int | Literal["auto"], chunks: int = 1
+    layout: Layout,
+    profile: Profile,
+    micro_batches: int,
+    stages: int | Literal["auto"],
+    chunks: int = 1,
+    paths: Paths | None = None,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough."""
+    every worker holds, where there are layers enough; with ``paths`` the stages are theirs."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = _costs(parameter_bytes, profile, speeds)
+        if paths is not None:
+            return choose_path_plan(
+                generation, members, layout, costs, micro_batches, stages, previous, paths
+            )
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
@@ -50,16 +61,18 @@ def plan_chooser(
     return choose
 
 
-def plan_gain(layout: Layout, profile: Profile) -> PlanGain:
+def plan_gain(layout: Layout, profile: Profile, paths: Paths | None = None) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
         costs = _costs(parameter_bytes, profile, speeds)
+        costs = costs if paths is None else staged_costs(costs, paths)
         speed = {member.worker: member.speed for member in members}
+        as_planned = folded if paths is None else grouped
         seconds = [
-            simulate_step(folded(plan), costs.forward_seconds, costs.backward_seconds, speed)
+            simulate_step(as_planned(plan), costs.forward_seconds, costs.backward_seconds, speed)
             for plan in (present, other)
         ]
         return seconds[0] / seconds[1] - 1.0
@@ -74,6 +87,7 @@ def demand(
     stages: int | Literal["auto"],
     least: int,
     most: int | None,
+    paths: Paths | None = None,
 ) -> int | None:
     """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
     ``least``; None where nobody is asked for."""
@@ -82,6 +96,8 @@ def demand(
     speeds = Speeds()
     speeds.warm_up(profile.forward, profile.backward)
     costs = _costs(_parameter_bytes(layout), profile, speeds)
+    if paths is not None:
+        layout, costs = staged_layout(layout, paths), staged_costs(costs, paths)
     return useful_workers(layout, costs, micro_batches, stages, least, most)
 
 

@@ -327,7 +327,7 @@ class ControllerActor:
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
-            useful=demand(ready.layout, ready.profile, batch, stages, first, most),
+            useful=demand(ready.layout, ready.profile, batch, stages, first, most, self._job.paths),
             starting=starting,
             patience=settings.patience,
         )

@@ -61,9 +61,10 @@ class _Parameter:
 class Reference:
     """Trains a copy of ``layers``; the caller's modules stay as they are.
 
-    Tensors are numbered by first use over the layers, in the order of ``named_parameters``;
-    parameters that need no gradient are left alone. Weight decay acts on tensors of two or more
-    dimensions. Raises ValueError when a gradient is not finite.
+    Tensors are numbered by first use over the layers, in the order of ``named_parameters``; parameters that
+    need no gradient are left alone. Weight decay acts on tensors of two or more dimensions. ``orders[m]``:
+    the layers that micro-batch m passes, in order, where that is not all of them; the gradient is that of
+    the mean loss all the same. Raises ValueError when a gradient is not finite.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Reference:
         micro_batches: int,
         settings: OptimizerSettings,
         autocast: bool = False,
+        orders: Sequence[Sequence[int]] | None = None,
     ) -> None:
+        self._orders = orders or [range(len(layers))] * micro_batches
         self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
         self._loss = loss
         self._batches = batches
@@ -160,9 +163,9 @@ class Reference:
         inputs, targets = _moved(self._batches(self._step, micro_batch), self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             x = inputs
-            for number, layer in enumerate(self._layers):
+            for number in self._orders[micro_batch]:
                 seed_layer(self._seed, self._step, micro_batch, number, self._device)
-                x = layer(x)
+                x = self._layers[number](x)
             return self._loss(x, targets)
 
     def _next_exponents(self, maxima_T: Tensor) -> list[int]:
@@ -197,6 +200,7 @@ def reference_steps(
     micro_batches: int,
     settings: OptimizerSettings,
     autocast: bool = False,
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[ReferenceStep]:
     """Yields ``steps`` steps of a ``Reference``; use that class where parameters matter too."""
     reference = Reference(
@@ -207,6 +211,7 @@ def reference_steps(
         micro_batches=micro_batches,
         settings=settings,
         autocast=autocast,
+        orders=orders,
     )
     for _ in range(steps):
         yield reference.step()

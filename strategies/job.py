@@ -9,6 +9,7 @@ from typing import Literal
 from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
+from strategies.paths import Paths
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
 from strategies.stage import Precision
@@ -33,13 +34,14 @@ class Fault:
 class Job:
     """Everything that the bits of a run depend on, and where its checkpoints go.
 
-    Steps count from 1; step t turns version t - 1 of the parameters into version t.
-    ``checkpoint_every`` and ``held_out_every`` are in steps, 0 for never (a checkpoint at the end
-    is written always); ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what
-    survivors have summed (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of
-    ``chunks`` stages each. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
-    With an ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
-    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    Steps count from 1; step t turns version t - 1 of the parameters into version t. ``checkpoint_every`` and
+    ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is written always);
+    ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
+    (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
+    ``paths``: micro-batches pass only some stages, or in another order. ``feed_workers`` prepare data for
+    those that train; 0: these read by themselves. With an ``engine`` the steps are computed by DeepSpeed;
+    ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and ``optimizer`` only what
+    the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -54,6 +56,7 @@ class Job:
     salvage: bool = True
     schedule: str = DEFAULT
     chunks: int = 1
+    paths: Paths | None = None
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0

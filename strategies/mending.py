@@ -86,4 +86,10 @@ def pays(plan: Plan, found: Salvage, members: Sequence[Member], layer_seconds: S
         / speed[worker]
         for worker, stages in left.items()
     )
-    return finish < plan.micro_batches * sum(layer_seconds) / sum(speed.values())
+    again = sum(
+        sum(layer_seconds[stage.first : stage.stop])
+        for k, stage in enumerate(plan.stages)
+        for micro_batch in range(plan.micro_batches)
+        if plan.passes(micro_batch, k)
+    )
+    return finish < again / sum(speed.values())

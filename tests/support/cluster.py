@@ -240,7 +240,9 @@ class LocalRun:
             patience=self.patience,
         )
         job = self.job
-        chooser = plan_chooser(first.layout, first.profile, job.micro_batches, self.stages, job.chunks)
+        chooser = plan_chooser(
+            first.layout, first.profile, job.micro_batches, self.stages, job.chunks, job.paths
+        )
         mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
         return Controller(terms, chooser, self.plan_gain, mender)
 

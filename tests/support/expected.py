@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ def reference_steps(
     micro_batches: int = 5,
     autocast: bool = False,
     optimizer: OptimizerSettings = OPTIMIZER,
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> list[ReferenceStep]:
     """The defaults are those of ``toy_job``."""
     torch.manual_seed(seed)
@@ -38,6 +39,7 @@ def reference_steps(
         micro_batches=micro_batches,
         settings=optimizer,
         autocast=autocast,
+        orders=orders,
     )
     return [reference.step() for _ in range(steps)]
 
