@@ -103,6 +103,7 @@ class Worker:
                 seed=job.seed,
                 precision=job.precision,
                 device=device,
+                joints=job.paths.joints if job.paths is not None else (),
             )
         self.layout = model.layout
         self.store = ShardStore()

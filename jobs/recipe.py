@@ -158,6 +158,15 @@ class Parallel(Section):
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Paths(Section):
+    """For ``schedule = "skippipe"``: the model in ``stages`` and its end, of which every micro-batch passes
+    ``taken`` and the end, at most ``swaps`` of them late (default: 2, or 0 where nothing is skipped)."""
+
+    stages: PositiveInt
+    taken: PositiveInt
+    swaps: Natural | None = None
+
+
 class Engine(Section):
     """What computes the steps. ``config`` is the path of a DeepSpeed configuration (JSON), relative to the
     recipe; its content is kept in ``settings``, so that a run's own recipe says everything."""
@@ -235,6 +244,7 @@ class Recipe(Section):
     data: Data = Data()
     optimizer: Optimizer
     parallel: Parallel
+    paths: Paths | None = None
     engine: Engine = Engine()
     precision: Precision = Precision()
     reduction: Literal["exact", "fast"] = "exact"
@@ -269,6 +279,14 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
+        if (parallel.schedule == "skippipe") != (self.paths is not None):
+            raise ValueError(
+                'parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.'
+            )
+        if self.paths is not None and self.engine.name != "reknit":
+            raise ValueError(
+                f"[paths] does not go with engine.name = {self.engine.name!r}: remove one of them."
+            )
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -340,6 +358,7 @@ class Recipe(Section):
                 "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
                 "autocast": self.precision.autocast,
                 "reduction": self.reduction,
+                **({"paths": self.paths.model_dump()} if self.paths is not None else {}),
                 **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
             }
         )

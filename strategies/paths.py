@@ -17,6 +17,10 @@ from itertools import accumulate
 
 from strategies.path_search import Path, search_paths
 
+USUAL_SWAPS = 2
+"""Where stages are skipped. Where none is, none comes late: then the bits are those of every other
+schedule."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -75,13 +79,22 @@ def find_paths(layers: int, micro_batches: int, stages: int, taken: int, swaps: 
             f"{layers} layers are too few for {stages} stages that may be skipped: a model needs two "
             "more than that, the first layer and the last one, which are always passed"
         )
-    if swaps is None:
-        swaps = 2 if taken < stages else 0
-    found = search_paths(stages, taken, micro_batches, swaps)
-    share = 1.0 if stages == 1 else (taken - 1) / (stages - 1)
-    sizes = _divided(layers - 2, [share, *[1.0] * (stages - 1)])
+    found = search_paths(stages, taken, micro_batches, swaps_allowed(stages, taken, swaps))
+    sizes = _divided(layers - 2, [stage_share(stages, taken), *[1.0] * (stages - 1)])
     bounds = (0, *accumulate([1 + sizes[0], *sizes[1:], 1]))
     return Paths(bounds, tuple((*path, stages) for path in found))
+
+
+def swaps_allowed(stages: int, taken: int, swaps: int | None) -> int:
+    """``swaps``, or what is usual."""
+    if swaps is not None:
+        return swaps
+    return USUAL_SWAPS if taken < stages else 0
+
+
+def stage_share(stages: int, taken: int) -> float:
+    """How long stage 0 is beside the others, so that all have as much to do; at least a tenth."""
+    return max((taken - 1) / (stages - 1), 0.1) if stages > 1 else 1.0
 
 
 def _divided(layers: int, weights: Sequence[float]) -> list[int]:

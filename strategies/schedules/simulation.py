@@ -25,6 +25,11 @@ class StageSeconds:
     input_gradient: float
     weight_gradient: float
 
+    def times(self, factor: float) -> StageSeconds:
+        return StageSeconds(
+            factor * self.forward, factor * self.input_gradient, factor * self.weight_gradient
+        )
+
     def of(self, work: Work) -> float:
         if work is Work.FORWARD:
             return self.forward
