@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from math import fsum
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from jobs.checkpoints import fill
+from jobs.evaluate import held_out_loss
 from runtime.checkpoint import load_manifest
 from runtime.events import WorkerJoined
 from strategies.job import Fault
@@ -70,20 +69,9 @@ def test_undisturbed(tmp_path: Path, workers: int, groups: int, paths: Any) -> N
 def held_out(run: ChaosRun, order: tuple[int, ...]) -> float:
     """The loss of layers ``order`` with the parameters that the run ended with."""
     layers, loss = DEEP()
-    layout = describe(layers)
-    assert run.recorder.progress(0, 0).outcome == "completed"
     root = run.job.checkpoint_root
-    fill(layers, layout, root, load_manifest(root, STEPS))
-    sums, count = [], 0
-    with torch.no_grad():
-        for micro_batch in range(3):
-            x, targets = Tokens(5).held_out(micro_batch)
-            for layer in order:
-                x = layers[layer].eval()(x)
-            summed, samples = loss(x, targets)
-            sums.append(float(summed))
-            count += samples
-    return fsum(sums) / count
+    fill(layers, describe(layers), root, load_manifest(root, STEPS))
+    return held_out_loss(layers, loss, Tokens(5), order, 3)
 
 
 def test_without_skipping_the_bits_are_those_of_every_schedule(tmp_path: Path) -> None:
