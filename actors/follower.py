@@ -19,7 +19,7 @@ from runtime.fabric.interface import (
     Interrupted,
     Tag,
 )
-from runtime.plan import Plan, WorkerId
+from runtime.plan import Keeping, Plan, WorkerId
 from runtime.protocol import (
     Change,
     Entry,
@@ -102,7 +102,7 @@ class Follower:
         self._spans = SpanLog()
         self._left_ns: int | None = None  # since when no step has been under way here
         self._exponents: dict[int, Exponents] = {}
-        self._progress = StepProgress(keeps=job.salvage and job.reduction == "exact")
+        self._progress = StepProgress(keeps=job.salvages)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -196,7 +196,10 @@ class Follower:
         return mover
 
     def _prepare(self, resume: Resume, mover: Mover) -> None:
-        """What else is needed before steps are made under another plan: nothing here."""
+        """What else is needed before steps are made under another plan: the owners' state, where layers take
+        their parameters from it."""
+        if resume.plan.keeping is Keeping.NOTHING:
+            mover.settle(wait=True)
 
     def _runner(self, resume: Resume, mover: Mover) -> Runner:
         plan = resume.plan
@@ -276,17 +279,20 @@ class Follower:
                 {layer: seconds / counts[layer] for layer, seconds in times.forward.items()},
                 {layer: seconds / counts[layer] for layer, seconds in times.backward.items()},
                 asdict(runner.seconds),
-                self._resident_bytes(fabric["inbox_peak_bytes"]),
+                self._resident_bytes(runner, fabric["inbox_peak_bytes"]),
                 {"sent": fabric["bytes_sent"], "received": fabric["bytes_received"]},
                 self._step_flops,
                 self._peak_flops,
             )
         )
 
-    def _resident_bytes(self, inbox_peak: int) -> dict[str, int]:
+    def _resident_bytes(self, runner: Runner, inbox_peak: int) -> dict[str, int]:
+        residence = self.stage.residence
+        parameters = sum(tensor.nbytes for tensor in self.stage.working.values())
+        accumulators = sum(tensor.nbytes for tensor in self.stage.accumulators.values())
         return {
-            "parameters": sum(tensor.nbytes for tensor in self.stage.working.values()),
-            "accumulators": sum(tensor.nbytes for tensor in self.stage.accumulators.values()),
+            "parameters": parameters + (0 if residence is None else residence.take_peak()),
+            "accumulators": accumulators + runner.rounds.sums_bytes,
             "shards": self.store.bytes(),
             "inbox_peak": inbox_peak,
         }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan, WorkerId
+from runtime.plan import Keeping, Member, Plan, WorkerId
 from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
@@ -20,6 +21,7 @@ from strategies.path_planning import choose_path_plan, grouped, staged_costs, st
 from strategies.paths import Paths
 from strategies.planner import choose_plan
 from strategies.profile import Profile
+from strategies.shardings.registry import SHARDINGS
 from strategies.step_time import simulate_step
 
 
@@ -29,9 +31,10 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, job.paths)
+    keeping = SHARDINGS[job.sharding].keeping
+    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping, job.paths)
     gain = plan_gain(layout, profile, job.paths) if rebalance else None
-    return chooser, gain, plan_mender(layout, profile) if job.salvage else None
+    return chooser, gain, plan_mender(layout, profile) if job.salvages else None
 
 
 def plan_chooser(
@@ -40,23 +43,24 @@ def plan_chooser(
     micro_batches: int,
     stages: int | Literal["auto"],
     chunks: int = 1,
+    keeping: Keeping = Keeping.PARAMETERS,
     paths: Paths | None = None,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough; with ``paths`` the stages are theirs."""
+    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps; with ``paths``
+    the stages are theirs."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = _costs(parameter_bytes, profile, speeds)
         if paths is not None:
-            return choose_path_plan(
-                generation, members, layout, costs, micro_batches, stages, previous, paths
-            )
+            asked = (generation, members, layout, costs, micro_batches, stages, previous, paths)
+            return replace(choose_path_plan(*asked), keeping=keeping)
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return unfolded(plan, chunks, layout, members, seconds)
+        return replace(unfolded(plan, chunks, layout, members, seconds), keeping=keeping)
 
     return choose
 

@@ -124,6 +124,7 @@ class Worker:
             exact=job.reduction == "exact",
             compute_lock=self._compute_lock,
             pulse=self.pulse,
+            keeps=job.keeps,
         )
         flops = self.profile.flops
         return Follower(

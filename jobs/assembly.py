@@ -18,6 +18,7 @@ from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from strategies.paths import Paths, find_paths
+from strategies.shardings.offload import Offload
 from strategies.stage import Precision
 
 
@@ -128,6 +129,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
+    offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
     return Job(
@@ -144,6 +146,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         schedule=recipe.parallel.schedule,
         chunks=recipe.parallel.chunks,
         paths=paths_of(recipe, len(layers)),
+        sharding=recipe.parallel.sharding,
+        offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,

@@ -27,8 +27,12 @@ from pydantic import (
 
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
+from jobs.recipe_paths import Paths, check_paths
+from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
 from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
+from strategies.shardings import offload
+from strategies.shardings.registry import DEFAULT as SHARDING
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
 
@@ -132,6 +136,18 @@ class Optimizer(Section):
     clip_norm: PositiveFloat | None = None
 
 
+class Offload(Section):
+    """Parameters are in host memory, a window of layers on the device (``strategies.shardings.offload``)."""
+
+    window: PositiveInt = 2
+    move: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Offload:
+        offload.Offload(self.window, self.move)
+        return self
+
+
 class Parallel(Section):
     """``threads`` of a CPU worker are part of the result's bits; the other sizes of the cluster are not.
 
@@ -139,7 +155,8 @@ class Parallel(Section):
     to it, all the time (lost ones are replaced, and more are taken where there is room and they are predicted
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
-    forwards and backwards of a step; every worker holds ``chunks`` stages.
+    forwards and backwards of a step; every worker holds ``chunks`` stages. ``sharding`` says who keeps which
+    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory.
     """
 
     workers: PositiveInt
@@ -151,20 +168,13 @@ class Parallel(Section):
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
+    sharding: ShardingName = SHARDING
+    offload: Offload | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
-
-
-class Paths(Section):
-    """For ``schedule = "skippipe"``: the model in ``stages`` and its end, of which every micro-batch passes
-    ``taken`` and the end, at most ``swaps`` of them late (default: 2, or 0 where nothing is skipped)."""
-
-    stages: PositiveInt
-    taken: PositiveInt
-    swaps: Natural | None = None
 
 
 class Engine(Section):
@@ -279,14 +289,8 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
-        if (parallel.schedule == "skippipe") != (self.paths is not None):
-            raise ValueError(
-                'parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.'
-            )
-        if self.paths is not None and self.engine.name != "reknit":
-            raise ValueError(
-                f"[paths] does not go with engine.name = {self.engine.name!r}: remove one of them."
-            )
+        check_paths(parallel.schedule, self.paths, self.engine.name)
+        check_sharding(parallel.sharding, parallel.offload is not None, self.reduction, self.engine.name)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -344,24 +348,24 @@ class Recipe(Section):
         return _sha256(self.model_dump())
 
     def numerics_digest(self) -> str:
-        """As ``digest``, over what decides a run's bits: equal for any number of workers or stages.
+        """As ``digest``, of ``numerics``: a checkpoint of one recipe may be resumed by another whose numerics
+        digest is the same."""
+        return _sha256(self.numerics())
 
-        A checkpoint of one recipe may be resumed by another whose numerics digest is the same.
-        """
-        parallel = self.parallel
-        return _sha256(
-            {
-                "seed": self.run.seed,
-                "model": self.model.model_dump(),
-                "data": {"build": self.data.build, "arguments": self.data.arguments},
-                "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
-                "batch": [parallel.micro_batches, parallel.micro_batch_size, parallel.threads],
-                "autocast": self.precision.autocast,
-                "reduction": self.reduction,
-                **({"paths": self.paths.model_dump()} if self.paths is not None else {}),
-                **({"engine": self.engine.settings} if self.engine.name != "reknit" else {}),
-            }
-        )
+    def numerics(self) -> dict[str, Any]:
+        """What decides a run's bits, by the recipe's keys: equal for any number of workers or stages."""
+        parallel = ("micro_batches", "micro_batch_size", "threads")
+        return {
+            "run": {"seed": self.run.seed},
+            "model": self.model.model_dump(),
+            "data": {"build": self.data.build, "arguments": self.data.arguments},
+            "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
+            "parallel": {name: getattr(self.parallel, name) for name in parallel},
+            "precision": {"autocast": self.precision.autocast},
+            "reduction": self.reduction,
+            **({"paths": self.paths.model_dump()} if self.paths is not None else {}),
+            **({"engine": {"settings": self.engine.settings}} if self.engine.name != "reknit" else {}),
+        }
 
 
 def _sha256(value: object) -> str:

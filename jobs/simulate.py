@@ -84,7 +84,7 @@ def real_planner(
     """The planner as a run has it; what passes between layers takes no time."""
     profile = Profile(forward=(), backward=(), boundary_bytes=())
     paths = None if cut is None else Paths(cut.bounds, cut.paths)
-    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks, paths)
+    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks, paths=paths)
     return chooser, plan_gain(layout, profile, paths), plan_mender(layout, profile)
 
 

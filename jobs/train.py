@@ -21,6 +21,7 @@ from jobs.control import found
 from jobs.display import Display
 from jobs.exits import RunFailed
 from jobs.recipe import Recipe, load_recipe
+from jobs.resuming import refuse_another_recipe
 from jobs.showing import Showing
 from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
@@ -83,6 +84,8 @@ def train(
             f"{root} holds the checkpoints of another run: name another checkpoint.folder, or go on with "
             "that run by --resume"
         )
+    if resume:
+        refuse_another_recipe(recipe, RunFolder(path))
     job = assemble(recipe, root)
     folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
     settings = run_settings(recipe, folder.path, resume=resume)

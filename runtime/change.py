@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from runtime.layout import Layout
-from runtime.plan import Plan, WorkerId
+from runtime.plan import Keeping, Plan, WorkerId
 from runtime.protocol import Change, Entry, Resume
 from runtime.resharding import Holding, Transfer, plan_transfers
 
@@ -20,16 +20,20 @@ BOUNDARY = 0
 def boundary_transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, ...]:
     """What must move from ``old`` to ``new`` at a step boundary.
 
-    Only owners count as sources of state: the copies of the step just committed are still on their way
-    to the backups, and are not sent at all where a change follows.
+    Only those who compute it count as sources of state: the copies of the step just committed are still on
+    their way to the backups, and are not sent at all where a change follows.
     """
     holdings: dict[WorkerId, list[Holding]] = {worker: [] for worker in old.workers}
-    for shard in old.shards:
-        holdings[shard.owner].append(Holding(shard.block, shard.start, shard.stop, BOUNDARY))
     working: dict[WorkerId, dict[int, int]] = {worker: {} for worker in old.workers}
     for block in layout.blocks:
-        for worker in old.holders(block.layers):
+        for worker in old.holders(block.layers) if old.keeping is not Keeping.NOTHING else ():
             working[worker][block.index] = BOUNDARY
+    for shard in old.shards:
+        having = {shard.owner}
+        if old.keeping is Keeping.STATE:
+            having.update(old.holders(layout.blocks[shard.block].layers))
+        for worker in having:
+            holdings[worker].append(Holding(shard.block, shard.start, shard.stop, BOUNDARY))
     return plan_transfers(layout, new, BOUNDARY, holdings, working)
 
 
@@ -93,6 +97,11 @@ class PlannedChange:
 
     def settled(self, worker: WorkerId) -> None:
         self._owed.discard(worker)
+
+    @property
+    def owed(self) -> set[WorkerId]:
+        """Who has not yet said that it has all of its state."""
+        return set(self._owed)
 
     @property
     def over(self) -> bool:

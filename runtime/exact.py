@@ -72,10 +72,7 @@ def accumulate(
     assert accumulator_N.numel() == gradient.numel(), "an accumulator per gradient, of the same size"
     if gradient.numel() == 0:
         return
-    gradient_N = gradient.detach().reshape(-1).to(torch.float32)
-    lowest, highest = torch.aminmax(gradient_N)
-    torch.maximum(maximum, highest, out=maximum)
-    torch.maximum(maximum, lowest.neg_(), out=maximum)
+    gradient_N = _noted(gradient, maximum)
     if exponent is None:
         return
     scale = math.ldexp(1.0, exponent)
@@ -85,6 +82,27 @@ def accumulate(
     chunks_N = torch.split(accumulator_N, workspace.chunk), torch.split(gradient_N, workspace.chunk)
     for sums, part in zip(*chunks_N, strict=True):
         _add_scaled(sums, part, scale, workspace.scratch[: part.numel()])
+
+
+def _noted(gradient: Tensor, maximum: Tensor) -> Tensor:
+    """``gradient`` flat and in float32, after raising ``maximum`` to the largest magnitude in it."""
+    gradient_N = gradient.detach().reshape(-1).to(torch.float32)
+    lowest, highest = torch.aminmax(gradient_N)
+    torch.maximum(maximum, highest, out=maximum)
+    torch.maximum(maximum, lowest.neg_(), out=maximum)
+    return gradient_N
+
+
+def contribution(gradient: Tensor, exponent: int | None, maximum: Tensor, out_N: Tensor) -> None:
+    """What ``accumulate`` would add, into ``out_N`` (float32, flat): an integer that is rounded in float32
+    fits into one, so that a contribution travels in half of a sum's bytes. ``maximum`` is raised as there;
+    with ``exponent`` None nothing else is done.
+    """
+    if gradient.numel() == 0:
+        return
+    gradient_N = _noted(gradient, maximum)
+    if exponent is not None:
+        torch.mul(gradient_N, math.ldexp(1.0, exponent), out=out_N).round_()
 
 
 def _add_scaled(sums: Tensor, part: Tensor, scale: float, scratch: Tensor) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
+
+from runtime.layout import Layout
 
 WorkerId = int
 K = TypeVar("K")
@@ -46,6 +49,18 @@ class Shard:
         return self.stop - self.start
 
 
+class Keeping(Enum):
+    """What a worker keeps from step to step of the blocks that it holds, beside the shards that it owns and
+    backs up."""
+
+    NOTHING = "nothing"
+    """Parameters come from their owners each time that a layer needs them (ZeRO-3)."""
+    PARAMETERS = "parameters"
+    """All of the parameters (ZeRO-1, ZeRO-2)."""
+    STATE = "state"
+    """All of the parameters, and every shard's state as well (DDP)."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Work divided among the members of one generation.
@@ -62,6 +77,7 @@ class Plan:
     stages: tuple[Stage, ...]
     assignment: tuple[tuple[WorkerId, ...], ...]
     shards: tuple[Shard, ...]
+    keeping: Keeping = Keeping.PARAMETERS
     paths: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
@@ -162,6 +178,15 @@ class Plan:
     def backed_up_by(self, worker: WorkerId) -> Iterator[Shard]:
         return iter(self._backed_up_by.get(worker, ()))
 
+    def kept_by(self, worker: WorkerId, layout: Layout) -> tuple[Shard, ...]:
+        """The shards whose state ``worker`` keeps, in order of (block, start)."""
+        held: set[int] = set()
+        if self.keeping is Keeping.STATE:
+            held = {block.index for block in layout.blocks if worker in self.holders(block.layers)}
+        return tuple(
+            shard for shard in self.shards if worker in (shard.owner, shard.backup) or shard.block in held
+        )
+
     def micro_batches_of(self, worker: WorkerId, stage: int | None = None) -> tuple[int, ...]:
         """The micro-batches, ascending, that ``worker`` computes at ``stage`` (None: the first one of its
         own). Raises KeyError for a non-member."""
@@ -170,7 +195,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        return Plan, (self.generation, self.stages, self.assignment, self.shards, self.paths)
+        kept = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.paths)
+        return Plan, kept
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from runtime.checkpoint import ShardFile
 from runtime.events import StepRecord
 from runtime.fabric.notes import carry
-from runtime.plan import Plan, Shard, Stage, WorkerId
+from runtime.plan import Keeping, Plan, Shard, Stage, WorkerId
 from runtime.resharding import Holding, Transfer
 from runtime.salvage import Progress, Salvage, Status
 
@@ -337,4 +337,4 @@ Report = (
 
 # what all of these are made of; whatever else comes from the network is no message
 carry(*get_args(Command), *get_args(Report), Entry, Greeting, Timed, shared=(Plan,))
-carry(Holding, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Transfer)
+carry(Holding, Keeping, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Transfer)

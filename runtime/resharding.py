@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 from runtime.layout import ALIGNMENT, Layout
-from runtime.plan import Plan, WorkerId
+from runtime.plan import Keeping, Plan, WorkerId
 
 PIECES = 64
 """Into up to how many pieces a block's parameters are cut, over all targets, where some have the whole block:
@@ -129,9 +129,9 @@ def plan_transfers(
 
     ``holdings`` and ``working`` (``working[w][block]`` = version of the full parameters in w's
     model) name every worker that can send, members of ``plan`` or not: leave lost ones out.
-    Afterwards every owner and backup has its shards' state, and every holder of a block its full
-    parameters, given that a worker copies by itself what it has: state pieces at ``version`` into
-    new shards, the parameters of state it holds into its model, and its model's parameters beside the
+    Afterwards every owner and backup has its shards' state, and every holder of a block what
+    ``plan.keeping`` says of it, given that a worker copies by itself what it has: state pieces at ``version``
+    into new shards, the parameters of state it holds into its model, and its model's parameters beside the
     moments that it receives.
 
     Order: parameters first (only they are waited for before the next forward), then owners' state, then
@@ -152,7 +152,7 @@ def plan_transfers(
 
     transfers: list[Transfer] = []
     nothing: Mapping[int, int] = {}
-    for block in layout.blocks:
+    for block in layout.blocks if plan.keeping is not Keeping.NOTHING else ():
         index, whole = block.index, [(0, block.size)] if block.size else []
         targets = [w for w in plan.holders(block.layers) if working.get(w, nothing).get(index) != version]
         most = max(PIECES // max(len(targets), 1), 1)
@@ -161,7 +161,16 @@ def plan_transfers(
             present = sources.local(index, target)
             missing = subtract(whole, present) if present else whole
             transfers += sources.send_parameters(index, target, missing, most)
-    holders = [set(plan.holders(block.layers)) for block in layout.blocks]
+    holders = [
+        set(plan.holders(block.layers)) if plan.keeping is not Keeping.NOTHING else set()
+        for block in layout.blocks
+    ]
+    if plan.keeping is Keeping.STATE:
+        replicas = {
+            (block.index, w): [(0, block.size)] for block in layout.blocks for w in holders[block.index]
+        }
+        owned |= replicas
+        backed_up = {place: intervals for place, intervals in backed_up.items() if place not in replicas}
     for wanted in (owned, backed_up):
         for (index, target), intervals in sorted(wanted.items()):
             missing = subtract(intervals, sources.local(index, target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from strategies.engine import EngineSettings
@@ -12,7 +12,10 @@ from strategies.optimizer import OptimizerSettings
 from strategies.paths import Paths
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
-from strategies.stage import Precision
+from strategies.shardings.offload import Offload
+from strategies.shardings.registry import DEFAULT as SHARDING
+from strategies.shardings.registry import SHARDINGS
+from strategies.stage import Keeps, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,11 @@ class Job:
     ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is written always);
     ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
     (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
-    ``paths``: micro-batches pass only some stages, or in another order. ``feed_workers`` prepare data for
-    those that train; 0: these read by themselves. With an ``engine`` the steps are computed by DeepSpeed;
-    ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and ``optimizer`` only what
-    the engine's own configuration leaves open.
+    ``paths``: micro-batches pass only some stages, or in another order. ``sharding``: a name of
+    ``shardings.registry``; ``offload``: parameters are in host memory and come to the device as they are
+    needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves. With an
+    ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
+    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -57,6 +61,8 @@ class Job:
     schedule: str = DEFAULT
     chunks: int = 1
     paths: Paths | None = None
+    sharding: str = SHARDING
+    offload: Offload | None = None
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0
@@ -69,3 +75,14 @@ class Job:
     beat_seconds: float = 0.2
     orphan_seconds: float = 30.0
     engine: EngineSettings | None = None
+
+    @property
+    def salvages(self) -> bool:
+        """Whether an interrupted step can go on from what survivors have of it."""
+        return self.salvage and self.reduction == "exact" and SHARDINGS[self.sharding].salvages
+
+    @property
+    def keeps(self) -> Keeps:
+        """What a worker's stage has in memory all the time."""
+        keeps = SHARDINGS[self.sharding].keeps
+        return keeps if self.offload is None else replace(keeps, streams=True)

@@ -18,6 +18,7 @@ from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
 from strategies.model import build_model, flat_parameters
+from strategies.residence import Residence
 from strategies.stage import LayerTimes
 from strategies.zero import piece_of
 
@@ -35,6 +36,8 @@ class Working(Protocol):
     working: dict[int, Tensor]
     version: dict[int, int | None]
     accumulators: dict[int, Tensor]
+    residence: Residence | None
+    """Parameters that come and go, where they do."""
 
     def hold(self, *stages: tuple[int, int]) -> None:
         """Holds the layers of ``stages``, each the first and the one after the last, from now on."""
@@ -126,8 +129,7 @@ class Mover:
         self.on_settled()
 
     def _kept(self) -> list[Shard]:
-        plan = self.resume.plan
-        return [*plan.owned_by(self.worker), *plan.backed_up_by(self.worker)]
+        return list(self.resume.plan.kept_by(self.worker, self.layout))
 
     # --- from peers -------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def choose_path_plan(
         rows += [row] * len(mine)
     at_work = [member for member in members if member.worker in chosen.workers]
     shards = shard_blocks(layout, held, at_work)
-    return Plan(generation, tuple(held), tuple(rows), shards, paths.of)
+    return Plan(generation, tuple(held), tuple(rows), shards, paths=paths.of)
 
 
 def grouped(plan: Plan) -> Plan:

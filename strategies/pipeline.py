@@ -37,6 +37,25 @@ class Data(Protocol):
         ...
 
 
+class Aside(Protocol):
+    """What comes while micro-batches are under way and is no part of their passes."""
+
+    def channels(self) -> Sequence[Tag]: ...
+
+    def take(self, message: Message) -> None: ...
+
+
+class _NothingAside:
+    def channels(self) -> Sequence[Tag]:
+        return ()
+
+    def take(self, message: Message) -> None:
+        raise AssertionError(f"nothing was asked for aside: {message.tag}")
+
+
+NOTHING_ASIDE = _NothingAside()
+
+
 @dataclass
 class Waiting:
     """Seconds a worker spent waiting for peers and for data."""
@@ -60,6 +79,7 @@ class Pipeline:
     """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
     spans: SpanLog = field(default_factory=SpanLog)
+    aside: Aside = NOTHING_ASIDE
 
     def train(
         self, progress: StepProgress, exponents: Sequence[int] | None, salvage: Salvage | None = None
@@ -103,7 +123,7 @@ class Pipeline:
                 micro_batch,
                 value,
                 train=False,
-                check=self.endpoint.check,
+                check=self.check,
                 stage=stages.index(k),
             )
             self.spans.add(HELD_OUT, began, micro_batch)
@@ -125,11 +145,28 @@ class Pipeline:
         """The first message on any of the channels; of several the one that is earliest in ``tags``."""
         began = time.perf_counter_ns()
         try:
-            message = self.endpoint.receive_any(tags)
+            message = self._receive(tuple(tags))
         finally:  # an interrupted wait is what a loss costs the others: it shows
             self.spans.add(WAIT, began)
         self.waiting.peers += (time.perf_counter_ns() - began) / 1e9
         return message
+
+    def _receive(self, tags: tuple[Tag, ...]) -> Message:
+        """What comes aside is dealt with first: others may wait for it, or for room where it lies."""
+        aside = tuple(self.aside.channels())
+        channels = {tag[:4] for tag in aside}
+        while True:
+            message = self.endpoint.receive_any((*aside, *tags))
+            if message.tag[:4] not in channels:
+                return message
+            self.aside.take(message)
+
+    def check(self) -> None:
+        """Between two layers: raises Interrupted as the endpoint does, and deals with what has come aside."""
+        self.endpoint.check()
+        aside = self.aside.channels()
+        while aside and (message := self.endpoint.poll_any(aside)) is not None:
+            self.aside.take(message)
 
     def read(self, wanted: Wanted) -> tuple[Value, Samples]:
         """What the data says; waiting for it counts as such."""

@@ -22,6 +22,7 @@ from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.model import LossFunction, Model
+from strategies.residence import Residence, Window
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Precision:
 
     autocast: bool = False
     recompute: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What a stage has in memory all the time: the held layers' ``parameters``, and ``sums`` of all of their
+    gradients. With ``streams`` the layers compute with parameters that come and go (``residence``)."""
+
+    parameters: bool = True
+    sums: bool = True
+    streams: bool = False
+
+
+WHOLE = Keeps()
 
 
 @dataclass(slots=True)
@@ -49,6 +63,9 @@ class Activation:
 Gradients = list[Tensor | None]
 """One for every tensor of a boundary value; None where nothing flows back."""
 
+Collector = Callable[[int, Gradients, Sequence[int] | None], None]
+"""Takes a layer's gradients, one for each of its parameters, and the scales of a step."""
+
 Layers = tuple[int, int]
 """The first one, and the one after the last."""
 
@@ -66,7 +83,9 @@ class StageModel:
     """The layers of one or more stages, with their working parameters and gradient accumulators.
 
     ``working[block]`` is the flat float32 vector that the layers' parameters are views of;
-    ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten.
+    ``version[block]`` the number of optimizer steps in it, or None while it is being overwritten. By
+    ``keeps`` both may be empty, or ``working`` be in host memory (offload); then ``window`` brings each
+    layer's parameters into ``residence``. Where there are no ``accumulators``, ``collect`` gets gradients.
     """
 
     def __init__(
@@ -79,6 +98,7 @@ class StageModel:
         exact: bool,
         compute_lock: AbstractContextManager[Any] | None = None,
         pulse: Pulse | None = None,
+        keeps: Keeps = WHOLE,
     ) -> None:
         self.layout: Layout = model.layout
         self.loss: LossFunction = model.loss
@@ -87,13 +107,19 @@ class StageModel:
         self.working: dict[int, Tensor] = {}
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, Tensor] = {}
-        self.maxima_T = new_maxima(len(self.layout.tensors), device)
+        self.keeps = keeps
+        # what is offloaded is summed where it is at home
+        self.sums_device = torch.device("cpu") if keeps.streams and keeps.parameters else device
+        self.maxima_T = new_maxima(len(self.layout.tensors), self.sums_device)
+        self.residence = Residence(device) if keeps.streams else None
+        self.window: Window | None = None
+        self.collect: Collector | None = None
         self.times = LayerTimes()
         self.pulse = pulse or Pulse()
         self._seed = seed
         self._precision = precision
         self._exact = exact
-        self._workspace = Workspace(device)
+        self._workspace = Workspace(self.sums_device)
         # threads of one process share torch's default generator, so seeding and drawing belong together
         self._lock = compute_lock or nullcontext()
         self._layers: list[nn.Module] = model.layers
@@ -121,13 +147,18 @@ class StageModel:
         """
         wanted = {block.index: block for stage in stages for block in self.layout.blocks_of(*stage)}
         for index in [index for index in self.working if index not in wanted]:
-            del self.working[index], self.version[index], self.accumulators[index]
+            del self.working[index], self.version[index]
+        for index in [index for index in self.accumulators if index not in wanted]:
+            del self.accumulators[index]
         for index, block in sorted(wanted.items()):
-            if index not in self.working:
-                self.working[index] = torch.empty(block.size, device=self.device)
+            if self.keeps.parameters and index not in self.working:
+                self.working[index] = self._at_home(block.size)
                 self.version[index] = None
+            if self.keeps.sums and index not in self.accumulators:
                 dtype = torch.float64 if self._exact else torch.float32
-                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
+                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.sums_device)
+        if self.residence is not None:
+            self.residence.hold(wanted)
         if stages == self.held:
             return  # activations of a step that goes on refer to the parameters as they are
         self.held = stages
@@ -137,10 +168,22 @@ class StageModel:
             for use, parameter in zip(tensors, self._parameters[index], strict=True):
                 tensor = use.tensor
                 if held:
-                    flat = self.working[use.block][tensor.offset : tensor.stop]
+                    flat = self._flat(use.block)[tensor.offset : tensor.stop]
                     parameter.data = flat.view(tensor.shape)
+                    if self.residence is not None:
+                        self.residence.vacate(use.block)
                 else:
                     parameter.data = torch.empty(0, device=self.device)
+
+    def _flat(self, block: int) -> Tensor:
+        """What the layers' parameters are views of: with memory, or no view can be made."""
+        return self.working[block] if self.residence is None else self.residence.occupy(block)
+
+    def _at_home(self, size: int) -> Tensor:
+        """Memory for parameters that are kept; pinned where an accelerator fetches them from the host."""
+        if self.residence is None:
+            return torch.empty(size, device=self.device)
+        return torch.empty(size, pin_memory=self.device.type == "cuda")
 
     def clear_gradients(self) -> None:
         for accumulator in self.accumulators.values():
@@ -163,8 +206,11 @@ class StageModel:
         Without ``train`` nothing is kept for backward and dropout is off.
         """
         activations: list[Activation] = []
-        for index in range(*self.held[stage]):
+        first, stop = self.held[stage]
+        for index in range(first, stop):
             check()
+            if self.window is not None:
+                self.window.enter(index, index + 1 if index + 1 < stop else None)
             self.pulse.enter()
             began = time.perf_counter()
             inputs, spec = flatten(value)
@@ -230,10 +276,11 @@ class StageModel:
         """
         while activations:
             check()
-            self.pulse.enter()
-            began = time.perf_counter()
             activation = activations[-1]
             index, outputs = activation.layer, activation.outputs
+            self._enter(index, activations)
+            self.pulse.enter()
+            began = time.perf_counter()
             if outputs is None:
                 outputs, _ = self._run(
                     index, step, micro_batch, activation.inputs, activation.spec, True, True
@@ -263,16 +310,21 @@ class StageModel:
         """
         while deferred:
             check()
-            self.pulse.enter()
-            began = time.perf_counter()
             activation = deferred[-1]
             index = activation.layer
+            self._enter(index, deferred)
+            self.pulse.enter()
+            began = time.perf_counter()
             assert activation.outputs is not None and activation.gradients is not None
             parameters = self._parameters[index]
             flowing = self._differentiate(activation.outputs, activation.gradients, [], parameters)
             self._sum(index, flowing, exponents)
             deferred.pop()
             self._record(self.times.backward, index, began)
+
+    def _enter(self, index: int, activations: list[Activation]) -> None:
+        if self.window is not None:
+            self.window.enter(index, activations[-2].layer if len(activations) > 1 else None)
 
     def _differentiate(
         self,
@@ -304,12 +356,16 @@ class StageModel:
         return [next(found) if tensor.requires_grad else None for tensor in [*inputs, *parameters]]
 
     def _sum(self, index: int, gradients: Gradients, exponents: Sequence[int] | None) -> None:
+        if self.collect is not None:
+            self.collect(index, gradients, exponents)
+            return
         tensors = {use.tensor.index: use for use in self.layout.uses_of(index)}.values()
         for use, gradient in zip(tensors, gradients, strict=True):
             if gradient is None:
                 continue
             tensor = use.tensor
             total = self.accumulators[use.block][tensor.offset : tensor.stop]
+            gradient = gradient.to(self.sums_device)
             if self._exact:
                 exponent = None if exponents is None else exponents[tensor.index]
                 accumulate(total, gradient, exponent, self.maxima_T[tensor.index], self._workspace)
@@ -318,6 +374,8 @@ class StageModel:
 
     def _record(self, seconds: dict[int, float], index: int, began: float) -> None:
         self.pulse.leave()
+        if self.window is not None:
+            self.window.leave(index)
         seconds[index] = seconds.get(index, 0.0) + time.perf_counter() - began
         if seconds is self.times.forward:
             self.times.micro_batches[index] = self.times.micro_batches.get(index, 0) + 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from runtime.events import StepRecord
@@ -14,7 +15,7 @@ from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_
 from runtime.fabric.collectives import exchange
 from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
-from runtime.plan import Plan, Shard, WorkerId
+from runtime.plan import Plan, WorkerId
 from runtime.protocol import Exponents
 from runtime.salvage import Salvage, layers_of
 from runtime.samples import count
@@ -25,6 +26,8 @@ from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
+from strategies.shardings.offload import StreamedLayers
+from strategies.shardings.registry import SHARDINGS
 from strategies.share import (
     Outcome,
     Share,
@@ -35,7 +38,7 @@ from strategies.share import (
     outcome,
 )
 from strategies.stage import StageModel
-from strategies.zero import ZeroRounds, piece_of
+from strategies.zero import piece_of
 
 FaultPoint = Callable[[str, int, int], None]
 
@@ -94,16 +97,19 @@ class StepRunner:
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
-        self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
+        self.rounds = SHARDINGS[self.job.sharding].rounds(self.endpoint, self.plan, self.layout, self.worker)
+        self.rounds.join(self.stage, self.store)
+        if self.job.offload is not None:
+            self.stage.window = StreamedLayers(self.stage, self.job.offload)
         parts = (self.endpoint, self.plan, self.worker, self.stage, self.data)
         schedule = schedule_named(self.job.schedule, self.job.chunks)
-        self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans)
+        self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans, aside=self.rounds)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
             piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
-            for shard in self.rounds.owned
+            for shard in self.plan.kept_by(self.worker, self.layout)
         }
 
     def run(self, version: int, *, is_last: bool = False) -> Outcome:
@@ -153,7 +159,7 @@ class StepRunner:
         # from here on the step may count even if this worker is cut short: others may have committed it
         self.remember(record)
         self.store.drop(before=version)
-        new_states = self._update(step, sums, exponents, norm, result.count)
+        new_states = self._update(step, attempt, sums, exponents, norm, result.count)
         self.exponents[version + 1] = following
         for old in [v for v in self.exponents if v < version]:
             del self.exponents[old]
@@ -164,7 +170,8 @@ class StepRunner:
             self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
             self.rounds.expect_backups()
             self._version_ended = time.perf_counter()
-        self.seconds.wait_peers = self.pipeline.waiting.peers
+        self.seconds.wait_peers = self.pipeline.waiting.peers + self.rounds.waited
+        self.rounds.waited = 0.0
         self.seconds.wait_data = self.pipeline.waiting.data
         self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
         self.remember(replace(record, seconds=time.perf_counter() - began, committed_at=time.time()))
@@ -185,9 +192,11 @@ class StepRunner:
     def _evaluate(self, step: int) -> Share:
         """Held-out losses and nothing else."""
         number, paths = self.job.held_out_micro_batches, self.job.paths
+        self.rounds.begin(step, 0, sums=False)
         share = Share(held_out=self.pipeline.evaluate(step, 0, number))
         if paths is not None:
             share.half_depth = self.pipeline.evaluate(step, 0, number, paths.half)
+        self.rounds.finish()
         self.pipeline.waiting.peers = 0.0  # of training's passes alone
         return share
 
@@ -201,6 +210,7 @@ class StepRunner:
             self.stage.clear_gradients()
             self.progress.begin(step, attempt, layers_of(self.plan, self.worker))
         self.pipeline.between = partial(self._take_what_came, step - 1)
+        self.rounds.begin(step, attempt, sums=not probing)
         losses = self.pipeline.train(self.progress, exponents, salvage)
         share = replace(
             held_out,
@@ -209,6 +219,7 @@ class StepRunner:
             stop=self.stop_requested(),
             change=self.pending_change(),
         )
+        self.rounds.finish()
         if self._exact:
             share.maxima_T = self.stage.maxima_T.cpu().numpy()
         self.seconds.pipeline += time.perf_counter() - began
@@ -245,7 +256,9 @@ class StepRunner:
         self.spans.add(BACKUP, began_ns)
         began_ns = time.perf_counter_ns()
         self.fault("exchange", step, 0)
-        share.fingerprint = sum(fingerprint(self._state(shard, version)[0]) for shard in self.rounds.owned)
+        share.fingerprint = sum(
+            fingerprint(self._state(piece_of(shard), version)[0]) for shard in self.rounds.owned
+        )
         tag = self._tag(step, attempt, "exchange")
         shares = exchange(self.endpoint, self.plan.workers, tag, share)
         self.seconds.exchange += time.perf_counter() - began
@@ -264,26 +277,34 @@ class StepRunner:
         if not self.rounds.awaits_backups:
             self.seconds.backup_lag = time.perf_counter() - self._version_ended
 
-    def _state(self, shard: Shard, version: int) -> Tensor:
-        state_3N = self.store.get(piece_of(shard), version)
-        assert state_3N is not None, f"{shard} is not held in version {version}"
+    def _state(self, piece: Piece, version: int) -> Tensor:
+        state_3N = self.store.get(piece, version)
+        assert state_3N is not None, f"{piece} is not held in version {version}"
         return state_3N
 
     def _update(
-        self, step: int, sums: dict[Piece, Tensor], exponents: Exponents, norm: float, count: int
+        self,
+        step: int,
+        attempt: int,
+        sums: dict[Piece, Tensor],
+        exponents: Exponents,
+        norm: float,
+        count: int,
     ) -> dict[Piece, Tensor]:
         began = time.perf_counter()
         began_ns = time.perf_counter_ns()
         self.fault("optimizer", step, 0)
-        self.stage.pulse.enter()
         clip_norm = self.job.optimizer.clip_norm
         clip = clip_coefficient(norm, clip_norm) if clip_norm is not None else 1.0
+        gradients: dict[Piece, Tensor] = {}
+        for piece in list(sums):  # their memory is given back one by one
+            gradients[piece] = self._gradient(piece, sums.pop(piece), exponents, clip / count).cpu()
+        gradients = self.rounds.spread(self._tag(step, attempt, "spread"), gradients)
         new_states: dict[Piece, Tensor] = {}
-        for shard in self.rounds.owned:
-            piece = piece_of(shard)
-            old_3N = self._state(shard, step - 1)
-            new_3N = self.store.buffer(shard.size)
-            gradient_N = self._gradient(piece, sums[piece], exponents, clip / count).to(old_3N.device)
+        self.stage.pulse.enter()
+        for piece, gradient_N in gradients.items():
+            old_3N = self._state(piece, step - 1)
+            new_3N = self.store.buffer(piece[2] - piece[1])
             update(old_3N, new_3N, gradient_N, self._segments[piece], step, self.job.optimizer)
             new_states[piece] = new_3N
         for piece, new_3N in new_states.items():
@@ -299,7 +320,7 @@ class StepRunner:
         if not self._exact:
             return sums_N.mul_(multiplier)
         assert exponents is not None
-        gradient_N = sums_N.new_zeros(sums_N.numel(), dtype=self.stage.working[piece[0]].dtype)
+        gradient_N = sums_N.new_zeros(sums_N.numel(), dtype=torch.float32)
         for segment in self._segments[piece]:
             part = slice(segment.start, segment.stop)
             mean_gradient(sums_N[part], exponents[segment.tensor.index], multiplier, gradient_N[part])
@@ -314,5 +335,7 @@ class StepRunner:
         self.rounds.gather(self._tag(step, attempt, "gather"), self.stage.working, new_states)
         for block in self.stage.version:
             self.stage.version[block] = step
+        if self.stage.window is not None:
+            self.stage.window.renew()
         self.seconds.gather = time.perf_counter() - began
         self.spans.add(GATHER, began_ns)

@@ -139,7 +139,7 @@ class TrainingPass:
         pipeline.fault("forward", progress.step, micro_batch)
         began = time.perf_counter_ns()
         value, progress.in_flight[task] = self._stage.forward(
-            progress.step, micro_batch, value, train=True, check=pipeline.endpoint.check, stage=chunk
+            progress.step, micro_batch, value, train=True, check=pipeline.check, stage=chunk
         )
         pipeline.spans.add(FORWARD, began, micro_batch)
         self._tallies[chunk].add(Work.FORWARD)
@@ -179,7 +179,7 @@ class TrainingPass:
             progress.in_flight[task],
             gradients,
             self._exponents,
-            check=pipeline.endpoint.check,
+            check=pipeline.check,
             deferred=progress.deferred.setdefault(task, []) if split else None,
         )
         pipeline.spans.add(BACKWARD, began, micro_batch)
@@ -202,7 +202,7 @@ class TrainingPass:
     def _weight_gradients(self, task: Task) -> None:
         began = time.perf_counter_ns()
         deferred = self._progress.deferred[task]
-        self._stage.weight_gradients(deferred, self._exponents, check=self._pipeline.endpoint.check)
+        self._stage.weight_gradients(deferred, self._exponents, check=self._pipeline.check)
         self._pipeline.spans.add(BACKWARD, began, task[1])
         del self._progress.deferred[task]
         self._progress.done.add(task)

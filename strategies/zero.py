@@ -1,20 +1,22 @@
 """ZeRO-1: sums to their owners, parameters back to the stage group, copies to the backups.
 
 Optimizer states are divided over the data-parallel group (Rajbhandari et al., "ZeRO", SC'20,
-sec. 5.1). Each function is one round of messages: a worker sends every peer one message with all the
-slices meant for it, in the order of ``plan.shards``, which both sides know.
+sec. 5.1). Other shardings (``strategies.shardings``) differ from it in some of the rounds. Each function is
+one round of messages: a worker sends every peer one message with all the slices meant for it, in the order of
+``plan.shards``, which both sides know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from runtime.fabric.interface import Endpoint, Tag
+from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.snapshots import Piece, ShardStore
+from strategies.stage import StageModel
 
 
 def piece_of(shard: Shard) -> Piece:
@@ -28,6 +30,7 @@ class ZeroRounds:
         self.plan = plan
         self.owned = tuple(plan.owned_by(worker))
         self._endpoint = endpoint
+        self._layout = layout
         self._worker = worker
         holders = {block.index: plan.holders(block.layers) for block in layout.blocks}
         mine = {block for block, workers in holders.items() if worker in workers}
@@ -43,7 +46,31 @@ class ZeroRounds:
                     self._to_holder.setdefault(holder, []).append(shard)
         self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
         self._backed_up = _grouped(tuple(plan.backed_up_by(worker)), lambda shard: shard.owner)
+        self.waited = 0.0
+        """Seconds for which layers waited for their parameters."""
         self._coming: set[WorkerId] = set()
+
+    def join(self, stage: StageModel, store: ShardStore) -> None:
+        """These rounds go with ``stage`` from now on; ``store`` has the shards."""
+        stage.collect = stage.window = None
+
+    def begin(self, step: int, attempt: int, *, sums: bool) -> None:
+        """Passes of micro-batches come next (attempt 0: held-out ones); ``sums``: there is what to add up."""
+
+    def channels(self) -> Sequence[Tag]:
+        """What comes beside the micro-batches' own messages during passes; ``take`` deals with it."""
+        return ()
+
+    def take(self, message: Message) -> None:
+        raise AssertionError(f"nothing comes beside micro-batches: {message.tag}")
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of sums that these rounds keep in place of the stage."""
+        return 0
+
+    def finish(self) -> None:
+        """After this worker's passes: waits until nobody needs anything of it for theirs."""
 
     def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
         """Sums every owned shard over its stage group(s). ``accumulators`` stay as they are: should the step
@@ -81,6 +108,10 @@ class ZeroRounds:
             message = self._endpoint.receive(sender, tag)
             for shard, part in zip(self._to_holder[sender], message.tensors, strict=True):
                 sums[piece_of(shard)].add_(part.to(sums[piece_of(shard)].device))
+
+    def spread(self, tag: Tag, gradients: dict[Piece, Tensor]) -> dict[Piece, Tensor]:
+        """From the owned shards' mean gradients (float32) to those of all shards that are updated here."""
+        return gradients
 
     def gather(self, tag: Tag, working: dict[int, Tensor], new_states: dict[Piece, Tensor]) -> None:
         """Brings the owners' new parameters into every holder's working parameters."""
@@ -131,12 +162,13 @@ class ZeroRounds:
             if message is None:
                 return
             for shard, part in zip(self._backed_up[message.sender], message.tensors, strict=True):
+                # into memory of a dropped version, or that would lie there unused
+                state_3N = store.buffer(shard.size)
                 if part.shape[0] == 2:
-                    state_3N = store.buffer(shard.size)
                     state_3N[0] = working[shard.block][shard.start : shard.stop]
                     state_3N[1:] = part
                 else:
-                    state_3N = part
+                    state_3N.copy_(part)
                 store.put(piece_of(shard), version, state_3N)
             self._coming.discard(message.sender)
 

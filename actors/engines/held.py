@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from runtime.layout import Layout
+from strategies.residence import Residence
 from strategies.stage import Layers, LayerTimes
 
 
@@ -21,6 +22,7 @@ class HostParameters:
         self.working: dict[int, Tensor] = {}
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, Tensor] = {}
+        self.residence: Residence | None = None
 
     def hold(self, *stages: Layers) -> None:
         """Makes room for the blocks of the layers of ``stages``; contents are uninitialised."""

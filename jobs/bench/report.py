@@ -28,6 +28,7 @@ NAMES = (
     "feed",
     "engines",
     "schedules",
+    "shardings",
 )
 
 

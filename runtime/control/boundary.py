@@ -131,7 +131,7 @@ class Boundary(Progress):
         if change is not None:
             if not change.begun:
                 self.plan = change.new
-                self._unsettled = set(change.new.workers)
+                self._unsettled = change.owed  # some may settle before anybody is under way
             change.moved(report.worker, report.seconds, report.bytes_received)
             return self._finish_change(now)
         incident = self._incident

@@ -24,4 +24,4 @@ def even_path_plan(stages: int, paths: Sequence[tuple[int, ...]]) -> Plan:
     held = tuple(Stage(k, k + 1, (k,)) for k in range(stages))
     held = (*held, Stage(stages, stages, (stages - 1,)))
     rows = tuple(stage.workers * len(paths) for stage in held)
-    return Plan(0, held, rows, (), tuple((*path, stages) for path in paths))
+    return Plan(0, held, rows, (), paths=tuple((*path, stages) for path in paths))

@@ -99,6 +99,14 @@ def test_one_loss(tmp_path: Path, victim: int, at: str, salvage: bool) -> None:
     run.assert_survivors_untouched({victim})
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "zero2", "zero3"])
+def test_every_sharding(tmp_path: Path, sharding: str) -> None:
+    changes = {"held_out_every": 2, "held_out_micro_batches": 2, "sharding": sharding}
+    result = run_of(tmp_path, 5, 2, faults=(Fault(3, 2, "backward"),), **changes).run()
+    assert_same_bits(result, expected())
+    assert len(recoveries(result)) == 1 and result.steps[-1].half_depth_loss is not None
+
+
 def test_one_join(tmp_path: Path) -> None:
     trigger = Trigger(2, 0)
     data = partial(TriggeringTokens, 5, trigger)

@@ -107,7 +107,7 @@ def test_any_paths_on_any_groups_come_home(data: st.DataObject, groups: list[int
     held = [members[min(k * len(groups) // stages, len(groups) - 1)] for k in range(stages + 1)]
     plan_stages = tuple(Stage(k, k + 1, group) for k, group in enumerate(held))
     rows = tuple(tuple(group[m % len(group)] for m in range(micro_batches)) for group in held)
-    plan = Plan(0, plan_stages, rows, (), tuple(paths))
+    plan = Plan(0, plan_stages, rows, (), paths=tuple(paths))
     each = [StageSeconds(*data.draw(st.tuples(*[st.integers(1, 4)] * 3))) for _ in plan_stages]
     timeline = simulate(SKIPPIPE, plan, each, message_seconds=data.draw(st.sampled_from([0.0, 0.25])))
     by_place = {(span.micro_batch, span.stage, span.work): span for span in timeline.spans}

@@ -30,6 +30,7 @@ from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
+from strategies.shardings.registry import SHARDINGS
 from tests.support.models import Tokens, build
 
 OPTIMIZER = OptimizerSettings(learning_rate=3e-2, warmup_steps=2, decay_steps=8, clip_norm=0.5)
@@ -240,10 +241,10 @@ class LocalRun:
             patience=self.patience,
         )
         job = self.job
-        chooser = plan_chooser(
-            first.layout, first.profile, job.micro_batches, self.stages, job.chunks, job.paths
-        )
-        mender = plan_mender(first.layout, first.profile) if self.job.salvage else None
+        keeping = SHARDINGS[job.sharding].keeping
+        parts = (first.layout, first.profile)
+        chooser = plan_chooser(*parts, job.micro_batches, self.stages, job.chunks, keeping, job.paths)
+        mender = plan_mender(*parts) if job.salvages else None
         return Controller(terms, chooser, self.plan_gain, mender)
 
 

@@ -38,15 +38,14 @@ class Head:
 
 
 @contextmanager
-def dashboard_cluster(nodes: int, cpus: int, *, auth: str = "disabled") -> Iterator[Head]:
+def dashboard_cluster(nodes: int, cpus: int) -> Iterator[Head]:
     """A head without room for workers and ``nodes`` with ``cpus`` each, of which nothing is left
-    afterwards. ``auth``: what Ray asks of its clients."""
+    afterwards. What Ray asks of its clients is this process's mode."""
     token = secrets.token_hex(8)
     cluster: Any = None
     # short, for sockets; a folder of its own, since a job asks the file there which cluster it belongs to
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, token)  # of every process that is started from here on
-        patch.setenv("RAY_AUTH_MODE", auth)
         # `python` in an entry point is the one that runs the tests
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         patch.delenv("RAY_ADDRESS", raising=False)

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     data = {"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}}
     (work / "toy.toml").write_text(toy_recipe("toy", 30, 2, 1, data=data).to_toml())
     run = RunFolder(folder / "runs" / "toy")
-    with dashboard_cluster(1, 2, auth="token") as head:
+    with dashboard_cluster(1, 2) as head:
         places = ["--working-dir", str(work), "--runs", str(folder / "runs"), "--env", f"PYTHONPATH={ROOT}"]
         words = ["submit", str(work / "toy.toml"), "--id", "toy", *places, "--no-wait", "--address", head.url]
         submitted = CliRunner().invoke(app, words)

@@ -140,7 +140,6 @@ def environment(api: Api) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        "RAY_AUTH_MODE": "disabled",
         "KUBERNETES_SERVICE_HOST": "127.0.0.1",
         "KUBERNETES_SERVICE_PORT_HTTPS": port,
         "RAY_KUBERAY_CLIENT_CERT_PATH": str(certificate),
