@@ -29,6 +29,7 @@ NAMES = (
     "engines",
     "schedules",
     "shardings",
+    "skipping",
 )
 
 

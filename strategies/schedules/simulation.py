@@ -122,9 +122,11 @@ def simulate(
     speeds: Mapping[WorkerId, float] | None = None,
     room: int | None = None,
     message_seconds: float = 0.0,
+    handling_seconds: float = 0.0,
 ) -> Timeline:
     """One pass of ``plan``'s micro-batches; ``seconds`` has one entry a stage, ``message_seconds`` are
-    those from one worker to another.
+    those from one worker to another. ``handling_seconds``: for so long a worker is busy with each piece of
+    work beside the layers (taking up and sending messages, say); they are no part of its span.
 
     ``room``: for how many layers x micro-batches a worker has memory. Raises ValueError where a worker keeps
     more than that, and where the schedule deadlocks.
@@ -168,8 +170,9 @@ def simulate(
             taken = workers[worker].take()
             if taken is not None:
                 stage, micro_batch, work = taken
-                ends = now + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
-                spans.append(Span(worker, stage, micro_batch, work, now, ends))
+                begins = now + handling_seconds
+                ends = begins + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
+                spans.append(Span(worker, stage, micro_batch, work, begins, ends))
                 heappush(events, (ends, False, worker, (stage, micro_batch), work))
     _check(workers, room)
     return Timeline(tuple(spans), {worker: each.peak for worker, each in workers.items()})
