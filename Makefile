@@ -1,4 +1,4 @@
-# make setup | test | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
+# make setup | test [PROCESSES=2] | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,6 +8,7 @@ NAME ?= recovery
 MINUTES ?= 3
 SEED ?= 1
 EXTRAS ?= dev
+PROCESSES ?= 2
 APISERVER ?= $(HOME)/.cache/reknit/apiserver
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Autoscaling against a real kube-apiserver and etcd, which are built of Debian's sources once (Debian 12).
 test-apiserver: setup

@@ -24,17 +24,15 @@ from jobs.bench.kills import Commit
 from jobs.builders import build_data, build_layers
 from jobs.recipe import Recipe
 
-CHECKPOINT_EVERY = 10
-"""Steps. That they are then done again is not counted: the first step after a restart ends the recovery."""
-
 POLL_SECONDS = 0.005
 
 
 class RestartingRun:
-    """A group of processes in ``folder`` that is restarted by ``tend``. A context manager."""
+    """A group of processes in ``folder`` that is restarted by ``tend``; ``niceness`` is theirs. A context
+    manager. Checkpoints are written as often as the recipe says."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self._recipe, self._folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, niceness: int = 0) -> None:
+        self._recipe, self._folder, self._niceness = recipe, folder, niceness
         self.starts = 0
         self.ranks: list[subprocess.Popen[bytes]] = []
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")), encoding="utf-8")
@@ -54,7 +52,8 @@ class RestartingRun:
             port = free.getsockname()[1]
         log = (self._folder / f"{self.starts}.log").open("wb")
         for rank in range(self._recipe.parallel.workers):
-            command = [sys.executable, "-m", "jobs.bench.deepspeed_peer", str(self._folder)]
+            command = ["nice", "-n", str(self._niceness)]
+            command += [sys.executable, "-m", "jobs.bench.deepspeed_peer", str(self._folder)]
             command += [str(rank), str(port), str(self.starts)]
             root = Path(__file__).parents[2]
             self.ranks.append(subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT))
@@ -142,7 +141,7 @@ def train(folder: Path, rank: int, port: int, start: int) -> None:
                 engine.step()
             if rank == 0:
                 commits.write(f"{time.time():.6f}\n")
-            if step % CHECKPOINT_EVERY == 0:
+            if recipe.checkpoint.every and step % recipe.checkpoint.every == 0:
                 engine.save_checkpoint(str(saved), tag=f"step{step}")
 
 

@@ -30,14 +30,19 @@ GOAL_RATIO = 10.0
 STAGES = (1, 3)
 """ZeRO stages under Reknit; the restart is measured with the first, which loads its checkpoint fastest."""
 
+CHECKPOINT_EVERY = 10
+"""Steps of the group that restarts. That they are then done again is not counted: the first step after a
+restart ends the recovery."""
+
 KILLS = 2
 STEPS_BEFORE_KILL = 25
 PATIENCE_SECONDS = 120.0
 
 
-def recipe_of(stage: int | None) -> Recipe:
+def recipe_of(stage: int | None, checkpoint_every: int = 0) -> Recipe:
     """The recovery bench's job in one stage group; with ``stage`` by DeepSpeed engines of that ZeRO stage."""
     values = RECIPE.model_dump()
+    values["checkpoint"]["every"] = checkpoint_every
     values["run"]["name"] = "bench-engines"
     values["parallel"]["stages"] = 1
     if stage is not None:
@@ -58,7 +63,7 @@ def run(console: Console) -> BenchReport:
     console.print(f"Reknit's own engine: {KILLS} kills", highlight=False)
     own = measure(recipe_of(None), 1, KILLS, random_, console)
     console.print(f"DeepSpeed, restarted: {KILLS} kills", highlight=False)
-    return report(engines, own, restarts(recipe_of(STAGES[0]), random_))
+    return report(engines, own, restarts(recipe_of(STAGES[0], CHECKPOINT_EVERY), random_))
 
 
 def _middle(recoveries: Sequence[Recovery]) -> float:

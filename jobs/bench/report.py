@@ -18,6 +18,7 @@ from rich.table import Table
 NAMES = (
     "recovery",
     "overhead",
+    "throughput",
     "fabric",
     "degraded",
     "slow",

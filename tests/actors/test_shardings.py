@@ -3,6 +3,7 @@ join. ``test_schedules`` has the same cells for ZeRO-1, in more divisions of wor
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from runtime.events import WorkerJoined, WorkerLeft
-from runtime.plan import Keeping
+from runtime.fabric.sockets import SocketEndpoint
+from runtime.plan import Keeping, WorkerId
 from runtime.signals import Drain
 from strategies.job import Fault
 from strategies.schedules.registry import SCHEDULES
@@ -20,7 +22,8 @@ from strategies.shardings.registry import DEFAULT, SHARDINGS
 from strategies.stage import Precision
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, newest_checkpoint, recoveries
 from tests.support.cluster import Result, toy_job
-from tests.support.expected import toy_bits
+from tests.support.expected import reference_bits, toy_bits
+from tests.support.models import build
 from tests.support.ray_jobs import wait_until
 
 STEPS = 5
@@ -145,3 +148,66 @@ def test_nobody_keeps_parameters_under_zero3(tmp_path: Path) -> None:
         assert member.stage.working == {} and member.stage.residence is not None
         assert member.stage.residence.bytes == 0
         assert all(not flat.untyped_storage().nbytes() for flat in member.stage.residence.flats.values())
+
+
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+def test_ddp_adds_as_zero1_does(tmp_path: Path, reduction: str) -> None:
+    """In floating point too, since the shards' owners add in the same order."""
+    found = []
+    for sharding in ("zero1", "ddp", "ddp-offloaded"):
+        changes = {"sharding": "zero1", "reduction": reduction} if sharding == "zero1" else {}
+        values = SHARDED.get(sharding, {}) | changes | {"reduction": reduction}
+        job = toy_job(tmp_path / sharding, steps=3, **values)
+        found.append(ChaosRun(job, tmp_path / sharding, 3, 1).run().bits)
+    assert len(found[0]) == 3 and found[0] == found[1] == found[2]
+
+
+INBOX_BYTES = 1 << 16
+"""Far less than a layer's gradients in the runs over sockets."""
+
+
+class CrampedFabric:
+    """Real sockets whose receivers hold back whoever sends more than there is room for."""
+
+    def __init__(self) -> None:
+        self.endpoints: dict[WorkerId, SocketEndpoint] = {}
+        self._secret = secrets.token_bytes(32)
+
+    def endpoint(self, worker: WorkerId, *, on_control: Any, on_lost: Any) -> SocketEndpoint:
+        made = SocketEndpoint(
+            worker, self._secret, on_control=on_control, on_lost=on_lost, inbox_limit_bytes=INBOX_BYTES
+        )
+        self.endpoints[worker] = made
+        return made
+
+    def kill(self, worker: WorkerId, reason: str = "died") -> None:
+        self.endpoints[worker].close()
+
+    def close(self) -> None:
+        for endpoint in list(self.endpoints.values()):
+            endpoint.close()
+
+
+class CrampedRun(ChaosRun):
+    def _make_fabric(self) -> Any:
+        return CrampedFabric()
+
+    def _worker(self, number: int) -> Any:
+        worker = super()._worker(number)
+        worker.endpoint.connect({self.host.endpoint.worker: self.host.endpoint.address})
+        return worker
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero2", "zero3"])
+def test_nobody_waits_for_ever_where_there_is_little_room(tmp_path: Path, sharding: str) -> None:
+    """Over real sockets, with layers larger than the inbox, and a loss: who is held back is not stuck."""
+    built = partial(build, width=160)
+    job = toy_job(
+        tmp_path, build_model=built, steps=4, faults=(Fault(2, 3, "backward"),), **SHARDED[sharding]
+    )
+    run = CrampedRun(job, tmp_path, 4, 2)
+    result = run.run()
+    assert result.outcome == "completed", result.message
+    assert max(block.size for block in run.members[0].layout.blocks) * 4 > INBOX_BYTES
+    assert result.bits == reference_bits(4, build_model=built)
+    assert [event.lost for event in recoveries(result)] == [(2,)]

@@ -233,3 +233,22 @@ def test_fingerprints_of_parts_add_up_in_any_order(data: st.DataObject) -> None:
     changed = tensor.clone()
     changed[0] = torch.nextafter(changed[0], torch.tensor(math.inf))
     assert exact.fingerprint(changed) != whole
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 12), size=st.integers(1, 300))
+def test_contributions_add_up_to_the_sum(seed: int, count: int, size: int) -> None:
+    """What travels as float32 is what would have been added at once."""
+    gradients = contributions_of(seed, count, size)
+    maxima = torch.stack([g.abs().max() for g in gradients]).max().reshape(1)
+    exponent = int(exact.next_exponents(maxima, count)[0])
+    whole, recorded = summed(gradients, exponent, exact.Workspace())
+    total, seen = torch.zeros(size, dtype=torch.float64), exact.new_maxima(1)
+    for gradient in reversed(gradients):
+        out_N = torch.full((size,), 7.0)
+        exact.contribution(gradient, exponent, seen[0], out_N)
+        total += out_N
+    assert torch.equal(total, whole) and torch.equal(seen, recorded)
+    untouched = torch.full((size,), 7.0)
+    exact.contribution(gradients[0], None, exact.new_maxima(1)[0], untouched)
+    assert torch.equal(untouched, torch.full((size,), 7.0)), "a probing pass has no scale"

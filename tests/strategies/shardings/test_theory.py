@@ -61,6 +61,17 @@ def test_only_what_is_not_in_the_window_is_moved(tmp_path: Path, offload: Offloa
     assert member.stage.window.moved_bytes == STEPS * per_step + probing  # type: ignore[union-attr]
 
 
+def test_a_split_backward_fetches_a_third_time(tmp_path: Path) -> None:
+    job = toy_job(tmp_path, sharding="zero3", schedule="zero-bubble", steps=STEPS)
+    run = CountingRun(job, tmp_path, 4, 2)
+    assert run.run().outcome == "completed"
+    plan = run.controller.plan
+    assert plan is not None and plan.generation == 1
+    for worker in plan.workers:
+        expected = sent_bytes("zero3", part_of(run.members[0].layout, plan, worker), split_backward=True)
+        assert run.bytes_of(worker, STEPS) == asdict(expected)
+
+
 def test_volumes_are_those_of_the_paper() -> None:
     """For one micro-batch a worker: 2, 2, 2 and 3 times the parameters; for many workers (g - 1) / g is 1."""
     part = even_part([1000.0] * 4, 4, 1.0)

@@ -1,0 +1,119 @@
+"""``reknit bench throughput``: training with nothing lost, beside DeepSpeed's own ZeRO-1.
+
+One stage group: Reknit's ``zero1`` with exact and with fast sums, and DeepSpeed with ZeRO-1 over gloo, train
+the same GPT with the same batch and optimizer, resident together, and take turns of a few steps; whoever is
+not at turn is stopped by a signal, so that what else the machine does meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from actors.cluster import connect
+from jobs.bench.deepspeed_peer import RestartingRun
+from jobs.bench.overhead import MODEL, ratio
+from jobs.bench.overhead import recipe as overhead_recipe
+from jobs.bench.report import BenchReport
+from jobs.bench.resident import Commits, Turn, Turns, core_seconds_per_step, started, wait_for
+from jobs.recipe import Recipe
+
+GOAL = 1.0
+ROUNDS, STEPS_PER_TURN, WARM_UP_STEPS = 7, 3, 3
+PATIENCE_SECONDS = 180.0
+PEER = "DeepSpeed ZeRO-1"
+
+
+def recipe_of(reduction: str, *, deepspeed: bool = False) -> Recipe:
+    """The overhead bench's job in one stage."""
+    values = overhead_recipe(reduction).model_dump()
+    values["run"]["name"] = "throughput"
+    values["parallel"]["stages"] = 1
+    if deepspeed:
+        config = {"zero_optimization": {"stage": 1}, "gradient_clipping": values["optimizer"]["clip_norm"]}
+        values["engine"] = {"name": "deepspeed", "settings": config}
+    return Recipe.model_validate(values)
+
+
+def run(console: Console) -> BenchReport:
+    """Measures; takes about four minutes. Raises ValueError if DeepSpeed is not installed."""
+    if find_spec("deepspeed") is None:
+        raise ValueError("DeepSpeed is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
+    workers = recipe_of("exact").parallel.workers
+    with tempfile.TemporaryDirectory(prefix="reknit-bench-") as folder, connect(None, 2 * workers, 1.0, 0.0):
+        return report(_turns(Path(folder), console))
+
+
+def _turns(folder: Path, console: Console) -> dict[str, list[Turn]]:
+    jobs: dict[str, tuple[list[int], Callable[[], Sequence[float]]]] = {}
+    with ExitStack() as stack:
+        for reduction in ("exact", "fast"):
+            name = f"reknit {reduction}"
+            console.print(f"starting {name}", highlight=False)
+            run = stack.enter_context(started(recipe_of(reduction), folder / reduction))
+            commits = Commits(run)
+            wait_for(f"the first steps of {name}", partial(_reached, commits))
+            jobs[name] = list(run.processes().values()), commits
+            stack.enter_context(Turns({name: jobs[name][0]}))
+        console.print(f"starting {PEER}", highlight=False)
+        niceness = os.getpriority(os.PRIO_PROCESS, next(iter(jobs.values()))[0][0])
+        (folder / "peer").mkdir()
+        peer = RestartingRun(recipe_of("fast", deepspeed=True), folder / "peer", niceness)
+        stack.enter_context(peer)
+        peer.wait_for(WARM_UP_STEPS, 0, PATIENCE_SECONDS)
+        jobs[PEER] = [rank.pid for rank in peer.ranks], lambda: [commit.at for commit in peer.commits()]
+        turns: dict[str, list[Turn]] = {name: [] for name in jobs}
+        names = list(jobs)
+        with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
+            for turn in range(ROUNDS):
+                shift = turn % len(names)
+                for name in names[shift:] + names[:shift]:
+                    turns[name].append(control.take(name, jobs[name][1], STEPS_PER_TURN))
+                last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
+                console.print(f"round {turn + 1} of {ROUNDS}: {last}", highlight=False)
+    return turns
+
+
+def _reached(commits: Commits) -> bool:
+    return len(commits()) >= WARM_UP_STEPS
+
+
+def report(turns: Mapping[str, Sequence[Turn]]) -> BenchReport:
+    """The table and the headline. Pure."""
+    parallel = recipe_of("exact").parallel
+    tokens = parallel.micro_batches * parallel.micro_batch_size * int(MODEL["context"])
+    ratios = {name: ratio(each, turns[PEER]) for name, each in turns.items()}
+    cores = {name: core_seconds_per_step(each) for name, each in turns.items()}
+    seconds = {name: median(s for turn in each for s in turn.seconds) for name, each in turns.items()}
+    exact, fast = ratios["reknit exact"], ratios["reknit fast"]
+    return BenchReport(
+        bench="throughput",
+        headline={"exact_ratio": exact, "fast_ratio": fast},
+        goal=f"both at least {GOAL:.1f} times DeepSpeed's",
+        met=min(exact, fast) >= GOAL,
+        rows=tuple(
+            {
+                "what": name,
+                "tokens_per_second": tokens / seconds[name],
+                "step_seconds": seconds[name],
+                "of_peer": ratios[name],
+                "core_seconds": cores[name],
+                "of_peer_by_core_seconds": cores[PEER] / cores[name],
+            }
+            for name in turns
+        ),
+        notes=(
+            f"GPT of width {MODEL['width']}, depth {MODEL['depth']}, {tokens} tokens a step in "
+            f"{parallel.micro_batches} micro-batches; one stage of {parallel.workers} workers of one thread",
+            f"{ROUNDS} rounds of turns; a ratio is the median over the rounds. Ray's own processes ran "
+            "during the peer's turns too",
+        ),
+    )
