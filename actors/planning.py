@@ -21,6 +21,7 @@ from strategies.path_planning import choose_path_plan, grouped, staged_costs, st
 from strategies.paths import Paths
 from strategies.planner import choose_plan
 from strategies.profile import Profile
+from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
 from strategies.shardings.registry import SHARDINGS
 from strategies.step_time import simulate_step
 
@@ -32,8 +33,10 @@ def planners(
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
     keeping = SHARDINGS[job.sharding].keeping
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping, job.paths)
-    gain = plan_gain(layout, profile, job.paths) if rebalance else None
+    teaming = Teaming(job.sequence, job.sequence_slices)
+    parts = (layout, profile)
+    chooser = plan_chooser(*parts, job.micro_batches, stages, job.chunks, keeping, teaming, job.paths)
+    gain = plan_gain(*parts, teaming, job.paths) if rebalance else None
     return chooser, gain, plan_mender(layout, profile) if job.salvages else None
 
 
@@ -44,6 +47,7 @@ def plan_chooser(
     stages: int | Literal["auto"],
     chunks: int = 1,
     keeping: Keeping = Keeping.PARAMETERS,
+    teaming: Teaming = ALONE,
     paths: Paths | None = None,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
@@ -60,12 +64,15 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return replace(unfolded(plan, chunks, layout, members, seconds), keeping=keeping)
+        plan = teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
+        return replace(plan, keeping=keeping)
 
     return choose
 
 
-def plan_gain(layout: Layout, profile: Profile, paths: Paths | None = None) -> PlanGain:
+def plan_gain(
+    layout: Layout, profile: Profile, teaming: Teaming = ALONE, paths: Paths | None = None
+) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
     parameter_bytes = _parameter_bytes(layout)
@@ -76,7 +83,12 @@ def plan_gain(layout: Layout, profile: Profile, paths: Paths | None = None) -> P
         speed = {member.worker: member.speed for member in members}
         as_planned = folded if paths is None else grouped
         seconds = [
-            simulate_step(as_planned(plan), costs.forward_seconds, costs.backward_seconds, speed)
+            simulate_step(
+                as_planned(plan),
+                costs.forward_seconds,
+                costs.backward_seconds,
+                speed | speeds_of_teams(plan, teaming, speed),
+            )
             for plan in (present, other)
         ]
         return seconds[0] / seconds[1] - 1.0
@@ -91,10 +103,12 @@ def demand(
     stages: int | Literal["auto"],
     least: int,
     most: int | None,
+    sequence: int = 1,
     paths: Paths | None = None,
 ) -> int | None:
     """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
-    ``least``; None where nobody is asked for."""
+    ``least``; None where nobody is asked for. A micro-batch that ``sequence`` workers share counts as so many
+    smaller ones."""
     if most is None or most <= least:
         return most
     speeds = Speeds()
@@ -102,7 +116,12 @@ def demand(
     costs = _costs(_parameter_bytes(layout), profile, speeds)
     if paths is not None:
         layout, costs = staged_layout(layout, paths), staged_costs(costs, paths)
-    return useful_workers(layout, costs, micro_batches, stages, least, most)
+    costs = replace(
+        costs,
+        forward_seconds=tuple(seconds / sequence for seconds in costs.forward_seconds),
+        backward_seconds=tuple(seconds / sequence for seconds in costs.backward_seconds),
+    )
+    return useful_workers(layout, costs, micro_batches * sequence, stages, least, most)
 
 
 def plan_mender(layout: Layout, profile: Profile) -> PlanMender:

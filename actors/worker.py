@@ -48,6 +48,7 @@ from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import Model, build_model
 from strategies.profile import Profile, profile
+from strategies.sequence.stage import SequenceStage
 from strategies.stage import StageModel
 
 EndpointMaker = Callable[[ControlCallback, LostCallback], Endpoint]
@@ -116,7 +117,9 @@ class Worker:
     ) -> Follower:
         """What computes this worker's steps."""
         job = self.job
-        self.stage = StageModel(
+        sliced = job.sequence_slices > 1
+        make = partial(SequenceStage, slices=job.sequence_slices) if sliced else StageModel
+        self.stage = make(
             model,
             seed=job.seed,
             precision=job.precision,

@@ -18,6 +18,7 @@ from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
 from strategies.paths import Paths, find_paths
+from strategies.sequence.phases import check_phases
 from strategies.shardings.offload import Offload
 from strategies.stage import Precision
 
@@ -129,6 +130,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
+    if recipe.parallel.slices > 1:
+        check_phases(layers)
     offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
@@ -146,6 +149,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         schedule=recipe.parallel.schedule,
         chunks=recipe.parallel.chunks,
         paths=paths_of(recipe, len(layers)),
+        sequence=recipe.parallel.sequence,
+        sequence_slices=recipe.parallel.slices,
         sharding=recipe.parallel.sharding,
         offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,

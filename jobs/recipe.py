@@ -28,6 +28,7 @@ from pydantic import (
 from jobs.builders import BUILDER
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_paths import Paths, check_paths
+from jobs.recipe_sequence import check_sequence
 from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
 from strategies.schedules.registry import DEFAULT, SCHEDULES, schedule_named
@@ -156,7 +157,9 @@ class Parallel(Section):
     to help), and for ``spares`` that stand by warmed up. ``rebalance``: measured speeds may divide the work
     anew. ``resources`` are Ray's custom resources that every worker takes up. ``schedule`` orders the
     forwards and backwards of a step; every worker holds ``chunks`` stages. ``sharding`` says who keeps which
-    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory.
+    parameters, sums and optimizer states; ``offload`` leaves parameters in host memory. Teams of up to
+    ``sequence`` workers of a stage group compute a micro-batch together; its sequence is cut into
+    ``sequence_slices`` (as many if not given), on which the result's bits depend.
     """
 
     workers: PositiveInt
@@ -170,11 +173,17 @@ class Parallel(Section):
     chunks: PositiveInt = 1
     sharding: ShardingName = SHARDING
     offload: Offload | None = None
+    sequence: PositiveInt = 1
+    sequence_slices: PositiveInt | None = None
     micro_batches: PositiveInt
     micro_batch_size: PositiveInt
     threads: PositiveInt = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0.0
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+
+    @property
+    def slices(self) -> int:
+        return self.sequence if self.sequence_slices is None else self.sequence_slices
 
 
 class Engine(Section):
@@ -289,8 +298,10 @@ class Recipe(Section):
                 "max_workers to the number of workers that train, or remove spares."
             )
         _check_chunks(parallel.schedule, parallel.chunks)
-        check_paths(parallel.schedule, self.paths, self.engine.name)
-        check_sharding(parallel.sharding, parallel.offload is not None, self.reduction, self.engine.name)
+        offloads, teams = parallel.offload is not None, (parallel.sequence, parallel.slices)
+        check_paths(parallel.schedule, self.paths, parallel.slices, self.engine.name)
+        check_sharding(parallel.sharding, offloads, self.reduction, self.engine.name)
+        check_sequence(*teams, parallel.sharding, self.engine.name, offloads=offloads)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
             raise ValueError(
                 f"detection.silence_seconds ({self.detection.silence_seconds}) is shorter than five times "
@@ -360,7 +371,10 @@ class Recipe(Section):
             "model": self.model.model_dump(),
             "data": {"build": self.data.build, "arguments": self.data.arguments},
             "optimizer": {**self.optimizer.model_dump(), "decay_steps": self.decay_steps},
-            "parallel": {name: getattr(self.parallel, name) for name in parallel},
+            "parallel": {
+                **{name: getattr(self.parallel, name) for name in parallel},
+                **({"sequence_slices": self.parallel.slices} if self.parallel.slices > 1 else {}),
+            },
             "precision": {"autocast": self.precision.autocast},
             "reduction": self.reduction,
             **({"paths": self.paths.model_dump()} if self.paths is not None else {}),

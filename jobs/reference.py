@@ -11,11 +11,13 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jobs.sliced_reference import sliced_losses
 from runtime import exact
 from runtime.streams import seed_layer
 from strategies.optimizer import OptimizerSettings
@@ -64,7 +66,9 @@ class Reference:
     Tensors are numbered by first use over the layers, in the order of ``named_parameters``; parameters that
     need no gradient are left alone. Weight decay acts on tensors of two or more dimensions. ``orders[m]``:
     the layers that micro-batch m passes, in order, where that is not all of them; the gradient is that of
-    the mean loss all the same. Raises ValueError when a gradient is not finite.
+    the mean loss all the same. With ``slices`` above 1 (and all layers passed) each of them is computed by
+    itself, where its gradients are too (``strategies.sequence``). Raises ValueError when a gradient is not
+    finite.
     """
 
     def __init__(
@@ -78,9 +82,12 @@ class Reference:
         settings: OptimizerSettings,
         autocast: bool = False,
         orders: Sequence[Sequence[int]] | None = None,
+        slices: int = 1,
     ) -> None:
+        assert orders is None or slices == 1, "slices pass all layers"
         self._orders = orders or [range(len(layers))] * micro_batches
         self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
+        self._further = [[copy.deepcopy(layer) for layer in layers] for _ in range(1, slices)]
         self._loss = loss
         self._batches = batches
         self._seed = seed
@@ -88,7 +95,9 @@ class Reference:
         self._settings = settings
         self._autocast = autocast
         leaves: dict[int, tuple[str, list[nn.Parameter]]] = {}
-        for number, (original, own) in enumerate(zip(layers, self._layers, strict=True)):
+        originals = list(enumerate(layers)) * slices
+        every = [*self._layers, *(layer for each in self._further for layer in each)]
+        for (number, original), own in zip(originals, every, strict=True):
             named = zip(original.named_parameters(), own.named_parameters(), strict=True)
             for (name, parameter), (_, leaf) in named:
                 if leaf.requires_grad:
@@ -139,10 +148,10 @@ class Reference:
         for parameter in self._parameters:
             parameter.accumulator_N.zero_()
         for micro_batch in range(self._micro_batches):
-            loss_sum, samples = self._forward(micro_batch)
-            loss_sum.backward()  # type: ignore[no-untyped-call]
-            losses.append(float(loss_sum.detach()))
-            count += int(samples)
+            found = self._forward(micro_batch)
+            torch.autograd.backward([loss_sum for loss_sum, _ in found])
+            losses.append(math.fsum(float(loss_sum.detach()) for loss_sum, _ in found))
+            count += sum(int(samples) for _, samples in found)
             for index, parameter in enumerate(self._parameters):
                 exponent = None if exponents is None else exponents[index]
                 for leaf in parameter.leaves:
@@ -159,14 +168,22 @@ class Reference:
             )
         return maxima_T, losses, count
 
-    def _forward(self, micro_batch: int) -> tuple[Tensor, Tensor | int]:
+    def _forward(self, micro_batch: int) -> list[tuple[Tensor, Tensor | int]]:
+        """The loss and count of every slice, or of the whole."""
         inputs, targets = _moved(self._batches(self._step, micro_batch), self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            if self._further:
+                draw = partial(self._draw, micro_batch)
+                return sliced_losses([self._layers, *self._further], self._loss, inputs, targets, draw)
             x = inputs
             for number in self._orders[micro_batch]:
-                seed_layer(self._seed, self._step, micro_batch, number, self._device)
+                self._draw(micro_batch, number)
                 x = self._layers[number](x)
-            return self._loss(x, targets)
+            return [self._loss(x, targets)]
+
+    def _draw(self, micro_batch: int, layer: int, part: tuple[int, ...] = ()) -> None:
+        """Begins the random stream of a layer, or of a part of it."""
+        seed_layer(self._seed, self._step, micro_batch, layer, self._device, part)
 
     def _next_exponents(self, maxima_T: Tensor) -> list[int]:
         exponents: list[int] = exact.next_exponents(maxima_T, self._contributions).tolist()

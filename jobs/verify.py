@@ -133,6 +133,7 @@ def _reference(recipe: Recipe, data: Data, device: torch.device) -> Reference:
         settings=optimizer_settings(recipe),
         autocast=recipe.precision.autocast == "bf16",
         orders=None if paths is None else [paths.layers_of(path) for path in paths.of],
+        slices=recipe.parallel.slices,
     )
 
 

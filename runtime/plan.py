@@ -71,6 +71,9 @@ class Plan:
 
     ``paths[m]``: the stages that micro-batch m passes, in order, from 0 to the last; none given: all of
     them, in order. Where a micro-batch does not pass a stage its assignment there means nothing in training.
+
+    ``teams``: workers of one stage group that compute micro-batches together. Those of a team are assigned to
+    its first member, which leads it. Whoever is in none of them computes alone.
     """
 
     generation: int
@@ -78,6 +81,7 @@ class Plan:
     assignment: tuple[tuple[WorkerId, ...], ...]
     shards: tuple[Shard, ...]
     keeping: Keeping = Keeping.PARAMETERS
+    teams: tuple[tuple[WorkerId, ...], ...] = ()
     paths: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
@@ -133,6 +137,18 @@ class Plan:
     def _stage_of_layer(self) -> tuple[int, ...]:
         return tuple(k for k, stage in enumerate(self.stages) for _ in range(stage.first, stage.stop))
 
+    @cached_property
+    def _team_of(self) -> dict[WorkerId, tuple[WorkerId, ...]]:
+        return {worker: team for team in self.teams for worker in team}
+
+    def team_of(self, worker: WorkerId) -> tuple[WorkerId, ...]:
+        """Those with whom ``worker`` computes, itself among them; the first one leads."""
+        return self._team_of.get(worker, (worker,))
+
+    def teams_at(self, stage: int) -> tuple[tuple[WorkerId, ...], ...]:
+        """All teams of a stage group, those of one worker among them."""
+        return tuple(dict.fromkeys(self.team_of(worker) for worker in self.stages[stage].workers))
+
     def holders(self, layers: tuple[int, ...]) -> tuple[WorkerId, ...]:
         """The workers, ascending, that hold any of ``layers`` (a block's ``layers``, say)."""
         stages = {self._stage_of_layer[layer] for layer in layers}
@@ -180,12 +196,11 @@ class Plan:
 
     def kept_by(self, worker: WorkerId, layout: Layout) -> tuple[Shard, ...]:
         """The shards whose state ``worker`` keeps, in order of (block, start)."""
-        held: set[int] = set()
+        kept = {*self.owned_by(worker), *self.backed_up_by(worker)}
         if self.keeping is Keeping.STATE:
-            held = {block.index for block in layout.blocks if worker in self.holders(block.layers)}
-        return tuple(
-            shard for shard in self.shards if worker in (shard.owner, shard.backup) or shard.block in held
-        )
+            held = (block.index for block in layout.blocks if worker in self.holders(block.layers))
+            kept.update(shard for block in held for shard in self.shards_of(block))
+        return tuple(sorted(kept, key=lambda shard: (shard.block, shard.start)))
 
     def micro_batches_of(self, worker: WorkerId, stage: int | None = None) -> tuple[int, ...]:
         """The micro-batches, ascending, that ``worker`` computes at ``stage`` (None: the first one of its
@@ -195,8 +210,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        kept = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.paths)
-        return Plan, kept
+        state = (self.generation, self.stages, self.assignment, self.shards)
+        return Plan, (*state, self.keeping, self.teams, self.paths)
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:

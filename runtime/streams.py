@@ -24,13 +24,15 @@ def stream_key(*parts: int | str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def seed_layer(seed: int, step: int, micro_batch: int, layer: int, device: torch.device) -> None:
-    """Seeds torch's default generators for one forward pass of one layer.
+def seed_layer(
+    seed: int, step: int, micro_batch: int, layer: int, device: torch.device, part: tuple[int, ...] = ()
+) -> None:
+    """Seeds torch's default generators for one forward pass of one layer, or of a ``part`` of it.
 
     The CPU generator, and on a GPU that device's too. (torch's CPU generator uses the low 32 bits
     of a key only: two places in a long run may share a stream, which does no harm.)
     """
-    key = stream_key(seed, step, micro_batch, layer)
+    key = stream_key(seed, step, micro_batch, layer, *part)
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

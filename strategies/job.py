@@ -43,9 +43,11 @@ class Job:
     (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
     ``paths``: micro-batches pass only some stages, or in another order. ``sharding``: a name of
     ``shardings.registry``; ``offload``: parameters are in host memory and come to the device as they are
-    needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves. With an
-    ``engine`` the steps are computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and
-    ``salvage`` then mean nothing, and ``optimizer`` only what the engine's own configuration leaves open.
+    needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
+    ``sequence_slices``: where more than one, layers are computed in so many slices
+    (``strategies.sequence``), by teams of up to ``sequence`` workers. With an ``engine`` the steps are
+    computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and
+    ``optimizer`` only what the engine's own configuration leaves open.
     """
 
     build_model: ModelBuilder
@@ -63,6 +65,8 @@ class Job:
     paths: Paths | None = None
     sharding: str = SHARDING
     offload: Offload | None = None
+    sequence: int = 1
+    sequence_slices: int = 1
     threads: int = 1
     feed_workers: int = 0
     held_out_every: int = 0
@@ -79,7 +83,8 @@ class Job:
     @property
     def salvages(self) -> bool:
         """Whether an interrupted step can go on from what survivors have of it."""
-        return self.salvage and self.reduction == "exact" and SHARDINGS[self.sharding].salvages
+        in_place = SHARDINGS[self.sharding].salvages and self.sequence == 1
+        return self.salvage and self.reduction == "exact" and in_place
 
     @property
     def keeps(self) -> Keeps:

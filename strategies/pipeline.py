@@ -17,6 +17,7 @@ from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Wanted, read
 from strategies.salvage import Losses, StepProgress
 from strategies.schedules.instructions import Schedule
+from strategies.sequence.team_pass import TeamPass
 from strategies.stage import StageModel
 from strategies.training_pass import TrainingPass
 
@@ -88,7 +89,8 @@ class Pipeline:
 
         See ``TrainingPass``.
         """
-        return TrainingPass(self, progress, exponents, salvage).run()
+        passing = TeamPass if self.plan.teams else TrainingPass
+        return passing(self, progress, exponents, salvage).run()
 
     def evaluate(
         self, step: int, attempt: int, micro_batches: int, path: Sequence[int] | None = None
@@ -111,7 +113,7 @@ class Pipeline:
             message = self.endpoint.poll_any(others) if to_start and others else None
             if message is None and to_start:
                 k, micro_batch = 0, to_start.pop()
-                value = self.data.held_out(micro_batch)[0]
+                value = self.stage.split(self.data.held_out(micro_batch)[0])
             else:
                 message = message or self.wait(others)
                 assert isinstance(message.tag.index, tuple), "indexed by stage and micro-batch"
@@ -139,7 +141,10 @@ class Pipeline:
         return losses
 
     def _worker_at(self, stage: int, micro_batch: int) -> WorkerId:
-        return self.plan.assignment[stage][micro_batch % self.plan.micro_batches]
+        """Who computes a held-out one: nobody needs a team for that, nor keeps anything of it."""
+        plan = self.plan
+        row = plan.stages[stage].workers if plan.teams else plan.assignment[stage]
+        return row[micro_batch % len(row)]
 
     def wait(self, tags: Iterable[Tag]) -> Message:
         """The first message on any of the channels; of several the one that is earliest in ``tags``."""

@@ -190,6 +190,10 @@ class StageModel:
             accumulator.zero_()
         self.maxima_T.zero_()
 
+    def split(self, value: Value) -> Value:
+        """What the first layer takes of the data's inputs: here all of it, as it is."""
+        return value
+
     def forward(
         self,
         step: int,
@@ -214,7 +218,7 @@ class StageModel:
             self.pulse.enter()
             began = time.perf_counter()
             inputs, spec = flatten(value)
-            inputs = [_leaf(tensor.to(self.device), train) for tensor in inputs]
+            inputs = [leaf(tensor.to(self.device), train) for tensor in inputs]
             keep_graph = train and index not in self._precision.recompute
             outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
             if train:
@@ -247,7 +251,7 @@ class StageModel:
     def loss_of(self, output: Value, targets: Value, *, train: bool) -> tuple[float, int, Gradients]:
         """The micro-batch's summed loss, its count, and the gradient of the last layer's output."""
         outputs, spec = flatten(output)
-        outputs = [_leaf(tensor, train) for tensor in outputs]
+        outputs = [leaf(tensor, train) for tensor in outputs]
         target_tensors, target_spec = flatten(targets)
         targets = unflatten([tensor.to(self.device) for tensor in target_tensors], target_spec)
         with torch.set_grad_enabled(train), self._autocast():
@@ -386,6 +390,7 @@ class StageModel:
         return times
 
 
-def _leaf(tensor: Tensor, train: bool) -> Tensor:
+def leaf(tensor: Tensor, train: bool) -> Tensor:
+    """``tensor`` as the beginning of a graph of its own."""
     tensor = tensor.detach()
     return tensor.requires_grad_() if train and tensor.is_floating_point() else tensor

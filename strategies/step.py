@@ -106,7 +106,7 @@ class StepRunner:
         self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans, aside=self.rounds)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0
-        self._counts = contributions(self.layout, self.job.micro_batches)
+        self._counts = contributions(self.layout, self.job.micro_batches * self.job.sequence_slices)
         self._segments: dict[Piece, tuple[Segment, ...]] = {
             piece_of(shard): segments(self.layout.blocks[shard.block], shard.start, shard.stop)
             for shard in self.plan.kept_by(self.worker, self.layout)

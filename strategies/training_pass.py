@@ -112,7 +112,8 @@ class TrainingPass:
         if work is Work.FORWARD:
             micro_batch = self._to_start.popleft()
             wanted = Wanted(Side.INPUTS, progress.step, micro_batch)
-            self._forward((k, micro_batch), *self._pipeline.read(wanted))
+            value, samples = self._pipeline.read(wanted)
+            self._forward((k, micro_batch), self._stage.split(value), samples)
         elif work is Work.WEIGHT_GRADIENT:
             tasks = (task for task in progress.deferred if task[0] == k and self._is_deferred(task))
             self._weight_gradients(min(tasks))
@@ -152,17 +153,26 @@ class TrainingPass:
             if task in self._early:
                 progress.paused[task] = self._early.pop(task)
             return
-        targets, theirs = pipeline.read(Wanted(Side.TARGETS, progress.step, micro_batch))
-        if theirs != samples:
+        self._loss(task, value)
+
+    def _loss(self, task: Task, value: Value) -> None:
+        """The loss of what came out of the last stage, and with it the begin of backward."""
+        targets = self._targets(task)
+        began = time.perf_counter_ns()
+        loss, count, gradients = self._stage.loss_of(value, targets, train=True)
+        self._pipeline.spans.add(BACKWARD, began, task[1])
+        self._progress.losses[task[1]] = (loss, count)
+        self._progress.paused[task] = gradients
+
+    def _targets(self, task: Task) -> Value:
+        progress, micro_batch = self._progress, task[1]
+        targets, theirs = self._pipeline.read(Wanted(Side.TARGETS, progress.step, micro_batch))
+        if theirs != progress.samples[micro_batch]:
             raise ValueError(
                 f"step {progress.step}: the inputs of micro-batch {micro_batch} are of other samples than "
                 "its targets: the data must be equal, and pure functions of their place, on all workers"
             )
-        began = time.perf_counter_ns()
-        loss, count, gradients = self._stage.loss_of(value, targets, train=True)
-        pipeline.spans.add(BACKWARD, began, micro_batch)
-        progress.losses[micro_batch] = (loss, count)
-        progress.paused[task] = gradients
+        return targets
 
     def _backward(self, task: Task, work: Work) -> None:
         """From the gradient of the output, or from where an interrupt left it, to that of the input."""

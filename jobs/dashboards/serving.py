@@ -74,7 +74,7 @@ SERVING = Dashboard(
                 ),
                 Panel(
                     "Requests, by status",
-                    "Answers per second; 503 says that the queue was full.",
+                    "Answers per second; 429 says that the queue was full, 503 that no replica could answer.",
                     "reqps",
                     (
                         Series(

@@ -9,10 +9,16 @@ H heads, K width of a head, E hidden width of the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from strategies.sequence.phases import Phase, Phases, Space, by_token
+
+if TYPE_CHECKING:
+    from jobs.models.ladder import LadderHead
 
 IGNORED = -100
 """A target with this value counts neither in the loss nor among the tokens."""
@@ -61,15 +67,24 @@ class Attention(nn.Module):
             part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part_BTD in self.qkv(x_BTD).chunk(3, dim=-1)
         )
-        y_BHTK = F.scaled_dot_product_attention(
+        y_BHTK = self.attended(q_BHTK, k_BHTK, v_BHTK)
+        y_BTD: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return y_BTD
+
+    def of_head(self, qkv_BTK: Tensor) -> tuple[Tensor]:
+        """One head's attention over the whole sequence, from its queries, keys and values side by side."""
+        q_BHTK, k_BHTK, v_BHTK = (part_BTK.unsqueeze(1) for part_BTK in qkv_BTK.chunk(3, dim=-1))
+        return (self.attended(q_BHTK, k_BHTK, v_BHTK).squeeze(1),)
+
+    def attended(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+        """The values' weighted sums, ``B H T K``; queries and keys come not yet rotated."""
+        return F.scaled_dot_product_attention(
             self.rotary(q_BHTK),
             self.rotary(k_BHTK),
             v_BHTK,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=True,
         )
-        y_BTD: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
-        return y_BTD
 
 
 class Embedding(nn.Module):
@@ -93,6 +108,10 @@ class Embedding(nn.Module):
         x_BTD: Tensor = self.dropout(F.embedding(tokens_BT, self.weight))
         return x_BTD
 
+    def phases(self) -> Phases:
+        """See ``strategies.sequence``."""
+        return by_token(self.forward)
+
 
 class Block(nn.Module):
     """One pre-norm decoder block, ``x_BTD`` to ``x_BTD``."""
@@ -107,10 +126,31 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
+        return self._after_attention(x_BTD, self.attention(self.attention_norm(x_BTD)))
+
+    def _after_attention(self, x_BTD: Tensor, attended_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(attended_BTD)
         hidden_BTE = F.gelu(self.mlp_in(self.mlp_norm(x_BTD)))
         x_BTD = x_BTD + self.dropout(self.mlp_out(hidden_BTE))
         return x_BTD
+
+    def phases(self) -> Phases:
+        """See ``strategies.sequence``: everything but the attention itself is done token by token."""
+        steps = (
+            Phase(Space.SLICES, self._project, ("x",), ("qkv",)),
+            Phase(Space.HEADS, self.attention.of_head, ("qkv",), ("attended",), self.attention.heads),
+            Phase(Space.SLICES, self._finish, ("x", "attended"), ("y",)),
+        )
+        return Phases(("x",), ("y",), steps)
+
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor]:
+        """Queries, keys and values of every head side by side: ``B T H 3K``."""
+        qkv_BTE: Tensor = self.attention.qkv(self.attention_norm(x_BTD))
+        shape = (*qkv_BTE.shape[:2], 3, self.attention.heads, -1)
+        return (qkv_BTE.view(shape).transpose(2, 3).flatten(3),)
+
+    def _finish(self, x_BTD: Tensor, attended_BTHK: Tensor) -> tuple[Tensor]:
+        return (self._after_attention(x_BTD, self.attention.out(attended_BTHK.flatten(2))),)
 
 
 class Head(nn.Module):
@@ -123,6 +163,10 @@ class Head(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return F.linear(self.norm(x_BTD), self.weight)
+
+    def phases(self) -> Phases:
+        """See ``strategies.sequence``."""
+        return by_token(self.forward)
 
 
 def loss(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,12 +190,15 @@ def build(
     dropout: float = 0.1,
     tied: bool = True,
     expansion: int = 4,
+    ladder: bool = False,
 ) -> tuple[list[nn.Module], Loss]:
     """Builds ``depth + 2`` layers and the loss, all parameters float32 on the CPU.
 
     Initial values come from torch's default generator: whoever wants the same model seeds it
     first. With ``tied`` the head's weight is the embedding's ``nn.Parameter`` itself. ``width`` is
     D, ``expansion`` the MLP's hidden width over D, ``context`` the longest sequence in tokens.
+
+    With ``ladder`` the residuals are those of ``jobs.models.ladder``: another model, of the same parameters.
 
     Raises ValueError for sizes that do not fit together.
     """
@@ -165,8 +212,18 @@ def build(
     }
     check_sizes(sizes, dropout)
     embedding = Embedding(vocabulary, width, context, dropout)
-    blocks = [Block(width, heads, context, dropout, expansion) for _ in range(depth)]
-    head = Head(vocabulary, width, tied_to=embedding.weight if tied else None)
+    blocks: list[Block]
+    head: Head | LadderHead
+    tied_to = embedding.weight if tied else None
+    if ladder:
+        from jobs.models.ladder import LadderBlock, LadderHead  # whose blocks are made of these
+
+        sizes_of_block = (width, heads, context, dropout, expansion)
+        blocks = [LadderBlock(*sizes_of_block, first=place == 0) for place in range(depth)]
+        head = LadderHead(vocabulary, width, tied_to)
+    else:
+        blocks = [Block(width, heads, context, dropout, expansion) for _ in range(depth)]
+        head = Head(vocabulary, width, tied_to)
     _initialise(embedding, blocks, head, tied)
     return [embedding, *blocks, head], loss
 
@@ -186,7 +243,7 @@ def check_sizes(sizes: Mapping[str, int], dropout: float) -> None:
         )
 
 
-def _initialise(embedding: Embedding, blocks: list[Block], head: Head, tied: bool) -> None:
+def _initialise(embedding: Embedding, blocks: list[Block], head: Head | LadderHead, tied: bool) -> None:
     """Normal weights of deviation 0.02; projections into the residual stream are smaller by the
     root of their number, so that its variance does not grow with depth (Radford et al., 2019)."""
     deviation = 0.02

@@ -95,7 +95,7 @@ class App:
         except ValueError as error:  # what a model cannot take, or media that are broken
             response = _error(400, str(error), {})
         except Overloaded as error:
-            response = _error(503, str(error), {"Retry-After": str(error.seconds)})
+            response = _error(429, str(error), {"Retry-After": str(error.seconds)})
         except Unavailable as error:
             response = _error(503, str(error), {"Retry-After": "1"})
         except BaseException:

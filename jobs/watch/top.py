@@ -149,12 +149,13 @@ def _workers(record: RunRecord, plan: Mapping[str, Any]) -> Table:
     table.add_column("computing", justify="right")
     total = sum(len(stage["workers"]) for stage in plan["stages"])
     room = max(2, ROWS // max(1, len(plan["stages"]))) if total > ROWS else total
+    leads = {worker: team[0] for team in plan.get("teams", ()) for worker in team}
     for number, stage in enumerate(plan["stages"]):
         workers = stage["workers"]
         shown = _extremes(workers, mixes, room)
         row = plan["assignment"][number]
         for index, worker in enumerate(shown):
-            batches = sum(each == worker for each in row)
+            batches = sum(each == leads.get(worker, worker) for each in row)
             mix = mixes.get(worker)
             table.add_row(
                 str(number) if index == 0 else "",

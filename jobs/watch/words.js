@@ -58,11 +58,13 @@ export function ranges(numbers) {
 export const layers = stage => stage.stop - stage.first === 1
   ? `layer ${stage.first}` : `layers ${stage.first}\u2013${stage.stop - 1}`;
 
-/** The micro-batches of each worker, by worker. */
+/** The micro-batches of each worker, by worker; all of a team have those of its lead. */
 export function dealt(plan) {
   const found = new Map();
   for (const stage of plan.stages) for (const worker of stage.workers) found.set(worker, []);
-  for (const row of plan.assignment) row.forEach((worker, m) => found.has(worker) && found.get(worker).push(m));
+  const teams = new Map((plan.teams ?? []).map(team => [team[0], team]));
+  for (const row of plan.assignment)
+    row.forEach((lead, m) => { for (const worker of teams.get(lead) ?? [lead]) found.get(worker)?.push(m); });
   return found;
 }
 

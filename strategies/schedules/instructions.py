@@ -81,8 +81,8 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker stands: ``shape`` has every stage's (layers, workers), ``stages`` are its own,
-    ascending, one for each chunk.
+    """Where a worker stands: ``shape`` has every stage's (layers, workers; a team counts as one),
+    ``stages`` are its own, ascending, one for each chunk.
 
     ``in_lanes``: micro-batches that meet anywhere are together at every stage, and all of them begin anew.
     ``workers``: of all stages together.
@@ -96,7 +96,9 @@ class Place:
     @classmethod
     def of(cls, plan: Plan, worker: WorkerId, *, anew: bool = True) -> Place:
         """``anew``: nothing of the step is done."""
-        shape = tuple((stage.stop - stage.first, len(stage.workers)) for stage in plan.stages)
+        shape = tuple(
+            (stage.stop - stage.first, len(plan.teams_at(k))) for k, stage in enumerate(plan.stages)
+        )
         lanes = len(set(zip(*plan.assignment, strict=True)))
         apart = all(len(set(row)) == lanes for row in plan.assignment)
         in_lanes = anew and apart and not plan.paths

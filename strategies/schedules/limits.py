@@ -15,7 +15,7 @@ def in_flight_limit(plan: Plan, worker: WorkerId) -> int:
 
     ``group_limit`` capped by the worker's micro-batches.
     """
-    shape = [(stage.stop - stage.first, len(stage.workers)) for stage in plan.stages]
+    shape = [(stage.stop - stage.first, len(plan.teams_at(k))) for k, stage in enumerate(plan.stages)]
     return min(group_limit(shape, plan.stage_of(worker)), len(plan.micro_batches_of(worker)))
 
 

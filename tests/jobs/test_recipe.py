@@ -99,6 +99,7 @@ def test_digest_ignores_the_order_of_keys(good: Path, tmp_path: Path) -> None:
         ("precision.autocast=bf16", True),
         ("reduction=fast", True),
         ("run.steps=20", True),
+        ("parallel.sequence_slices=2", True),
         ("parallel.workers=5", False),
         ("parallel.stages=2", False),
         ("precision.recompute=all", False),
@@ -219,6 +220,19 @@ WRONG = {
         "workers = 4\nchunks = 2",
         "demo.toml: parallel.chunks does not fit parallel.schedule: the schedule 1f1b has one chunk a "
         "worker, not 2: choose interleaved.",
+    ),
+    "fewer slices than a team has workers": (
+        "workers = 4",
+        "workers = 4\nsequence = 3\nsequence_slices = 2",
+        "demo.toml: parallel.sequence_slices (2) is smaller than parallel.sequence (3): every worker of "
+        "a team needs a slice, so raise sequence_slices or lower sequence.",
+    ),
+    "a sequence divided among workers that keep no sums": (
+        "workers = 4",
+        'workers = 4\nsequence = 2\nsharding = "zero2"',
+        "demo.toml: parallel.sequence needs workers that keep all parameters and sums of their stage: set "
+        "parallel.sharding to ddp or zero1 without parallel.offload, or remove parallel.sequence and "
+        "parallel.sequence_slices.",
     ),
     "no stages": (
         "workers = 4",
@@ -404,6 +418,9 @@ def test_paths_decide_the_bits(good: Path) -> None:
     )
     assert len({recipe.numerics_digest() for recipe in (plain, few, many)}) == 3
     assert many.paths is not None and many.paths.swaps is None
+    paths = ["parallel.schedule=skippipe", "paths.stages=4", "paths.taken=3"]
+    with pytest.raises(RecipeError, match=r"\[paths\] does not go with parallel.sequence_slices \(2\)"):
+        load_recipe(good, [*paths, "parallel.sequence_slices=2"])
 
 
 def test_override_of_a_list_element_that_is_not_there(good: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_plan_says_who_does_what(folder: RunFolder) -> None:
-    folder.log_plan(made_plan(3, (0, 1, 2, 3), 2, 6), 12.5)
+    folder.log_plan(replace(made_plan(3, (0, 1, 2, 3), 2, 6), teams=((0, 2),)), 12.5)
     (line,) = read_json_lines(folder.plans_file)[0]
     assert line["time"] == 12.5 and line["generation"] == 3
     assert line["stages"] == [
@@ -27,6 +28,7 @@ def test_a_plan_says_who_does_what(folder: RunFolder) -> None:
         {"first": 3, "stop": 6, "workers": [1, 3]},
     ]
     assert line["assignment"] == [[0, 2, 0, 2, 0, 2], [1, 3, 1, 3, 1, 3]]
+    assert line["teams"] == [[0, 2]]
     assert line["shards"]["2"] == {"owned": 9600, "kept": 9600, "backups": [0]}
 
 

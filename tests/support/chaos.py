@@ -45,8 +45,8 @@ class Trigger:
 class TriggeringTokens(Tokens):
     """The same tokens; reading them pulls the trigger."""
 
-    def __init__(self, seed: int, trigger: Trigger) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int, trigger: Trigger, length: int = 5) -> None:
+        super().__init__(seed, length=length)
         self._trigger = trigger
 
     def micro_batch(self, step: int, micro_batch: int) -> Any:

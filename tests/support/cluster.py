@@ -30,6 +30,7 @@ from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
+from strategies.sequence.teams import Teaming
 from strategies.shardings.registry import SHARDINGS
 from tests.support.models import Tokens, build
 
@@ -242,8 +243,11 @@ class LocalRun:
         )
         job = self.job
         keeping = SHARDINGS[job.sharding].keeping
+        teaming = Teaming(job.sequence, job.sequence_slices)
         parts = (first.layout, first.profile)
-        chooser = plan_chooser(*parts, job.micro_batches, self.stages, job.chunks, keeping, job.paths)
+        chooser = plan_chooser(
+            *parts, job.micro_batches, self.stages, job.chunks, keeping, teaming, job.paths
+        )
         mender = plan_mender(*parts) if job.salvages else None
         return Controller(terms, chooser, self.plan_gain, mender)
 

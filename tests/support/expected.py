@@ -27,6 +27,7 @@ def reference_steps(
     autocast: bool = False,
     optimizer: OptimizerSettings = OPTIMIZER,
     orders: Sequence[Sequence[int]] | None = None,
+    slices: int = 1,
 ) -> list[ReferenceStep]:
     """The defaults are those of ``toy_job``."""
     torch.manual_seed(seed)
@@ -40,6 +41,7 @@ def reference_steps(
         settings=optimizer,
         autocast=autocast,
         orders=orders,
+        slices=slices,
     )
     return [reference.step() for _ in range(steps)]
 

@@ -297,11 +297,11 @@ def test_without_the_token_nothing_is_answered(text: Local, header: str | None) 
 
 
 def test_overload_says_when_to_try_again(ask: Client, text: Local) -> None:
-    for error, seconds in ((Overloaded(4), "4"), (Unavailable("all dead"), "1")):
+    for error, status, seconds in ((Overloaded(4), 429, "4"), (Unavailable("all dead"), 503, "1")):
         for stream in (False, True):
             text.fails, text.after = error, 0
             response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
-            assert response.status_code == 503 and response.headers["retry-after"] == seconds
+            assert response.status_code == status and response.headers["retry-after"] == seconds
 
 
 def test_an_answer_that_breaks_off_says_so_in_the_stream(ask: Client, text: Local) -> None:

@@ -69,7 +69,8 @@ def test_a_plan_comes_without_what_was_worked_out_from_it() -> None:
     sent = plan()
     assert sent.workers == (0, 1)
     found = notes.loads(notes.dumps(sent))
-    assert found == sent and set(vars(found)) == {"generation", "stages", "assignment", "shards", "keeping"}
+    fields = {"generation", "stages", "assignment", "shards", "keeping", "teams"}
+    assert found == sent and set(vars(found)) == fields
 
 
 def test_a_plan_that_went_to_another_is_not_mixed_up() -> None:

@@ -1,0 +1,28 @@
+"""What a recipe may say of teams that share micro-batches, beside its other sections."""
+
+from __future__ import annotations
+
+from strategies.shardings.registry import SHARDINGS
+
+
+def check_sequence(sequence: int, slices: int, sharding: str, engine: str, *, offloads: bool) -> None:
+    """Raises ValueError, one sentence, for what cannot be together."""
+    if slices < sequence:
+        raise ValueError(
+            f"parallel.sequence_slices ({slices}) is smaller than parallel.sequence ({sequence}): every "
+            "worker of a team needs a slice, so raise sequence_slices or lower sequence."
+        )
+    if slices == 1:
+        return
+    if engine != "reknit":
+        raise ValueError(
+            f"parallel.sequence has no meaning with engine.name = {engine!r}: remove parallel.sequence and "
+            "parallel.sequence_slices."
+        )
+    whole = [name for name, entry in SHARDINGS.items() if entry.salvages]
+    if sharding not in whole or offloads:
+        raise ValueError(
+            "parallel.sequence needs workers that keep all parameters and sums of their stage: set "
+            f"parallel.sharding to {' or '.join(whole)} without parallel.offload, or remove "
+            "parallel.sequence and parallel.sequence_slices."
+        )
