@@ -166,12 +166,11 @@ class Plan:
 
     def kept_by(self, worker: WorkerId, layout: Layout) -> tuple[Shard, ...]:
         """The shards whose state ``worker`` keeps, in order of (block, start)."""
-        held: set[int] = set()
+        kept = {*self.owned_by(worker), *self.backed_up_by(worker)}
         if self.keeping is Keeping.STATE:
-            held = {block.index for block in layout.blocks if worker in self.holders(block.layers)}
-        return tuple(
-            shard for shard in self.shards if worker in (shard.owner, shard.backup) or shard.block in held
-        )
+            held = (block.index for block in layout.blocks if worker in self.holders(block.layers))
+            kept.update(shard for block in held for shard in self.shards_of(block))
+        return tuple(sorted(kept, key=lambda shard: (shard.block, shard.start)))
 
     def micro_batches_of(self, worker: WorkerId, stage: int | None = None) -> tuple[int, ...]:
         """The micro-batches, ascending, that ``worker`` computes at ``stage`` (None: the first one of its

@@ -152,8 +152,10 @@ class SendQueue:
     def stop(self) -> None:
         """Ends the thread after the job at hand; jobs must be quick by then."""
         self._jobs.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        with self._lock:  # a thread that is there but has not been started cannot be waited for
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -27,7 +27,7 @@ from tests.support.models import build
 from tests.support.ray_jobs import wait_until
 
 STEPS = 5
-WORKERS, STAGES = 5, 2
+WORKERS, STAGES = 4, 2
 SHARDED: dict[str, dict[str, Any]] = {
     **{name: {"sharding": name} for name in SHARDINGS if name != DEFAULT},
     **{
@@ -80,7 +80,7 @@ def test_one_join(tmp_path: Path, schedule: str, sharding: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["forward", "reduce", "exchange", "optimizer", "gather", "backup"])
-@pytest.mark.parametrize("sharding", ["ddp", "zero2", "zero3", "zero2-offloaded"])
+@pytest.mark.parametrize("sharding", ["ddp", "zero3"])
 def test_a_loss_at_any_point_of_a_step(tmp_path: Path, sharding: str, at: str) -> None:
     """Two workers die one step after the other."""
     faults = (Fault(0, 2, at), Fault(3, 3, at))
@@ -89,7 +89,7 @@ def test_a_loss_at_any_point_of_a_step(tmp_path: Path, sharding: str, at: str) -
     assert {event.worker for event in losses(result)} == {0, 3}
 
 
-@pytest.mark.parametrize("sharding", SHARDED)
+@pytest.mark.parametrize("sharding", ["ddp", "zero2", "zero3"])
 def test_a_drain(tmp_path: Path, sharding: str) -> None:
     trigger = Trigger(2, 0)
     data = partial(TriggeringTokens, 5, trigger)
@@ -106,13 +106,11 @@ def test_a_drain(tmp_path: Path, sharding: str) -> None:
     assert not recoveries(result)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("sharding", SHARDED)
-def test_layers_that_are_computed_again(tmp_path: Path, sharding: str, workers: int) -> None:
+@pytest.mark.parametrize("sharding", ["zero2", "zero3", "zero1-offloaded"])
+def test_layers_that_are_computed_again(tmp_path: Path, sharding: str) -> None:
     precision = Precision(recompute=(0, 1, 3))
-    assert_same_bits(
-        run_of(tmp_path, "zero-bubble", sharding, workers=workers, stages=1, precision=precision).run()
-    )
+    run = run_of(tmp_path, "zero-bubble", sharding, workers=3, stages=1, precision=precision)
+    assert_same_bits(run.run())
 
 
 def test_every_sharding_goes_on_from_every_others_checkpoint(tmp_path: Path) -> None:

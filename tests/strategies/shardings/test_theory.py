@@ -19,7 +19,7 @@ LAYOUTS = [(1, 1), (3, 1), (4, 2)]
 """Workers, stages."""
 
 CASES = [(name, None, *layout) for name in SHARDINGS for layout in LAYOUTS]
-CASES += [("zero1", offload, *layout) for offload in (Offload(1, 1), Offload(2, 2)) for layout in LAYOUTS]
+CASES += [("zero1", offload, 3, 1) for offload in (Offload(1, 1), Offload(2, 2))]
 CASES += [(name, Offload(2, 1), 3, 1) for name, entry in SHARDINGS.items() if entry.keeps.parameters]
 STEPS = 4
 
@@ -44,9 +44,7 @@ def test_bytes_are_counted_as_predicted(
         assert found["shards"] == expected.shards + expected.backups
 
 
-@pytest.mark.parametrize(
-    "offload", [Offload(1, 1), Offload(2, 1), Offload(2, 2), Offload(4, 2), Offload(8, 4)]
-)
+@pytest.mark.parametrize("offload", [Offload(1, 1), Offload(2, 1), Offload(2, 2), Offload(4, 2)])
 def test_only_what_is_not_in_the_window_is_moved(tmp_path: Path, offload: Offload) -> None:
     """A lone worker, one stage: every micro-batch's forward and backward turn round in the window."""
     job = toy_job(tmp_path, build_model=build_values, offload=offload, steps=STEPS)
