@@ -166,8 +166,8 @@ def cut(tensors: Sequence[Tensor], slices: int) -> list[list[Tensor]]:
     lengths = {tensor.shape[1] for tensor in tensors if tensor.ndim > 1}
     if len(lengths) != 1 or any(tensor.ndim < 2 for tensor in tensors):
         raise ValueError(
-            "a sequence can be divided only where every tensor of the inputs and of the targets has the batch "
-            "and the sequence as its first two dimensions: set parallel.sequence = 1 and leave out "
+            "a sequence can be divided only where every tensor of the inputs and of the targets has the "
+            "batch and the sequence as its first two dimensions: set parallel.sequence = 1 and leave out "
             "parallel.sequence_slices"
         )
     bounds = slice_bounds(lengths.pop(), slices)
