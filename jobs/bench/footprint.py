@@ -21,13 +21,11 @@ from strategies.boundary import Value
 from strategies.job import Job
 from strategies.model import LossFunction, build_model
 from strategies.schedules.limits import in_flight_limit
+from strategies.shardings.theory import PARAMETER, STATE, SUM, VERSIONS
 from strategies.stage import StageModel
 
 STEPS = 4
 """The first probes, the second has a version to keep, from the third on memory no longer grows."""
-
-PARAMETER, SUM, STATE, VERSIONS = 4, 8, 12, 2
-"""Bytes per parameter of the working copy, an exact sum and a shard's state, and how many steps' states."""
 
 
 class RecipeMaker(Protocol):
