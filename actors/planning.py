@@ -17,6 +17,8 @@ from strategies.engine import engine_plan_chooser
 from strategies.folding import folded, unfolded
 from strategies.job import Job
 from strategies.mending import mended, pays
+from strategies.path_planning import choose_path_plan, grouped, staged_costs, staged_layout
+from strategies.paths import Paths
 from strategies.planner import choose_plan
 from strategies.profile import Profile
 from strategies.search.planning import plan_seconds, searched_plan
@@ -37,8 +39,9 @@ def planners(
         return chooser, searched_gain if rebalance else None, _mender(job, layout, profile)
     keeping = SHARDINGS[job.sharding].keeping
     teaming = Teaming(job.sequence, job.sequence_slices)
-    chooser = plan_chooser(layout, profile, job.micro_batches, stages, job.chunks, keeping, teaming)
-    gain = plan_gain(layout, profile, teaming) if rebalance else None
+    parts = (layout, profile)
+    chooser = plan_chooser(*parts, job.micro_batches, stages, job.chunks, keeping, teaming, job.paths)
+    gain = plan_gain(*parts, teaming, job.paths) if rebalance else None
     return chooser, gain, _mender(job, layout, profile)
 
 
@@ -84,14 +87,19 @@ def plan_chooser(
     chunks: int = 1,
     keeping: Keeping = Keeping.PARAMETERS,
     teaming: Teaming = ALONE,
+    paths: Paths | None = None,
 ) -> PlanChooser:
     """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps."""
+    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps; with ``paths``
+    the stages are theirs."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = _costs(parameter_bytes, profile, speeds)
+        if paths is not None:
+            asked = (generation, members, layout, costs, micro_batches, stages, previous, paths)
+            return replace(choose_path_plan(*asked), keeping=keeping)
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
@@ -101,17 +109,21 @@ def plan_chooser(
     return choose
 
 
-def plan_gain(layout: Layout, profile: Profile, teaming: Teaming = ALONE) -> PlanGain:
+def plan_gain(
+    layout: Layout, profile: Profile, teaming: Teaming = ALONE, paths: Paths | None = None
+) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
     parameter_bytes = _parameter_bytes(layout)
 
     def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
         costs = _costs(parameter_bytes, profile, speeds)
+        costs = costs if paths is None else staged_costs(costs, paths)
         speed = {member.worker: member.speed for member in members}
+        as_planned = folded if paths is None else grouped
         seconds = [
             simulate_step(
-                folded(plan),
+                as_planned(plan),
                 costs.forward_seconds,
                 costs.backward_seconds,
                 speed | speeds_of_teams(plan, teaming, speed),
@@ -131,6 +143,7 @@ def demand(
     least: int,
     most: int | None,
     sequence: int = 1,
+    paths: Paths | None = None,
 ) -> int | None:
     """How many of ``most`` workers are worth asking for, by what was measured in the warm-up, and at least
     ``least``; None where nobody is asked for. A micro-batch that ``sequence`` workers share counts as so many
@@ -140,6 +153,8 @@ def demand(
     speeds = Speeds()
     speeds.warm_up(profile.forward, profile.backward)
     costs = _costs(_parameter_bytes(layout), profile, speeds)
+    if paths is not None:
+        layout, costs = staged_layout(layout, paths), staged_costs(costs, paths)
     costs = replace(
         costs,
         forward_seconds=tuple(seconds / sequence for seconds in costs.forward_seconds),

@@ -315,6 +315,7 @@ class ControllerActor:
     ) -> Controller:
         settings, batch = self._settings, self._job.micro_batches
         first, most = settings.workers, settings.max_workers
+        about = (ready.layout, ready.profile)
         stages = settings.stages if self._job.engine is None else 1
         terms = Terms(
             run=self._folder.name,
@@ -327,13 +328,13 @@ class ControllerActor:
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
-            useful=demand(ready.layout, ready.profile, batch, stages, first, most, self._job.sequence),
+            useful=demand(*about, batch, stages, first, most, self._job.sequence, self._job.paths),
             starting=starting,
             patience=settings.patience,
         )
         return Controller(
             terms,
-            *planners(self._job, ready.layout, ready.profile, stages, rebalance=settings.rebalance),
+            *planners(self._job, *about, stages, rebalance=settings.rebalance),
         )
 
     def _newest_checkpoint(self, ready: Ready) -> Durable | None:

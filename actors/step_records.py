@@ -52,7 +52,12 @@ class StepRecords:
         record = self._unfinished.pop(step, None)
         if record is None:
             return
-        whole = replace(record, fingerprint=outcome.fingerprint, held_out_loss=outcome.held_out_loss)
+        whole = replace(
+            record,
+            fingerprint=outcome.fingerprint,
+            held_out_loss=outcome.held_out_loss,
+            half_depth_loss=outcome.half_depth_loss,
+        )
         kept = {**self._whole, step: whole}
         if self._line.is_open:  # else whoever comes next will ask for all of them
             oldest = step - (REPORTERS_KEEP if self._is_reporter else RECORDS_KEPT)

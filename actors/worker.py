@@ -44,10 +44,12 @@ from runtime.protocol import (
 )
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
+from strategies.boundary import flatten
 from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import Model, build_model
 from strategies.profile import Profile, profile
+from strategies.sequence.phases import cut
 from strategies.sequence.stage import SequenceStage
 from strategies.stage import StageModel
 
@@ -98,13 +100,18 @@ class Worker:
         with lock:
             model = build_model(job.build_model, job.seed)
             self.data = job.build_data()
+            inputs, targets = self.data.micro_batch(1, 0)
+            for side in (inputs, targets) if job.sequence_slices > 1 else ():
+                cut(flatten(side)[0], job.sequence_slices)  # refused here, before anybody trains
             self.profile: Profile = profile(
                 model,
-                *self.data.micro_batch(1, 0),
+                inputs,
+                targets,
                 seed=job.seed,
                 precision=job.precision,
                 device=device,
                 detailed=job.search is not None,
+                joints=job.paths.joints if job.paths is not None else (),
             )
         self.layout = model.layout
         self.store = ShardStore()

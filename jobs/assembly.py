@@ -19,6 +19,7 @@ from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
+from strategies.paths import Paths, find_paths
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
@@ -90,6 +91,18 @@ def run_settings(recipe: Recipe, folder: Path, *, resume: bool = False) -> RunSe
     )
 
 
+def paths_of(recipe: Recipe, layers: int) -> Paths | None:
+    """Which of a model's ``layers`` each micro-batch passes; None: all. Raises ValueError for what cannot
+    be."""
+    if recipe.paths is None:
+        return None
+    asked = recipe.paths
+    try:
+        return find_paths(layers, recipe.parallel.micro_batches, asked.stages, asked.taken, asked.swaps)
+    except ValueError as error:
+        raise ValueError(f"[paths] cannot be: {error}") from None
+
+
 def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
     """The job of ``recipe``, with its checkpoints in ``checkpoint_root`` (a path or URI).
 
@@ -141,6 +154,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         salvage=recipe.salvage,
         schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
         chunks=recipe.parallel.chunks,
+        paths=paths_of(recipe, len(layers)),
         sequence=recipe.parallel.sequence,
         sequence_slices=recipe.parallel.slices,
         sharding=recipe.parallel.sharding,

@@ -200,6 +200,8 @@ def schedule(
         tuple[float, float, float],
         typer.Option(metavar="F I W", help="Forward, input gradient, weight gradient of a micro-batch."),
     ] = (1.0, 1.0, 1.0),
+    taken: Annotated[int | None, typer.Option(help="Stages each micro-batch passes (skippipe).")] = None,
+    swaps: Annotated[int | None, typer.Option(help="How many of them may come late.")] = None,
     room: Annotated[int | None, typer.Option(help="Micro-batches a worker can keep activations of.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Draws it there.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Writes who computes what when there.")] = None,
@@ -219,6 +221,8 @@ def schedule(
             svg=svg,
             spans=json,
             room=room,
+            taken=taken,
+            swaps=swaps,
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands that show a run: on a page, in a terminal, as a trace."""
+"""The commands that show a run: on a page, in a terminal, as a trace, by its held-out loss."""
 
 from __future__ import annotations
 
@@ -60,3 +60,20 @@ def trace(
         with source_of(run) as source:
             spans = write_trace(source, output)
         Console().print(f"{output}: {spans:,} spans", highlight=False, soft_wrap=True)
+
+
+@watch_app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    stages: Annotated[
+        int | None, typer.Option(help="Of which half is every other (default: [paths]'s).")
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option(help="Held out (default: the recipe's).", min=1)
+    ] = None,
+) -> None:
+    """Says the held-out loss and perplexity of a run's newest checkpoint, at full and at half depth."""
+    with errors():
+        from jobs.evaluate import evaluate as losses
+
+        losses(run, Console(), stages=stages, micro_batches=micro_batches)

@@ -74,7 +74,7 @@ def _cells(record: StepRecord, goodput: float | None) -> tuple[str, ...]:
     return (
         str(record.step),
         f"{record.loss:.4f}",
-        "" if record.held_out_loss is None else f"{record.held_out_loss:.4f}",
+        _held_out(record),
         f"{record.tokens / record.seconds:,.0f}" if record.seconds > 0 else "",
         f"{record.seconds:.3f}",
         str(record.workers),
@@ -82,8 +82,15 @@ def _cells(record: StepRecord, goodput: float | None) -> tuple[str, ...]:
     )
 
 
+def _held_out(record: StepRecord) -> str:
+    if record.held_out_loss is None:
+        return ""
+    half = "" if record.half_depth_loss is None else f" (half depth {record.half_depth_loss:.4f})"
+    return f"{record.held_out_loss:.4f}{half}"
+
+
 def _line(record: StepRecord, goodput: float) -> str:
-    held_out = "" if record.held_out_loss is None else f"  held-out {record.held_out_loss:.4f}"
+    held_out = f"  held-out {_held_out(record)}" if record.held_out_loss is not None else ""
     return (
         f"step {record.step}  loss {record.loss:.4f}{held_out}  "
         f"{record.tokens / record.seconds:,.0f} tokens/s  {record.workers} workers  goodput {goodput:.1%}"

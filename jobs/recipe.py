@@ -28,6 +28,7 @@ from pydantic import (
 from jobs.builders import BUILDER
 from jobs.recipe_choices import AUTO, Amount, Recompute, ScheduleName, check_choices
 from jobs.recipe_errors import RecipeError
+from jobs.recipe_paths import Paths, check_paths
 from jobs.recipe_sequence import check_sequence
 from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
@@ -244,6 +245,7 @@ class Recipe(Section):
     data: Data = Data()
     optimizer: Optimizer
     parallel: Parallel
+    paths: Paths | None = None
     engine: Engine = Engine()
     precision: Precision = Precision()
     reduction: Literal["exact", "fast"] = "exact"
@@ -291,6 +293,7 @@ class Recipe(Section):
             engine=self.engine.name,
         )
         offloads, teams = parallel.offload is not None, (parallel.sequence, parallel.slices)
+        check_paths(parallel.schedule, self.paths, parallel.slices, self.engine.name)
         check_sharding(parallel.sharding, offloads, self.reduction, self.engine.name)
         check_sequence(*teams, parallel.sharding, self.engine.name, offloads=offloads)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:
@@ -368,6 +371,7 @@ class Recipe(Section):
             },
             "precision": {"autocast": self.precision.autocast},
             "reduction": self.reduction,
+            **({"paths": self.paths.model_dump()} if self.paths is not None else {}),
             **({"engine": {"settings": self.engine.settings}} if self.engine.name != "reknit" else {}),
         }
 

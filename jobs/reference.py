@@ -63,10 +63,12 @@ class _Parameter:
 class Reference:
     """Trains a copy of ``layers``; the caller's modules stay as they are.
 
-    Tensors are numbered by first use over the layers, in the order of ``named_parameters``;
-    parameters that need no gradient are left alone. Weight decay acts on tensors of two or more
-    dimensions. With ``slices`` above 1 each of them is computed by itself, where its gradients are too
-    (``strategies.sequence``). Raises ValueError when a gradient is not finite.
+    Tensors are numbered by first use over the layers, in the order of ``named_parameters``; parameters that
+    need no gradient are left alone. Weight decay acts on tensors of two or more dimensions. ``orders[m]``:
+    the layers that micro-batch m passes, in order, where that is not all of them; the gradient is that of
+    the mean loss all the same. With ``slices`` above 1 (and all layers passed) each of them is computed by
+    itself, where its gradients are too (``strategies.sequence``). Raises ValueError when a gradient is not
+    finite.
     """
 
     def __init__(
@@ -79,8 +81,11 @@ class Reference:
         micro_batches: int,
         settings: OptimizerSettings,
         autocast: bool = False,
+        orders: Sequence[Sequence[int]] | None = None,
         slices: int = 1,
     ) -> None:
+        assert orders is None or slices == 1, "slices pass all layers"
+        self._orders = orders or [range(len(layers))] * micro_batches
         self._layers = [copy.deepcopy(layer) for layer in layers]  # one by one: this unties them
         self._further = [[copy.deepcopy(layer) for layer in layers] for _ in range(1, slices)]
         self._loss = loss
@@ -171,9 +176,9 @@ class Reference:
                 draw = partial(self._draw, micro_batch)
                 return sliced_losses([self._layers, *self._further], self._loss, inputs, targets, draw)
             x = inputs
-            for number, layer in enumerate(self._layers):
+            for number in self._orders[micro_batch]:
                 self._draw(micro_batch, number)
-                x = layer(x)
+                x = self._layers[number](x)
             return [self._loss(x, targets)]
 
     def _draw(self, micro_batch: int, layer: int, part: tuple[int, ...] = ()) -> None:
@@ -212,6 +217,7 @@ def reference_steps(
     micro_batches: int,
     settings: OptimizerSettings,
     autocast: bool = False,
+    orders: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[ReferenceStep]:
     """Yields ``steps`` steps of a ``Reference``; use that class where parameters matter too."""
     reference = Reference(
@@ -222,6 +228,7 @@ def reference_steps(
         micro_batches=micro_batches,
         settings=settings,
         autocast=autocast,
+        orders=orders,
     )
     for _ in range(steps):
         yield reference.step()

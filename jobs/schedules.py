@@ -17,6 +17,7 @@ from runtime.simulation.checks import Violation
 from runtime.simulation.journal import Journal
 from runtime.simulation.schedule import draw, run
 from runtime.simulation.settings import Stages
+from runtime.simulation.toy import Cut
 from runtime.speeds import Speeds
 from strategies.mending import mended
 
@@ -25,11 +26,11 @@ SHOWN_EVERY = 500
 
 
 def eager_planner(
-    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1
+    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1, cut: Cut | None = None
 ) -> tuple[PlanChooser, PlanGain, PlanMender]:
     """The real planner, but that every other interrupted step is salvaged whether that pays or not: on small
     clusters it hardly ever does, and it has to be right all the same."""
-    chooser, gain, mender = real_planner(layout, micro_batches, stages, chunks)
+    chooser, gain, mender = real_planner(layout, micro_batches, stages, chunks, cut)
 
     def mend(
         generation: int,

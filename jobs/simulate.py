@@ -18,8 +18,9 @@ from runtime.signals import PlanChooser, PlanGain, PlanMender, Terms
 from runtime.simulation.fleet import Fleet
 from runtime.simulation.fleet_report import FleetReport, FleetSettings
 from runtime.simulation.settings import Stages
-from runtime.simulation.toy import toy_layout
+from runtime.simulation.toy import Cut, toy_layout
 from runtime.simulation.trace import Entry, read_trace, spot_trace
+from strategies.paths import Paths
 from strategies.profile import Profile
 
 SAMPLE_TRACE = Path(__file__).parent / "traces" / "spot.csv"
@@ -78,12 +79,13 @@ def simulate(
 
 
 def real_planner(
-    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1
+    layout: Layout, micro_batches: int, stages: Stages, chunks: int = 1, cut: Cut | None = None
 ) -> tuple[PlanChooser, PlanGain, PlanMender]:
     """The planner as a run has it; what passes between layers takes no time."""
     profile = Profile(forward=(), backward=(), boundary_bytes=())
-    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks)
-    return chooser, plan_gain(layout, profile), plan_mender(layout, profile)
+    paths = None if cut is None else Paths(cut.bounds, cut.paths)
+    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks, paths=paths)
+    return chooser, plan_gain(layout, profile, paths=paths), plan_mender(layout, profile)
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.boundary import flatten, unflatten
-from strategies.sequence.division import slice_bounds
-from strategies.sequence.phases import Phases, Space, Tensors, phases_of
+from strategies.sequence.phases import Phases, Space, Tensors, cut, phases_of
 
 Draw = Callable[[int, tuple[int, ...]], None]
 """Begins the random stream of (layer, part of it)."""
@@ -28,20 +27,15 @@ def sliced_losses(
     gradients of its own."""
     slices = len(models)
     tensors, _ = flatten(inputs)
-    values: list[Tensors] = [tuple(part) for part in _cut(tensors, slices)]
+    values: list[Tensors] = [tuple(part) for part in cut(tensors, slices)]
     for number, copies in enumerate(zip(*models, strict=True)):
         described = [phases for phases in map(phases_of, copies) if phases is not None]
         values = _through(described, values, partial(draw, number))
     wanted, spec = flatten(targets)
     return [
         loss(value[0] if len(value) == 1 else value, unflatten(part, spec))
-        for value, part in zip(values, _cut(wanted, slices), strict=True)
+        for value, part in zip(values, cut(wanted, slices), strict=True)
     ]
-
-
-def _cut(tensors: Sequence[Tensor], slices: int) -> list[list[Tensor]]:
-    bounds = slice_bounds(tensors[0].shape[1], slices)
-    return [[tensor[:, bounds[s] : bounds[s + 1]].contiguous() for tensor in tensors] for s in range(slices)]
 
 
 class _Read(torch.autograd.Function):

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.plan import Plan
-from strategies.schedules.even import even_plan
+from strategies.path_search import search_paths, swaps_of
+from strategies.paths import stage_share, swaps_allowed
+from strategies.schedules.even import even_path_plan, even_plan
 from strategies.schedules.instructions import Work
 from strategies.schedules.registry import schedule_named
 from strategies.schedules.simulation import Span, StageSeconds, Timeline, simulate
@@ -43,8 +45,14 @@ def show_schedule(
     svg: Path | None = None,
     spans: Path | None = None,
     room: int | None = None,
+    taken: int | None = None,
+    swaps: int | None = None,
 ) -> Timeline:
     """Simulates one step of ``stages`` workers, one each, prints what it costs and draws it.
+
+    With ``taken`` every micro-batch passes so many stages, ``swaps`` of them late (``strategies.paths``);
+    stage 0, which all pass, is as much shorter that all workers have as much to do. The step of all stages
+    is printed beside it.
 
     ``seconds`` are one micro-batch's at one worker, over all its ``chunks``; ``svg`` and ``spans`` (JSON) are
     written too. Raises ValueError for an unknown name, counts that the schedule cannot do, a deadlock, and
@@ -52,20 +60,32 @@ def show_schedule(
     """
     schedule = schedule_named(name, chunks)
     plan = even_plan(stages, micro_batches, chunks)
-    each = StageSeconds(
-        seconds.forward / chunks, seconds.input_gradient / chunks, seconds.weight_gradient / chunks
-    )
-    timeline = simulate(
-        schedule, plan, [each] * len(plan.stages), room=None if room is None else room * chunks
-    )
+    each = [seconds.times(1 / chunks)] * len(plan.stages)
     title = f"{name}: {stages} stages x {micro_batches} micro-batches"
     title += f", {chunks} chunks each" if chunks > 1 else ""
+    whole = None
+    if taken is not None:
+        if name != "skippipe":
+            raise ValueError(
+                f"the schedule {name} passes every stage in order: choose skippipe, or no --taken"
+            )
+        whole = simulate(schedule, plan, each).seconds
+        paths = search_paths(stages, taken, micro_batches, swaps_allowed(stages, taken, swaps))
+        plan, each = even_path_plan(stages, paths), _shared(stages, taken, seconds)
+        title += f", {taken} taken"
+    timeline = simulate(schedule, plan, each, room=None if room is None else room * chunks)
     console.print(_table(title, timeline, chunks))
     console.print(
         f"step {timeline.seconds:.4g} s, bubble {timeline.bubble:.1%}, peak activations "
         f"{max(timeline.peaks.values()) / chunks:.4g} micro-batches of a worker's layers",
         highlight=False,
     )
+    if whole is not None:
+        late = sum(map(swaps_of, plan.paths))
+        console.print(
+            f"all stages take {whole:.4g} s: {timeline.seconds / whole:.1%} of that; {late} stages are late",
+            highlight=False,
+        )
     for line in picture(timeline, min(max(console.width - 6, NARROWEST), WIDEST)):
         console.print(line, overflow="crop", no_wrap=True)
     if svg is not None:
@@ -73,6 +93,13 @@ def show_schedule(
     if spans is not None:
         spans.write_text(json.dumps(as_json(timeline, plan), indent=1) + "\n", encoding="utf-8")
     return timeline
+
+
+def _shared(stages: int, taken: int, seconds: StageSeconds) -> list[StageSeconds]:
+    """The stages' of a model that takes ``seconds`` times ``stages``, and of its end, that takes none."""
+    first = stage_share(stages, taken)
+    usual = stages / (stages - 1 + first)
+    return [seconds.times(first * usual), *[seconds.times(usual)] * (stages - 1), seconds.times(0.0)]
 
 
 def _table(title: str, timeline: Timeline, chunks: int) -> Table:

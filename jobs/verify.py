@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from jobs.assembly import data_arguments, optimizer_settings
+from jobs.assembly import data_arguments, optimizer_settings, paths_of
 from jobs.audit import audit
 from jobs.builders import build_data, build_layers
 from jobs.checkpoints import checkpoint_root
@@ -123,6 +123,7 @@ def _reference(recipe: Recipe, data: Data, device: torch.device) -> Reference:
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     for layer in layers:
         layer.to(device)
+    paths = paths_of(recipe, len(layers))
     return Reference(
         layers,
         loss,
@@ -131,6 +132,7 @@ def _reference(recipe: Recipe, data: Data, device: torch.device) -> Reference:
         micro_batches=recipe.parallel.micro_batches,
         settings=optimizer_settings(recipe),
         autocast=recipe.precision.autocast == "bf16",
+        orders=None if paths is None else [paths.layers_of(path) for path in paths.of],
         slices=recipe.parallel.slices,
     )
 

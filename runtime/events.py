@@ -276,7 +276,8 @@ KINDS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Eve
 class StepRecord(_Logged):
     """One committed step.
 
-    ``loss`` and ``held_out_loss`` are means per sample or token, ``fingerprint`` is that of the
+    ``loss`` and ``held_out_loss`` are means per sample or token, ``half_depth_loss`` as the latter with every
+    other stage left out (runs with paths only), ``fingerprint`` is that of the
     parameters after the step (modulo 2^64), ``attempts`` counts the tries (1: at once),
     ``committed_at`` is the reporting worker's clock (seconds since 1970). ``read``: which samples its
     micro-batches were made of, where the data set tells; it goes to a file of its own.
@@ -296,6 +297,7 @@ class StepRecord(_Logged):
     attempts: int = 1
     committed_at: float = 0.0
     read: StepSamples = ()
+    half_depth_loss: float | None = None
 
 
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {

@@ -70,6 +70,7 @@ class Metrics:
         self._step_time = gauge("step_time_seconds", "When the newest step was committed (Unix time)")
         self._loss = later("loss", "Training loss of the newest step")
         self._held_out_loss = later("held_out_loss", "Newest loss on held-out data")
+        self._half_depth_loss = later("half_depth_loss", "Newest loss on held-out data by half the stages")
         self._gradient_norm = later("gradient_norm", "Global gradient norm before clipping")
         self._learning_rate = later("learning_rate", "Learning rate of the newest step")
         self._peak_flops = later("peak_flops", "What the devices of all workers can do, FLOP/s")
@@ -115,6 +116,8 @@ class Metrics:
         self._loss.labels(self._run).set(record.loss)
         if record.held_out_loss is not None:
             self._held_out_loss.labels(self._run).set(record.held_out_loss)
+        if record.half_depth_loss is not None:
+            self._half_depth_loss.labels(self._run).set(record.half_depth_loss)
         self._gradient_norm.labels(self._run).set(record.grad_norm)
         self._learning_rate.labels(self._run).set(record.learning_rate)
         if self._step_flops is not None:

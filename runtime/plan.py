@@ -6,10 +6,11 @@ plan is ever edited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from runtime.layout import Layout
@@ -84,6 +85,9 @@ class Plan:
     every block's shards in order of (block, start); together they cover each block once. A stage group
     may hold several stages: then these have the same workers, and each of them is a chunk of theirs.
 
+    ``paths[m]``: the stages that micro-batch m passes, in order, from 0 to the last; none given: all of
+    them, in order. Where a micro-batch does not pass a stage its assignment there means nothing in training.
+
     ``teams``: workers of one stage group that compute micro-batches together. Those of a team are assigned to
     its first member, which leads it. Whoever is in none of them computes alone.
 
@@ -96,6 +100,7 @@ class Plan:
     shards: tuple[Shard, ...]
     keeping: Keeping = Keeping.PARAMETERS
     teams: tuple[tuple[WorkerId, ...], ...] = ()
+    paths: tuple[tuple[int, ...], ...] = ()
     strategy: Strategy | None = None
 
     @cached_property
@@ -106,6 +111,30 @@ class Plan:
     @property
     def micro_batches(self) -> int:
         return len(self.assignment[0])
+
+    @cached_property
+    def _next(self) -> tuple[Mapping[int, int], ...]:
+        return tuple(dict(pairwise(path)) for path in self.paths)
+
+    @cached_property
+    def _last(self) -> tuple[Mapping[int, int], ...]:
+        return tuple(dict(pairwise(reversed(path))) for path in self.paths)
+
+    def passes(self, micro_batch: int, stage: int) -> bool:
+        """Whether ``stage`` is on the path of ``micro_batch``."""
+        return not self.paths or stage in self.paths[micro_batch]
+
+    def after(self, micro_batch: int, stage: int) -> int | None:
+        """The stage that ``micro_batch`` passes next; None after the last one."""
+        if self.paths:
+            return self._next[micro_batch].get(stage)
+        return stage + 1 if stage + 1 < len(self.stages) else None
+
+    def before(self, micro_batch: int, stage: int) -> int | None:
+        """The stage from which ``micro_batch`` comes; None at the first one."""
+        if self.paths:
+            return self._last[micro_batch].get(stage)
+        return stage - 1 if stage else None
 
     @cached_property
     def _stages_of(self) -> dict[WorkerId, tuple[int, ...]]:
@@ -171,7 +200,8 @@ class Plan:
         dealt: dict[tuple[WorkerId, int], list[int]] = {}
         for k, row in enumerate(self.assignment):
             for micro_batch, worker in enumerate(row):
-                dealt.setdefault((worker, k), []).append(micro_batch)
+                if self.passes(micro_batch, k):
+                    dealt.setdefault((worker, k), []).append(micro_batch)
         return dealt
 
     def shards_of(self, block: int) -> Iterator[Shard]:
@@ -199,8 +229,8 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # what is cached is larger than the plan and quickly found again: it does not travel
-        state = (self.generation, self.stages, self.assignment, self.shards, self.keeping, self.teams)
-        return Plan, (*state, self.strategy)
+        state = (self.generation, self.stages, self.assignment, self.shards)
+        return Plan, (*state, self.keeping, self.teams, self.paths, self.strategy)
 
 
 def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:

@@ -12,6 +12,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     ...] of stage 0, ...], "teams": [[lead, ...], ...], "shards": {worker: {"owned": elements, "kept":
     elements of others' shards, "backups": [workers that keep its own]}}}``.
 
+    Where micro-batches skip stages, "paths" has those that each of them passes.
+
     Shards are summed up by worker: their bounds would make the record of a large plan large, and follow from
     the plan's stages.
     """
@@ -32,4 +34,5 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "assignment": [list(row) for row in plan.assignment],
         "teams": [list(team) for team in plan.teams],
         "shards": shards,
+        **({"paths": [list(path) for path in plan.paths]} if plan.paths else {}),
     }

@@ -147,7 +147,10 @@ def kept(plan: Plan, found: Salvage | None) -> float:
         layers[k] * sum(status is Status.DONE for status in statuses.values())
         for k, statuses in enumerate(found.statuses)
     )
-    return sum(finished) / (sum(layers) * plan.micro_batches)
+    whole = (
+        sum(layers[k] for k in range(len(layers)) if plan.passes(m, k)) for m in range(plan.micro_batches)
+    )
+    return sum(finished) / sum(whole)
 
 
 def remaining(plan: Plan, found: Salvage) -> dict[WorkerId, dict[int, int]]:
@@ -155,5 +158,6 @@ def remaining(plan: Plan, found: Salvage) -> dict[WorkerId, dict[int, int]]:
     left = {worker: dict.fromkeys(plan.stages_of(worker), 0) for worker in plan.workers}
     for k, row in enumerate(plan.assignment):
         for micro_batch, worker in enumerate(row):
-            left[worker][k] += found.status(k, micro_batch) is not Status.DONE
+            if plan.passes(micro_batch, k):
+                left[worker][k] += found.status(k, micro_batch) is not Status.DONE
     return left

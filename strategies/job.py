@@ -9,6 +9,7 @@ from typing import Literal
 from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
+from strategies.paths import Paths
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
 from strategies.search.space import Space
@@ -41,12 +42,13 @@ class Job:
     ``held_out_every`` are in steps, 0 for never (a checkpoint at the end is written always);
     ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
     (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
-    ``sharding``: a name of ``shardings.registry``; ``offload``: parameters are in host memory and come to
-    the device as they are needed. ``feed_workers`` prepare data for those that train; 0: these read by
-    themselves. ``sequence_slices``: where more than one, layers are computed in so many slices
-    (``strategies.sequence``), by teams of up to ``sequence`` workers. ``search``: what every plan may
-    choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are elsewhere) and with
-    links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
+    ``paths``: micro-batches pass only some stages, or in another order. ``sharding``: a name of
+    ``shardings.registry``; ``offload``: parameters are in host memory and come to the device as they are
+    needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
+    ``sequence_slices``: where more than one, layers are computed in so many slices
+    (``strategies.sequence``), by teams of up to ``sequence`` workers. ``search``: what every plan
+    may choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are elsewhere) and
+    with links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
     computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and
     ``optimizer`` only what the engine's own configuration leaves open.
     """
@@ -63,6 +65,7 @@ class Job:
     salvage: bool = True
     schedule: str = DEFAULT
     chunks: int = 1
+    paths: Paths | None = None
     sharding: str = SHARDING
     offload: Offload | None = None
     sequence: int = 1

@@ -7,6 +7,7 @@ theirs. The division that suits the new number of workers follows at the next st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, Stage, WorkerId
@@ -42,16 +43,17 @@ def mended(
         Stage(stage.first, stage.stop, tuple(sorted(by_members[stage.workers]))) for stage in previous.stages
     )
     assignment = tuple(
-        _dealt_again(k, row, stage.workers, speed, progress)
+        _dealt_again(previous, k, row, stage.workers, speed, progress)
         for k, (row, stage) in enumerate(zip(previous.assignment, stages, strict=True))
     )
     at_work = [member for member in members if any(member.worker in stage.workers for stage in stages)]
     shards = shard_blocks(layout, stages, at_work)
-    plan = Plan(generation, stages, assignment, shards, previous.keeping, strategy=previous.strategy)
+    plan = replace(previous, generation=generation, stages=stages, assignment=assignment, shards=shards)
     return plan, salvage(plan, step, progress)
 
 
 def _dealt_again(
+    plan: Plan,
     stage: int,
     row: Sequence[WorkerId],
     group: Sequence[WorkerId],
@@ -60,14 +62,14 @@ def _dealt_again(
 ) -> tuple[WorkerId, ...]:
     left = dict.fromkeys(group, 0)
     for micro_batch, worker in enumerate(row):
-        if worker in left:
+        if worker in left and plan.passes(micro_batch, stage):
             known = progress.get(worker)
             left[worker] += known is None or known.statuses.get((stage, micro_batch)) is not Status.DONE
     dealt = list(row)
     for micro_batch, worker in enumerate(row):
         if worker not in left:
             taker = min(group, key=lambda w: ((left[w] + 1) / speed[w], w))
-            left[taker] += 1
+            left[taker] += plan.passes(micro_batch, stage)
             dealt[micro_batch] = taker
     return tuple(dealt)
 
@@ -84,4 +86,10 @@ def pays(plan: Plan, found: Salvage, members: Sequence[Member], layer_seconds: S
         / speed[worker]
         for worker, stages in left.items()
     )
-    return finish < plan.micro_batches * sum(layer_seconds) / sum(speed.values())
+    again = sum(
+        sum(layer_seconds[stage.first : stage.stop])
+        for k, stage in enumerate(plan.stages)
+        for micro_batch in range(plan.micro_batches)
+        if plan.passes(micro_batch, k)
+    )
+    return finish < again / sum(speed.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from runtime.fabric.interface import Endpoint, Message, Tag
@@ -91,12 +92,20 @@ class Pipeline:
         passing = TeamPass if self.plan.teams else TrainingPass
         return passing(self, progress, exponents, salvage).run()
 
-    def evaluate(self, step: int, attempt: int, micro_batches: int) -> Losses:
-        """Forward of held-out micro-batches 0 to ``micro_batches`` - 1; returns this worker's losses."""
+    def evaluate(
+        self, step: int, attempt: int, micro_batches: int, path: Sequence[int] | None = None
+    ) -> Losses:
+        """Forward of held-out micro-batches 0 to ``micro_batches`` - 1; returns this worker's losses.
+
+        ``path``: the stages that they pass, from the first to the last one; None: all.
+        """
+        path = range(len(self.plan.stages)) if path is None else path
+        what = "held-out" if len(path) == len(self.plan.stages) else f"held-out by {len(path)} to"
+        following = dict(pairwise(path))
         stages = self.plan.stages_of(self.worker)
-        others = [Tag(self.plan.generation, step, attempt, f"held-out {k}") for k in stages if k > 0]
-        last = len(self.plan.stages) - 1
-        mine = [(k, m) for k in stages for m in range(micro_batches) if self._worker_at(k, m) == self.worker]
+        passed = [k for k in stages if k in path]
+        others = [Tag(self.plan.generation, step, attempt, f"{what} {k}") for k in passed if k > 0]
+        mine = [(k, m) for k in passed for m in range(micro_batches) if self._worker_at(k, m) == self.worker]
         to_start = [m for k, m in reversed(mine) if k == 0]
         losses: Losses = {}
         for _ in mine:
@@ -120,14 +129,15 @@ class Pipeline:
                 stage=stages.index(k),
             )
             self.spans.add(HELD_OUT, began, micro_batch)
-            if k == last:
+            if k not in following:
                 targets = self.data.held_out(micro_batch)[1]
                 loss, count, _ = self.stage.loss_of(value, targets, train=False)
                 losses[micro_batch] = (loss, count)
             else:
                 tensors, spec = flatten(value)
-                tag = Tag(self.plan.generation, step, attempt, f"held-out {k + 1}", (k + 1, micro_batch))
-                self.endpoint.send(self._worker_at(k + 1, micro_batch), tag, tensors, spec)
+                then = following[k]
+                tag = Tag(self.plan.generation, step, attempt, f"{what} {then}", (then, micro_batch))
+                self.endpoint.send(self._worker_at(then, micro_batch), tag, tensors, spec)
         return losses
 
     def _worker_at(self, stage: int, micro_batch: int) -> WorkerId:

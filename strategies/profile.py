@@ -21,6 +21,9 @@ from strategies.stage import Precision
 RUNS = 4
 """Each layer is timed so often and its fastest run counts: the first pays for lazy initialisation."""
 
+Form = tuple[Spec, list[tuple[torch.Size, torch.dtype]]]
+"""How a value is made up, and the shapes and types of its tensors."""
+
 LONG = 0.02
 """Seconds; for a layer that takes longer the second run is the last: a newcomer's warm-up is time that the
 others train without it."""
@@ -51,13 +54,16 @@ def profile(
     precision: Precision,
     device: torch.device,
     detailed: bool = False,
+    joints: Sequence[int] = (),
 ) -> Profile:
     """Runs one micro-batch through the layers, one at a time, and through the loss. ``detailed``: with all
-    that a search wants to know, by two more runs.
+    that a search wants to know, by two more runs. ``joints``: layers whose
+    inputs must be of one form, since what comes between is skipped or done in another order (``paths``).
 
-    Raises ValueError for a layer that changes its buffers in forward and for a loss that does not
-    return (scalar, count).
+    Raises ValueError for a layer that changes its buffers in forward, for a loss that does not
+    return (scalar, count), and for inputs at ``joints`` that are not alike.
     """
+    joined: tuple[int, Form] | None = None
     forward: list[float] = []
     backward: list[float] = []
     boundary_bytes: list[int] = []
@@ -69,6 +75,8 @@ def profile(
         layer.train()
         tensors, spec = flatten(value)
         tensors = [tensor.to(device).detach() for tensor in tensors]
+        if index in joints:
+            joined = _joined(joined, index, (spec, [(tensor.shape, tensor.dtype) for tensor in tensors]))
         once = partial(_run_once, index, layer, tensors, spec, seed, precision, device)
         run, counted = _counted(once)  # the first run is the slow one anyway
         seconds_forward, seconds_backward = run.forward, run.backward
@@ -111,6 +119,20 @@ class _Clock:
         passed = at - self._at - (without - self._without)
         self._at, self._without = at, without
         return max(passed, 0.0)
+
+
+def _joined(before: tuple[int, Form] | None, index: int, form: Form) -> tuple[int, Form]:
+    if before is None or before[1] == form:
+        return before or (index, form)
+    raise ValueError(
+        f"layers {before[0]} and {index} take inputs of different forms ({_in_words(before[1])}; "
+        f"{_in_words(form)}), but where stages are skipped micro-batches may come to either from one layer: "
+        "let all layers between the first and the last hand on what they take, or remove [paths]"
+    )
+
+
+def _in_words(form: Form) -> str:
+    return ", ".join(f"{dtype} {tuple(shape)}" for shape, dtype in form[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,15 +35,17 @@ class NonFiniteGradient(ValueError):
 class Share:
     """One worker's part of a step's outcome.
 
-    ``maxima_T`` are the largest |gradient| of each tensor; ``squared`` the squared norms of the
-    shards it owns, by tensor (exact integers; floats in fast mode); ``fingerprint`` is that of its
-    owned parameters as the step began; ``change`` the generation of the change of plan that this worker
-    knows of, or 0; ``samples`` those of the micro-batches in ``losses``, where the data tells them.
+    ``maxima_T`` are the largest |gradient| of each tensor; ``squared`` the squared norms of the shards it
+    owns, by tensor (exact integers; floats in fast mode); ``fingerprint`` is that of its owned parameters as
+    the step began; ``change`` the generation of the change of plan that this worker knows of, or 0;
+    ``half_depth`` as ``held_out``, by half the stages; ``samples`` those of the micro-batches in ``losses``,
+    where the data tells them.
     """
 
     losses: Losses = field(default_factory=dict)
     samples: dict[int, Samples] = field(default_factory=dict)
     held_out: Losses = field(default_factory=dict)
+    half_depth: Losses = field(default_factory=dict)
     maxima_T: np.ndarray | None = None
     squared: dict[int, int | float] = field(default_factory=dict)
     fingerprint: int = 0
@@ -66,6 +68,7 @@ class Outcome:
     stop: bool
     change: int = 0
     read: StepSamples = ()
+    half_depth_loss: float | None = None
 
 
 def outcome(shares: Iterable[Share]) -> Outcome:
@@ -73,6 +76,7 @@ def outcome(shares: Iterable[Share]) -> Outcome:
     shares = list(shares)
     loss, count = _mean(share.losses for share in shares)
     held_out, held_out_count = _mean(share.held_out for share in shares)
+    half_depth, half_depth_count = _mean(share.half_depth for share in shares)
     return Outcome(
         loss=loss,
         count=count,
@@ -80,6 +84,7 @@ def outcome(shares: Iterable[Share]) -> Outcome:
         fingerprint=sum(share.fingerprint for share in shares) % FINGERPRINT_MODULUS,
         stop=any(share.stop for share in shares),
         change=min((share.change for share in shares), default=0),
+        half_depth_loss=half_depth if half_depth_count else None,
         # not a mapping: were a micro-batch counted twice, the ledger would have to show it
         read=tuple(sorted(each for share in shares for each in share.samples.items())),
     )

@@ -24,7 +24,7 @@ from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
 from strategies.optimizer import Segment, segments, update
 from strategies.pipeline import Data, Pipeline
-from strategies.salvage import Losses, StepProgress
+from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
 from strategies.shardings.offload import StreamedLayers
 from strategies.shardings.registry import SHARDINGS
@@ -126,7 +126,7 @@ class StepRunner:
         step = version + 1
         began = time.perf_counter()
         self.seconds = StepSeconds()
-        held_out = self._evaluate(step) if self._evaluates_at(version) else {}
+        held_out = self._evaluate(step) if self._evaluates_at(version) else Share()
         exponents = self.exponents[version]
         attempt = 1
         while True:
@@ -183,8 +183,7 @@ class StepRunner:
     def conclude(self, version: int) -> Outcome:
         """The exchange after the last step: its fingerprint and the last held-out loss."""
         step = version + 1
-        held_out = self._evaluate(step) if self.job.held_out_every else {}
-        return outcome(self._exchange(step, 1, Share(held_out=held_out)))
+        return outcome(self._exchange(step, 1, self._evaluate(step) if self.job.held_out_every else Share()))
 
     def _tag(self, step: int, attempt: int, what: str) -> Tag:
         return Tag(self.plan.generation, step, attempt, what)
@@ -193,15 +192,19 @@ class StepRunner:
         every = self.job.held_out_every
         return every > 0 and version > 0 and version % every == 0
 
-    def _evaluate(self, step: int) -> Losses:
+    def _evaluate(self, step: int) -> Share:
+        """Held-out losses and nothing else."""
+        number, paths = self.job.held_out_micro_batches, self.job.paths
         self.rounds.begin(step, 0, sums=False)
-        losses = self.pipeline.evaluate(step, 0, self.job.held_out_micro_batches)
+        share = Share(held_out=self.pipeline.evaluate(step, 0, number))
+        if paths is not None:
+            share.half_depth = self.pipeline.evaluate(step, 0, number, paths.half)
         self.rounds.finish()
         self.pipeline.waiting.peers = 0.0  # of training's passes alone
-        return losses
+        return share
 
     def _attempt(
-        self, step: int, attempt: int, exponents: Exponents, held_out: Losses
+        self, step: int, attempt: int, exponents: Exponents, held_out: Share
     ) -> tuple[list[Share], dict[Piece, Tensor]]:
         probing = self._exact and exponents is None
         began = time.perf_counter()
@@ -212,10 +215,10 @@ class StepRunner:
         self.pipeline.between = partial(self._take_what_came, step - 1)
         self.rounds.begin(step, attempt, sums=not probing)
         losses = self.pipeline.train(self.progress, exponents, salvage)
-        share = Share(
+        share = replace(
+            held_out,
             losses=losses,
             samples={m: self.progress.samples[m] for m in losses if self.progress.samples[m]},
-            held_out=held_out,
             stop=self.stop_requested(),
             change=self.pending_change(),
         )

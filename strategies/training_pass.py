@@ -144,11 +144,12 @@ class TrainingPass:
         )
         pipeline.spans.add(FORWARD, began, micro_batch)
         self._tallies[chunk].add(Work.FORWARD)
-        if k < self._last:
+        following = self._plan.after(micro_batch, k)
+        if following is not None:
             if progress.keeps:
                 progress.values[task] = value
-            if self._status(k + 1, micro_batch) is None:
-                self._send_value(k + 1, micro_batch, value, samples)
+            if self._status(following, micro_batch) is None:
+                self._send_value(following, micro_batch, value, samples)
             if task in self._early:
                 progress.paused[task] = self._early.pop(task)
             return
@@ -196,12 +197,13 @@ class TrainingPass:
         if not split:
             progress.done.add(task)
         self._tallies[self._stages.index(k)].add(work)
-        if k == 0:
+        before = self._plan.before(micro_batch, k)
+        if before is None:
             return
         if progress.keeps:
             progress.gradients[task] = gradients
-        if self._status(k - 1, micro_batch) in (None, Status.FORWARD):
-            self._send_gradients(k - 1, micro_batch, gradients)
+        if self._status(before, micro_batch) in (None, Status.FORWARD):
+            self._send_gradients(before, micro_batch, gradients)
 
     def _is_deferred(self, task: Task) -> bool:
         """Whether nothing but weight gradients is left of it."""
@@ -225,11 +227,15 @@ class TrainingPass:
         """What went to workers that are lost, or was dropped with the old generation."""
         progress = self._progress
         for (k, micro_batch), value in sorted(progress.values.items(), key=lambda item: item[0]):
-            if salvage.status(k + 1, micro_batch) is None:
-                self._send_value(k + 1, micro_batch, value, progress.samples[micro_batch])
+            following = self._plan.after(micro_batch, k)
+            assert following is not None, "what went on went to somebody"
+            if salvage.status(following, micro_batch) is None:
+                self._send_value(following, micro_batch, value, progress.samples[micro_batch])
         for (k, micro_batch), gradients in sorted(progress.gradients.items(), key=lambda item: item[0]):
-            if salvage.status(k - 1, micro_batch) in (None, Status.FORWARD):
-                self._send_gradients(k - 1, micro_batch, gradients)
+            before = self._plan.before(micro_batch, k)
+            assert before is not None, "what went back went to somebody"
+            if salvage.status(before, micro_batch) in (None, Status.FORWARD):
+                self._send_gradients(before, micro_batch, gradients)
 
     def _tag(self, work: Work, stage: int) -> Tag:
         """The channel on which the input of ``work`` at ``stage`` comes."""

@@ -92,14 +92,22 @@ class Noise:
 
 
 def build(
-    *, layers: int, forward_seconds: float, width: int = 64, pace: str | None = None
+    *,
+    layers: int,
+    forward_seconds: float,
+    width: int = 64,
+    pace: str | None = None,
+    quick_ends: bool = False,
 ) -> tuple[list[nn.Module], Any]:
-    """``layers`` sleeping layers and the loss. ``pace`` is a file for ``slow_down``, which need not be there
-    yet. Raises ValueError for fewer than one layer."""
+    """``layers`` sleeping layers and the loss; with ``quick_ends`` the first and the last one take no time.
+    ``pace`` is a file for ``slow_down``, which need not be there yet. Raises ValueError for fewer than one
+    layer."""
     if layers < 1:
         raise ValueError(f"the model's layers is {layers}: it must be at least 1")
     path = None if pace is None else Path(pace)
-    return [SleepingLayer(width, forward_seconds, path) for _ in range(layers)], loss
+    quick = {0, layers - 1} if quick_ends else set()
+    seconds = (0.0 if layer in quick else forward_seconds for layer in range(layers))
+    return [SleepingLayer(width, each, path) for each in seconds], loss
 
 
 def build_data(*, micro_batch_size: int, micro_batches: int, seed: int, width: int = 64) -> Noise:

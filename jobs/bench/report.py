@@ -31,6 +31,7 @@ NAMES = (
     "schedules",
     "planner",
     "shardings",
+    "skipping",
 )
 
 

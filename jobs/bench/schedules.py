@@ -52,7 +52,8 @@ def formula(schedule: str, micro_batches: int, chunks: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bubble:
-    """One schedule; ``measured`` is the median over steps."""
+    """One schedule; ``measured`` is the median over steps, ``simulated`` has the ``handling_seconds`` that
+    were measured in the same run."""
 
     schedule: str
     micro_batches: int
@@ -60,6 +61,7 @@ class Bubble:
     measured: float
     simulated: Timeline
     step_seconds: float
+    handling_seconds: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -69,22 +71,38 @@ class Bubble:
 
 def measured_bubble(plan: Plan, measured: Mapping[WorkerId, Measured]) -> float:
     """Of one step, from what its workers measured: seconds in each layer, and those of the whole pass."""
-    busy = sum(
-        (each.forward[layer] + each.backward[layer]) * len(plan.micro_batches_of(worker, k))
-        for worker, each in measured.items()
-        for k in plan.stages_of(worker)
-        for layer in range(plan.stages[k].first, plan.stages[k].stop)
-    )
+    busy = sum(layer_seconds(plan, each) for each in measured.values())
     pass_seconds = max(each.seconds["pipeline"] for each in measured.values())
     return 1.0 - busy / (len(measured) * pass_seconds)
 
 
-def simulated(schedule: str, plan: Plan) -> Timeline:
+def handling_seconds(plan: Plan, measured: Mapping[WorkerId, Measured], works: int) -> float:
+    """What workers are busy for beside layers, waits for peers and for data, in each of the ``works`` pieces
+    of a micro-batch's work at a stage; the mean of all."""
+    left = pieces = 0.0
+    for worker, each in measured.items():
+        seconds = each.seconds
+        left += seconds["pipeline"] - seconds["wait_peers"] - seconds["wait_data"] - layer_seconds(plan, each)
+        pieces += works * sum(len(plan.micro_batches_of(worker, k)) for k in plan.stages_of(worker))
+    return max(left / pieces, 0.0)
+
+
+def layer_seconds(plan: Plan, measured: Measured) -> float:
+    """Of one worker in one step."""
+    return sum(
+        (measured.forward[layer] + measured.backward[layer]) * len(plan.micro_batches_of(measured.worker, k))
+        for k in plan.stages_of(measured.worker)
+        for layer in range(plan.stages[k].first, plan.stages[k].stop)
+    )
+
+
+def simulated(schedule: str, plan: Plan, handling: float = 0.0) -> Timeline:
     """The same plan under the simulated clock, with the seconds that the layers sleep."""
     each = BACKWARD * FORWARD_SECONDS / 2
     layers = [stage.stop - stage.first for stage in plan.stages]
     seconds = [StageSeconds(n * FORWARD_SECONDS, n * each, n * each) for n in layers]
-    return simulate(schedule_named(schedule, len(plan.stages) // STAGES), plan, seconds)
+    chunks = len(plan.stages) // STAGES
+    return simulate(schedule_named(schedule, chunks), plan, seconds, handling_seconds=handling)
 
 
 def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
@@ -101,36 +119,46 @@ def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
     return recipe_of(f"schedules-{schedule}", parallel, layers=LAYERS, forward_seconds=FORWARD_SECONDS)
 
 
-def measure(schedule: str, micro_batches: int, chunks: int, folder: Path) -> Bubble:
-    """Runs a few steps. Raises RuntimeError if the run ends by itself."""
-    with started(recipe(schedule, micro_batches, chunks), folder) as run:
-        bubbles: dict[int, tuple[float, float]] = {}
+@dataclass(frozen=True, slots=True)
+class PassSeconds:
+    """Of a run under ``plan``: the medians over some steps."""
+
+    plan: Plan
+    bubble: float
+    seconds: float
+    handling: float
+
+
+def measure(recipe: Recipe, folder: Path, works: int = 2) -> PassSeconds:
+    """Runs a few steps; ``works`` as in ``handling_seconds``. Raises RuntimeError if the run ends by
+    itself."""
+    workers = recipe.parallel.workers
+    with started(recipe, folder) as run:
+        found: dict[int, tuple[float, float, float]] = {}
 
         def enough() -> bool:
-            found = _whole_step(run)
-            if found is not None and found[0] > 1:
-                bubbles[found[0]] = found[1], found[2]
-            return len(bubbles) >= STEPS
+            measured, plan = _whole_step(run, workers), run.plan()
+            if measured and plan is not None and (step := measured[plan.workers[0]].step) > 1:
+                seconds = max(each.seconds["pipeline"] for each in measured.values())
+                handling = handling_seconds(plan, measured, works)
+                found[step] = measured_bubble(plan, measured), seconds, handling
+            return len(found) >= STEPS
 
-        wait_for(f"{STEPS} steps of {schedule}", enough, poll_seconds=0.3)
+        wait_for(f"{STEPS} steps of {recipe.parallel.schedule}", enough, poll_seconds=0.3)
         plan = run.plan()
         assert plan is not None, "a run that has committed steps has a plan"
-    measured, seconds = zip(*bubbles.values(), strict=True)
-    assert len(plan.stages) == STAGES * chunks, "every worker has its chunks"
-    return Bubble(
-        schedule, micro_batches, chunks, median(measured), simulated(schedule, plan), median(seconds)
-    )
+    bubble, seconds, handling = (median(each) for each in zip(*found.values(), strict=True))
+    return PassSeconds(plan, bubble, seconds, handling)
 
 
-def _whole_step(run: RayRun) -> tuple[int, float, float] | None:
-    """(the newest step that all workers have told of, its bubble, its pass's seconds)."""
-    progress, plan, measured = run.progress(1 << 30, 0), run.plan(), run.measured()
+def _whole_step(run: RayRun, workers: int) -> Mapping[WorkerId, Measured]:
+    """What all workers have told of one step, the newest; empty where some have not."""
+    progress, measured = run.progress(1 << 30, 0), run.measured()
     if progress.outcome is not None:
         raise RuntimeError(f"the run ended early: {progress.message}")
-    if plan is None or len(measured) < STAGES or len({each.step for each in measured.values()}) > 1:
-        return None
-    step = next(iter(measured.values())).step
-    return step, measured_bubble(plan, measured), max(m.seconds["pipeline"] for m in measured.values())
+    if len(measured) < workers or len({each.step for each in measured.values()}) > 1:
+        return {}
+    return measured
 
 
 def report(results: Sequence[Bubble]) -> BenchReport:
@@ -148,6 +176,7 @@ def report(results: Sequence[Bubble]) -> BenchReport:
                 "chunks": each.chunks,
                 "formula": formula(each.schedule, each.micro_batches, each.chunks),
                 "simulated": each.simulated.bubble,
+                "handling_ms": 1e3 * each.handling_seconds,
                 "measured": each.measured,
                 "deviation": each.deviation,
                 "simulated_seconds": each.simulated.seconds,
@@ -160,7 +189,9 @@ def report(results: Sequence[Bubble]) -> BenchReport:
             "the layers' compute is emulated: a layer sleeps in forward, as long for its input's gradient "
             "and as long for its weights'; actors, messages and sums are real",
             f"{LAYERS} equal layers on {STAGES} workers; seconds are those of the forwards and backwards of "
-            "a step; peak activations are in micro-batches of a worker's layers, by the simulation",
+            "a step; the simulation is told for how long workers were busy beside their layers (taking up "
+            "and sending messages) in the same run, on average (handling_ms, for each forward or backward); "
+            "peak activations are in micro-batches of a worker's layers, by the simulation",
         ),
     )
 
@@ -170,8 +201,13 @@ def run(console: Console) -> BenchReport:
     results = []
     with tempfile.TemporaryDirectory() as folder, connect(None, STAGES, 1.0, 0.0):
         for number, case in enumerate(CASES):
-            results.append(measure(*case, Path(folder) / f"{number}"))
-            each = results[-1]
+            schedule, _, chunks = case
+            works = 3 if schedule == "zero-bubble" else 2
+            found = measure(recipe(*case), Path(folder) / f"{number}", works)
+            assert len(found.plan.stages) == STAGES * chunks, "every worker has its chunks"
+            timeline = simulated(schedule, found.plan, found.handling)
+            each = Bubble(*case, found.bubble, timeline, found.seconds, found.handling)
+            results.append(each)
             console.print(
                 f"{each.schedule}, {each.micro_batches} micro-batches: bubble {each.measured:.1%}, simulated "
                 f"{each.simulated.bubble:.1%}",

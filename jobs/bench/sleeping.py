@@ -13,6 +13,7 @@ def recipe_of(
     *,
     steps: int = 100_000,
     build: str = "jobs.bench.emulated:build",
+    paths: dict[str, int] | None = None,
     **arguments: Any,
 ) -> Recipe:
     """A run that would go on for longer than the bench lasts, of micro-batches of one sample. ``arguments``
@@ -24,6 +25,7 @@ def recipe_of(
             "data": {"build": "jobs.bench.emulated:build_data"},
             "optimizer": {"learning_rate": 1e-4},
             "parallel": {"micro_batch_size": 1, **parallel},
+            "paths": paths,
             "metrics": {"enabled": False},
         }
     )

@@ -45,6 +45,11 @@ def check_plan(layout: Layout, plan: Plan, micro_batches: int, domains: Mapping[
     for stage, row in zip(plan.stages, plan.assignment, strict=True):
         check(len(row) == micro_batches, f"{len(row)} instead of {micro_batches} micro-batches")
         check(set(row) <= set(stage.workers), "a micro-batch is computed outside its stage")
+    for path in plan.paths:
+        check(len(set(path)) == len(path), f"the path {path} passes a stage twice")
+        check(
+            path[0] == 0 and path[-1] == len(plan.stages) - 1, f"the path {path} has no beginning or no end"
+        )
     reached = dict.fromkeys(range(len(layout.blocks)), 0)
     holders = [frozenset(plan.holders(block.layers)) for block in layout.blocks]
     members = frozenset(plan.workers)

@@ -60,7 +60,11 @@ class SimCluster:
             split_backward=settings.split_backward,
         )
         self._chooser, self._gain, self._mender = planner(
-            settings.model.layout, settings.model.micro_batches, settings.stages, settings.chunks
+            settings.model.layout,
+            settings.model.micro_batches,
+            settings.stages,
+            settings.chunks,
+            settings.model.cut,
         )
         self._hosts = 0
         self._highest = len(settings.domains) - 1

@@ -30,7 +30,6 @@ class SimPipeline:
         self.worker, self.endpoint, self.stage = step.worker, step.endpoint, step.stage
         self.me = step.me
         self._splits = step.worker.job.split_backward
-        self._last = len(plan.stages) - 1
 
     def train(self, progress: SimProgress, salvage: Salvage | None) -> Waits[dict[int, int]]:
         """Forward and backward of this worker's micro-batches, backward first. The real one's schedules only
@@ -63,11 +62,12 @@ class SimPipeline:
                 value = sample(step, task[1]) if message is None else message.note
                 yield from self.worker.fault("forward")
                 value = yield from self._forward(progress, task, value)
-                if task[0] < self._last:
+                following = self.plan.after(task[1], task[0])
+                if following is not None:
                     if progress.keeps:
                         progress.values[task] = value
-                    if _status(salvage, task[0] + 1, task[1]) is None:
-                        self._send(progress, "forward", task[0] + 1, task[1], value)
+                    if _status(salvage, following, task[1]) is None:
+                        self._send(progress, "forward", following, task[1], value)
                     if task in early:
                         gradient = early.pop(task)
                         yield from self._backward(progress, task, gradient, salvage)
@@ -109,12 +109,13 @@ class SimPipeline:
         del progress.in_flight[task], progress.paused[task]
         if task not in progress.deferred:
             progress.done.add(task)
-        if task[0] == 0:
+        before = self.plan.before(task[1], task[0])
+        if before is None:
             return
         if progress.keeps:
             progress.gradients[task] = gradient
-        if _status(salvage, task[0] - 1, task[1]) in (None, Status.FORWARD):
-            self._send(progress, "backward", task[0] - 1, task[1], gradient)
+        if _status(salvage, before, task[1]) in (None, Status.FORWARD):
+            self._send(progress, "backward", before, task[1], gradient)
 
     def _weight_gradients(self, progress: SimProgress, task: Task) -> Waits[None]:
         """Layer by layer, with an interrupt between any two."""
@@ -133,11 +134,13 @@ class SimPipeline:
     def _send_again(self, progress: SimProgress, salvage: Salvage) -> None:
         """What went to workers that are lost, or was dropped with the old generation."""
         for (k, micro_batch), value in sorted(progress.values.items()):
-            if salvage.status(k + 1, micro_batch) is None:
-                self._send(progress, "forward", k + 1, micro_batch, value)
+            following = self.plan.after(micro_batch, k)
+            if following is not None and salvage.status(following, micro_batch) is None:
+                self._send(progress, "forward", following, micro_batch, value)
         for (k, micro_batch), gradient in sorted(progress.gradients.items()):
-            if salvage.status(k - 1, micro_batch) in (None, Status.FORWARD):
-                self._send(progress, "backward", k - 1, micro_batch, gradient)
+            before = self.plan.before(micro_batch, k)
+            if before is not None and salvage.status(before, micro_batch) in (None, Status.FORWARD):
+                self._send(progress, "backward", before, micro_batch, gradient)
 
     def _tag(self, progress: SimProgress, what: str, stage: int) -> Tag:
         return Tag(self.plan.generation, progress.step, progress.attempt, f"{what} {stage}")

@@ -14,7 +14,7 @@ from runtime.simulation.checks import Violation, check
 from runtime.simulation.cluster import SimCluster
 from runtime.simulation.journal import Journal
 from runtime.simulation.settings import Planner, Settings, Stages
-from runtime.simulation.toy import ToyModel, toy_layout
+from runtime.simulation.toy import Cut, ToyModel, toy_layout
 
 Kind = Literal[
     "kill",
@@ -90,6 +90,7 @@ class Schedule:
     def __str__(self) -> str:
         s = self.settings
         chunks = f" x {s.chunks} chunks" if s.chunks > 1 else ""
+        chunks += f" on paths {s.model.cut.paths}" if s.model.cut is not None else ""
         return (
             f"seed {self.seed}: {s.steps} steps on {len(s.domains)} workers ({', '.join(s.domains)}), "
             f"{s.stages} stages{chunks}, {s.model.micro_batches} micro-batches, {s.min_workers} to "
@@ -129,7 +130,19 @@ def draw(seed: int) -> Schedule:
         split_backward=random.random() < 0.3,
         chunks=random.choice((1, 1, 2)),
     )
+    if settings.chunks == 1 and random.random() < 0.3:
+        cut = _cut(random, layers, settings.model.micro_batches)
+        settings = replace(settings, model=replace(settings.model, cut=cut))
     return Schedule(seed, settings, tuple(faults))
+
+
+def _cut(random: Random, layers: int, micro_batches: int) -> Cut:
+    """Any stages, and any paths over them from the first to the last."""
+    stages = random.randint(3, layers)
+    bounds = (0, *sorted(random.sample(range(1, layers), stages - 1)), layers)
+    middle = range(1, stages - 1)
+    paths = (random.sample(middle, random.randint(0, stages - 2)) for _ in range(micro_batches))
+    return Cut(bounds, tuple((0, *path, stages - 1) for path in paths))
 
 
 _FLAVOURS: dict[str, tuple[Kind, ...]] = {

@@ -9,12 +9,12 @@ from typing import Literal
 from runtime.detection import Patience
 from runtime.layout import Layout
 from runtime.signals import PlanChooser, PlanGain, PlanMender
-from runtime.simulation.toy import ToyModel
+from runtime.simulation.toy import Cut, ToyModel
 
 Stages = int | Literal["auto"]
-Planner = Callable[[Layout, int, Stages, int], tuple[PlanChooser, PlanGain, PlanMender]]
-"""(layout, micro-batches, stages, chunks) -> how the controller divides work. The real planner lives in
-another room, so whoever starts a simulation brings it along."""
+Planner = Callable[[Layout, int, Stages, int, Cut | None], tuple[PlanChooser, PlanGain, PlanMender]]
+"""(layout, micro-batches, stages, chunks, stages that may be skipped) -> how the controller divides work.
+The real planner lives in another room, so whoever starts a simulation brings it along."""
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,27 @@ def toy_layout(layers: int, units: int, *, tied: bool = False) -> Layout:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Stage k holds layers ``bounds[k]`` to ``bounds[k + 1] - 1``; ``paths`` as in ``Plan``."""
+
+    bounds: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class ToyModel:
-    """The arithmetic of a step, as pure functions."""
+    """The arithmetic of a step, as pure functions. With a ``cut`` micro-batches pass only some layers."""
 
     layout: Layout
     micro_batches: int
+    cut: Cut | None = None
+
+    def order(self, micro_batch: int) -> tuple[int, ...]:
+        """The layers that ``micro_batch`` passes."""
+        if self.cut is None:
+            return tuple(range(self.layout.layers))
+        bounds = self.cut.bounds
+        return tuple(layer for k in self.cut.paths[micro_batch] for layer in range(bounds[k], bounds[k + 1]))
 
     def forward(self, layer: int, value: int, working: Working) -> int:
         return hash((value, layer, *(tuple(working[b.index]) for b in self._blocks(layer))))
@@ -97,17 +113,17 @@ class Reference:
 
     def _step(self) -> None:
         model, working = self.model, dict(enumerate(self._states[-1]))
-        step, layers = len(self._states), range(self.model.layout.layers)
+        step = len(self._states)
         totals = dict.fromkeys(working, 0)
         loss = 0
         for micro_batch in range(model.micro_batches):
-            values = [sample(step, micro_batch)]
-            for layer in layers:
+            values, order = [sample(step, micro_batch)], model.order(micro_batch)
+            for layer in order:
                 values.append(model.forward(layer, values[-1], working))
             loss += model.loss(values[-1])
             gradient = values[-1]
-            for layer in reversed(layers):
-                gradient, parts = model.backward(layer, values[layer], gradient, working)
+            for layer, value in zip(reversed(order), reversed(values[:-1]), strict=True):
+                gradient, parts = model.backward(layer, value, gradient, working)
                 for block, part in parts.items():
                     totals[block] += part
         self._losses.append(loss)

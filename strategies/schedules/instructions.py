@@ -85,11 +85,13 @@ class Place:
     ``stages`` are its own, ascending, one for each chunk.
 
     ``in_lanes``: micro-batches that meet anywhere are together at every stage, and all of them begin anew.
+    ``workers``: of all stages together.
     """
 
     shape: tuple[tuple[int, int], ...]
     stages: tuple[int, ...]
     in_lanes: bool
+    workers: int
 
     @classmethod
     def of(cls, plan: Plan, worker: WorkerId, *, anew: bool = True) -> Place:
@@ -99,7 +101,8 @@ class Place:
         )
         lanes = len(set(zip(*plan.assignment, strict=True)))
         apart = all(len(set(row)) == lanes for row in plan.assignment)
-        return cls(shape, plan.stages_of(worker), anew and apart)
+        in_lanes = anew and apart and not plan.paths
+        return cls(shape, plan.stages_of(worker), in_lanes, len(plan.workers))
 
 
 Schedule = Callable[[Place, Sequence[Tally]], Iterator[Offer]]

@@ -17,13 +17,11 @@ def pipeline_seconds(
     groups: Sequence[Sequence[float]],
     micro_batches: int,
     seconds: Sequence[StageSeconds],
-    unsteadiness: float = 0.0,
 ) -> float:
     """Seconds from the first forward to the last backward, simulated; about 6 us for each task.
 
     ``groups`` are the speeds of each stage group's workers, ``bounds`` and ``seconds`` (at speed 1.0)
     those of ``strategy.chunks`` x groups stages, held by the groups in turn.
-    ``unsteadiness`` as in ``simulate``.
     """
     first = list(accumulate(map(len, groups), initial=0))
     workers = [tuple(range(a, b)) for a, b in pairwise(first)]
@@ -34,7 +32,7 @@ def pipeline_seconds(
     stages = tuple(Stage(a, b, workers[k % len(groups)]) for k, (a, b) in enumerate(pairwise(bounds)))
     plan = Plan(0, stages, tuple(dealt[k % len(groups)] for k in range(len(stages))), ())
     speeds = dict(enumerate(speed for group in groups for speed in group))
-    return plan_pipeline_seconds(plan, strategy, seconds, speeds, unsteadiness)
+    return plan_pipeline_seconds(plan, strategy, seconds, speeds)
 
 
 def plan_pipeline_seconds(
@@ -42,8 +40,7 @@ def plan_pipeline_seconds(
     strategy: Strategy,
     seconds: Sequence[StageSeconds],
     speeds: Mapping[WorkerId, float],
-    unsteadiness: float = 0.0,
 ) -> float:
     """``pipeline_seconds`` of a plan as it is dealt."""
     schedule = schedule_named(strategy.schedule, strategy.chunks)
-    return simulate(schedule, plan, seconds, speeds, unsteadiness=unsteadiness).seconds
+    return simulate(schedule, plan, seconds, speeds).seconds

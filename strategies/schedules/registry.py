@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from strategies.schedules import gpipe, interleaved, one_f_one_b, zero_bubble
+from strategies.schedules import gpipe, interleaved, one_f_one_b, skippipe, zero_bubble
 from strategies.schedules.instructions import Schedule
 
 
@@ -21,6 +21,7 @@ SCHEDULES: Mapping[str, Entry] = {
     "1f1b": Entry(one_f_one_b.instructions),
     "interleaved": Entry(interleaved.instructions, chunked=True),
     "zero-bubble": Entry(zero_bubble.instructions),
+    "skippipe": Entry(skippipe.instructions),
 }
 DEFAULT = "1f1b"
 

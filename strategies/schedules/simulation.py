@@ -28,6 +28,11 @@ class StageSeconds:
     input_gradient: float
     weight_gradient: float
 
+    def times(self, factor: float) -> StageSeconds:
+        return StageSeconds(
+            factor * self.forward, factor * self.input_gradient, factor * self.weight_gradient
+        )
+
     def of(self, work: Work) -> float:
         if work is Work.FORWARD:
             return self.forward
@@ -120,11 +125,11 @@ def simulate(
     speeds: Mapping[WorkerId, float] | None = None,
     room: int | None = None,
     message_seconds: float = 0.0,
-    unsteadiness: float = 0.0,
+    handling_seconds: float = 0.0,
 ) -> Timeline:
     """One pass of ``plan``'s micro-batches; ``seconds`` has one entry a stage, ``message_seconds`` are
-    those from one worker to another. ``unsteadiness`` makes every task take between 1 - u and 1 + u times its
-    seconds, in a fixed sequence without a trend.
+    those from one worker to another. ``handling_seconds``: for so long a worker is busy with each piece of
+    work beside the layers (taking up and sending messages, say); they are no part of its span.
 
     ``room``: for how many layers x micro-batches a worker has memory. Raises ValueError where a worker keeps
     more than that, and where the schedule deadlocks.
@@ -133,7 +138,6 @@ def simulate(
     events: list[tuple[float, bool, WorkerId, Task, Work]] = []
     """(when, whether an input comes and not something ends, who, what of which work)."""
     spans: list[Span] = []
-    last = len(plan.stages) - 1
 
     def send(now: float, sender: WorkerId | None, task: Task, work: Work) -> None:
         worker = plan.assignment[task[0]][task[1]]
@@ -143,12 +147,16 @@ def simulate(
     def end(now: float, worker: WorkerId, task: Task, work: Work) -> None:
         stage, micro_batch = task
         workers[worker].done(stage, micro_batch, work)
-        if work is Work.FORWARD and stage < last:
-            send(now, worker, (stage + 1, micro_batch), Work.FORWARD)
-        elif work is Work.FORWARD:
-            send(now, worker, task, Work.BACKWARD)
-        elif work is not Work.WEIGHT_GRADIENT and stage > 0:
-            send(now, worker, (stage - 1, micro_batch), Work.BACKWARD)
+        if work is Work.FORWARD:
+            following = plan.after(micro_batch, stage)
+            if following is None:
+                send(now, worker, task, Work.BACKWARD)
+            else:
+                send(now, worker, (following, micro_batch), Work.FORWARD)
+        elif work is not Work.WEIGHT_GRADIENT:
+            before = plan.before(micro_batch, stage)
+            if before is not None:
+                send(now, worker, (before, micro_batch), Work.BACKWARD)
 
     for micro_batch in range(plan.micro_batches):
         send(0.0, None, (0, micro_batch), Work.FORWARD)
@@ -165,11 +173,9 @@ def simulate(
             taken = workers[worker].take()
             if taken is not None:
                 stage, micro_batch, work = taken
-                lasts = seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
-                if unsteadiness:
-                    lasts *= 1.0 + unsteadiness * (2.0 * (len(spans) * GOLDEN % 1.0) - 1.0)
-                ends = now + lasts
-                spans.append(Span(worker, stage, micro_batch, work, now, ends))
+                begins = now + handling_seconds
+                ends = begins + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
+                spans.append(Span(worker, stage, micro_batch, work, begins, ends))
                 heappush(events, (ends, False, worker, (stage, micro_batch), work))
     _check(workers, room)
     return Timeline(tuple(spans), {worker: each.peak for worker, each in workers.items()})

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from strategies.sequence.division import slice_bounds
 
 Tensors = tuple[Tensor, ...]
 
@@ -156,6 +159,19 @@ def check_phases(layers: Sequence[nn.Module]) -> None:
                 "parallel.sequence = 1 and leave out parallel.sequence_slices, or give the layer a method "
                 "phases (strategies.sequence.phases; see jobs.models.gpt)"
             )
+
+
+def cut(tensors: Sequence[Tensor], slices: int) -> list[list[Tensor]]:
+    """``tensors``, all ``B T ...``, by slice. Raises ValueError for others, and for sequences too short."""
+    lengths = {tensor.shape[1] for tensor in tensors if tensor.ndim > 1}
+    if len(lengths) != 1 or any(tensor.ndim < 2 for tensor in tensors):
+        raise ValueError(
+            "a sequence can be divided only where every tensor of the inputs and of the targets has the "
+            "batch and the sequence as its first two dimensions: set parallel.sequence = 1 and leave out "
+            "parallel.sequence_slices"
+        )
+    bounds = slice_bounds(lengths.pop(), slices)
+    return [[tensor[:, start:stop].contiguous() for tensor in tensors] for start, stop in pairwise(bounds)]
 
 
 # --- between the spaces ---------------------------------------------------------------------

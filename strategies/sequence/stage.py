@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ from torch import Tensor
 from runtime.streams import seed_layer
 from strategies.boundary import Value, flatten, unflatten
 from strategies.model import Model
-from strategies.sequence.division import slice_bounds
 from strategies.sequence.exchange import Exchange
-from strategies.sequence.phases import Act, Phase, Phases, Space, Tensors, check_phases, phases_of
+from strategies.sequence.phases import Act, Phase, Phases, Space, Tensors, check_phases, cut, phases_of
 from strategies.stage import Activation, Gradients, StageModel, leaf
 
 Sliced = dict[int, Tensors]
@@ -74,26 +72,12 @@ class SequenceStage(StageModel):
     def split(self, value: Value) -> Sliced:
         """All slices of ``value``, whose tensors are all ``B T ...``. Raises ValueError for others."""
         tensors, _ = flatten(value)
-        return {s: tuple(part) for s, part in enumerate(self._cut(tensors))}
+        return {s: tuple(part) for s, part in enumerate(cut(tensors, self.slices))}
 
     def split_targets(self, targets: Value) -> list[Value]:
         """As ``split``, in the form that the loss knows."""
         tensors, spec = flatten(targets)
-        return [unflatten(part, spec) for part in self._cut(tensors)]
-
-    def _cut(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        lengths = {tensor.shape[1] if tensor.ndim > 1 else 0 for tensor in tensors}
-        if len(lengths) != 1:
-            raise ValueError(
-                "a sequence can be divided only where every tensor of the inputs and of the targets has the "
-                "batch and the sequence as its first two dimensions: set parallel.sequence = 1 and leave out "
-                "parallel.sequence_slices"
-            )
-
-        bounds = slice_bounds(lengths.pop(), self.slices)
-        return [
-            [tensor[:, start:stop].contiguous() for tensor in tensors] for start, stop in pairwise(bounds)
-        ]
+        return [unflatten(part, spec) for part in cut(tensors, self.slices)]
 
     # --- forward ----------------------------------------------------------------------------
 

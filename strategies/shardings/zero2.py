@@ -50,7 +50,10 @@ class GradientRounds(ZeroRounds):
         for stage in range(len(self.plan.stages)):
             first, stop = self.plan.stages[stage].first, self.plan.stages[stage].stop
             mine = sum(self._worker in self.owners_of(layer) for layer in range(first, stop))
-            due += mine * sum(worker != self._worker for worker in self.plan.assignment[stage])
+            due += mine * sum(
+                worker != self._worker and self.plan.passes(micro_batch, stage)
+                for micro_batch, worker in enumerate(self.plan.assignment[stage])
+            )
         return due
 
     def begin(self, step: int, attempt: int, *, sums: bool) -> None:

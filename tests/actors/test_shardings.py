@@ -3,6 +3,7 @@ join. ``test_schedules`` has the same cells for ZeRO-1, in more divisions of wor
 
 from __future__ import annotations
 
+import random
 import secrets
 from functools import partial
 from itertools import product
@@ -20,7 +21,15 @@ from strategies.schedules.registry import SCHEDULES
 from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT, SHARDINGS
 from strategies.stage import Precision
-from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, newest_checkpoint, recoveries
+from tests.support.chaos import (
+    ChaosRun,
+    Trigger,
+    TriggeringTokens,
+    losses,
+    newest_checkpoint,
+    random_faults,
+    recoveries,
+)
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import reference_bits, toy_bits
 from tests.support.models import build
@@ -87,6 +96,18 @@ def test_a_loss_at_any_point_of_a_step(tmp_path: Path, sharding: str, at: str) -
     result = run_of(tmp_path, "1f1b", sharding, faults=faults).run()
     assert_same_bits(result)
     assert {event.worker for event in losses(result)} == {0, 3}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("sharding", ["ddp-offloaded", "zero2", "zero3"])
+def test_random_losses(tmp_path: Path, sharding: str, seed: int) -> None:
+    """One to all but one die at random points, also in the recovery from one another."""
+    rng = random.Random(f"{sharding} {seed}")
+    victims = rng.sample(range(WORKERS), rng.randint(1, WORKERS - 1))
+    faults = random_faults(rng, WORKERS, victims, STEPS)
+    run = run_of(tmp_path, rng.choice(list(SCHEDULES)), sharding, faults=faults, checkpoint_every=1)
+    assert_same_bits(run.run())
+    run.assert_survivors_untouched(run.dead)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero2", "zero3"])

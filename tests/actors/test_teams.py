@@ -15,12 +15,21 @@ from strategies.stage import Precision
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, random_faults, recoveries
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import Bits, reference_bits
+from tests.support.models import Tokens
 from tests.support.ray_jobs import wait_until
 from tests.support.sequences import TOKENS, build_gpt, build_ladder, long_tokens
 
 STEPS, SLICES, MICRO_BATCHES = 4, 5, 3
 LAYOUTS = [(2, 1, 2), (3, 1, 2), (5, 2, 3), (4, 1, 4)]
 """Workers, stages, workers of a team: even and uneven, one team and several."""
+
+
+class Pairs(Tokens):
+    """Targets of one number a sample."""
+
+    def micro_batch(self, step: int, micro_batch: int) -> Any:
+        tokens_BT, targets_BT = super().micro_batch(step, micro_batch)
+        return tokens_BT, targets_BT[:, 0]
 
 
 @cache
@@ -130,3 +139,14 @@ def test_two_losses_leave_one_worker(tmp_path: Path) -> None:
     assert_same_bits(run.run())
     plan = run.members[1].follower.plan
     assert plan is not None and (plan.workers, plan.teams) == ((1,), ())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(Tokens(5, length=3), "3 tokens cannot be cut into 5 slices"), (Pairs(5), "its first two dimensions")],
+)
+def test_data_that_cannot_be_divided_is_refused_before_training(
+    tmp_path: Path, data: Tokens, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_of(tmp_path, 1, 1, 1, build_data=lambda: data).run()

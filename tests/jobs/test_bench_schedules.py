@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from jobs.bench.report import show
-from jobs.bench.schedules import CASES, Bubble, formula, measured_bubble, report, simulated
+from jobs.bench.schedules import (
+    CASES,
+    Bubble,
+    formula,
+    handling_seconds,
+    measured_bubble,
+    report,
+    simulated,
+)
 from runtime.plan import Plan, Stage
 from runtime.protocol import Measured
 
@@ -37,6 +45,22 @@ def test_the_measured_bubble_is_what_no_layer_takes(chunks: int) -> None:
             worker, 3, dict.fromkeys(layers, 1.0), dict.fromkeys(layers, 2.0), seconds
         )
     assert measured_bubble(plan, measured) == 1.0 - (4 * 2 * 4 * 3.0) / (4 * 40.0)
+
+
+def test_handling_is_what_is_neither_layers_nor_waiting() -> None:
+    plan = plan_of(1, 4)
+    seconds = {"pipeline": 40.0, "wait_peers": 7.0, "wait_data": 1.0}
+    measured = {
+        worker: Measured(
+            worker, 3, {2 * worker: 1.0, 2 * worker + 1: 1.0}, {2 * worker: 2.0, 2 * worker + 1: 2.0}, seconds
+        )
+        for worker in plan.workers
+    }
+    assert handling_seconds(plan, measured, works=2) == (40.0 - 7.0 - 1.0 - 4 * 6.0) / 8
+    # what is handled is no layer's: it lengthens the pass, and so the bubble
+    alone, handled = (simulated("1f1b", plan, handling) for handling in (0.0, 0.01))
+    assert handled.seconds == pytest.approx(alone.seconds + (2 * 4 + 2 * 3) * 0.01)
+    assert sum(map(handled.busy, plan.workers)) == pytest.approx(sum(map(alone.busy, plan.workers)))
 
 
 def test_the_report_names_the_worst_deviation() -> None:

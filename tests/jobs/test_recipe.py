@@ -213,8 +213,8 @@ WRONG = {
     "unknown schedule": (
         "workers = 4",
         'workers = 4\nschedule = "2f2b"',
-        'demo.toml: parallel.schedule must be "auto" or one of gpipe, 1f1b, interleaved, zero-bubble, not '
-        '"2f2b".',
+        'demo.toml: parallel.schedule must be "auto" or one of gpipe, 1f1b, interleaved, zero-bubble, '
+        'skippipe, not "2f2b".',
     ),
     "chunks of a schedule that is to be chosen": (
         "workers = 4",
@@ -377,6 +377,16 @@ WRONG = {
         "steps = ",
         "demo.toml: not valid TOML, invalid value (at line 3, column 9): mend that line.",
     ),
+    "skippipe without paths": (
+        "workers = 4",
+        'workers = 4\nschedule = "skippipe"',
+        'demo.toml: parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.',
+    ),
+    "paths without skippipe": (
+        "",
+        "[paths]\nstages = 4\ntaken = 3\n",
+        'demo.toml: parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.',
+    ),
     "key given twice": (
         "workers = 4",
         "workers = 4\nworkers = 5",
@@ -417,6 +427,19 @@ def test_wrong_override_is_refused(good: Path, setting: str, message: str) -> No
     with pytest.raises(RecipeError) as refusal:
         load_recipe(good, [setting])
     assert str(refusal.value) == message
+
+
+def test_paths_decide_the_bits(good: Path) -> None:
+    plain = load_recipe(good)
+    few, many = (
+        load_recipe(good, ["parallel.schedule=skippipe", "paths.stages=4", f"paths.taken={taken}"])
+        for taken in (2, 3)
+    )
+    assert len({recipe.numerics_digest() for recipe in (plain, few, many)}) == 3
+    assert many.paths is not None and many.paths.swaps is None
+    paths = ["parallel.schedule=skippipe", "paths.stages=4", "paths.taken=3"]
+    with pytest.raises(RecipeError, match=r"\[paths\] does not go with parallel.sequence_slices \(2\)"):
+        load_recipe(good, [*paths, "parallel.sequence_slices=2"])
 
 
 def test_override_of_a_list_element_that_is_not_there(good: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -58,5 +59,16 @@ def test_the_command_refuses_what_cannot_be_done() -> None:
         ["interleaved"],
         ["gpipe", "--micro-batches", "0"],
         ["gpipe", "--room", "4"],
+        ["gpipe", "--taken", "2"],
+        ["skippipe", "--taken", "5"],
     ):
         assert CliRunner().invoke(app, ["schedule", *arguments]).exit_code == 2
+
+
+def test_paths_that_skip_stages_are_shown_beside_the_full_step() -> None:
+    arguments = ["schedule", "skippipe", "--stages", "6", "--micro-batches", "24", "--taken", "4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "6 stages x 24 micro-batches, 4 taken" in result.output
+    (share,) = re.findall(r"all stages take 87 s: ([\d.]+)% of that; [1-9]\d* stages", result.output)
+    assert 66.0 < float(share) < 80.0

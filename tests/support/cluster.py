@@ -245,7 +245,9 @@ class LocalRun:
         keeping = SHARDINGS[job.sharding].keeping
         teaming = Teaming(job.sequence, job.sequence_slices)
         parts = (first.layout, first.profile)
-        chooser = plan_chooser(*parts, job.micro_batches, self.stages, job.chunks, keeping, teaming)
+        chooser = plan_chooser(
+            *parts, job.micro_batches, self.stages, job.chunks, keeping, teaming, job.paths
+        )
         if job.search is not None:
             chooser, _ = searched_planners(*parts, job, job.search)
         mender = plan_mender(*parts) if job.salvages else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,6 +26,7 @@ def reference_steps(
     micro_batches: int = 5,
     autocast: bool = False,
     optimizer: OptimizerSettings = OPTIMIZER,
+    orders: Sequence[Sequence[int]] | None = None,
     slices: int = 1,
 ) -> list[ReferenceStep]:
     """The defaults are those of ``toy_job``."""
@@ -39,6 +40,7 @@ def reference_steps(
         micro_batches=micro_batches,
         settings=optimizer,
         autocast=autocast,
+        orders=orders,
         slices=slices,
     )
     return [reference.step() for _ in range(steps)]

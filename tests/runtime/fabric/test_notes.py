@@ -69,7 +69,7 @@ def test_a_plan_comes_without_what_was_worked_out_from_it() -> None:
     sent = plan()
     assert sent.workers == (0, 1)
     found = notes.loads(notes.dumps(sent))
-    fields = {"generation", "stages", "assignment", "shards", "keeping", "teams", "strategy"}
+    fields = {"generation", "stages", "assignment", "shards", "keeping", "teams", "paths", "strategy"}
     assert found == sent and set(vars(found)) == fields
 
 

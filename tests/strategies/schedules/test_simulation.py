@@ -188,7 +188,7 @@ def test_spans_say_who_did_what() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    names = "gpipe, 1f1b, interleaved, zero-bubble"
+    names = "gpipe, 1f1b, interleaved, zero-bubble, skippipe"
     with pytest.raises(ValueError, match=f"'2f2b' is no schedule: choose one of {names}"):
         schedule_named("2f2b", 1)
     with pytest.raises(ValueError, match="gpipe has one chunk a worker, not 2: choose interleaved"):

@@ -1,0 +1,28 @@
+"""What a recipe may say of micro-batches that do not pass all of the model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class Paths(BaseModel):
+    """For ``schedule = "skippipe"``: the model in ``stages`` and its end, of which every micro-batch passes
+    ``taken`` and the end, at most ``swaps`` of them late (default: 2, or 0 where nothing is skipped)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    stages: PositiveInt
+    taken: PositiveInt
+    swaps: Annotated[int, Field(ge=0)] | None = None
+
+
+def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str) -> None:
+    """Raises ValueError for a combination that cannot be."""
+    if (schedule == "skippipe") != (paths is not None):
+        raise ValueError('parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.')
+    if paths is not None and engine != "reknit":
+        raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
+    if paths is not None and slices > 1:
+        raise ValueError(f"[paths] does not go with parallel.sequence_slices ({slices}): remove one of them.")
