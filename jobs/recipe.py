@@ -293,7 +293,9 @@ class Recipe(Section):
             engine=self.engine.name,
         )
         offloads, teams = parallel.offload is not None, (parallel.sequence, parallel.slices)
-        check_paths(parallel.schedule, self.paths, parallel.slices, self.engine.name)
+        check_paths(
+            parallel.schedule, self.paths, parallel.slices, self.engine.name, self.precision.recompute
+        )
         check_sharding(parallel.sharding, offloads, self.reduction, self.engine.name)
         check_sequence(*teams, parallel.sharding, self.engine.name, offloads=offloads)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:

@@ -18,11 +18,16 @@ class Paths(BaseModel):
     swaps: Annotated[int, Field(ge=0)] | None = None
 
 
-def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str) -> None:
+def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str, recompute: object) -> None:
     """Raises ValueError for a combination that cannot be."""
     if (schedule == "skippipe") != (paths is not None):
         raise ValueError('parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.')
     if paths is not None and engine != "reknit":
         raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
+    if paths is not None and recompute == "auto":
+        raise ValueError(
+            '[paths] does not go with precision.recompute = "auto", which has the layers cut anew: name what is '
+            "recomputed, or remove [paths]."
+        )
     if paths is not None and slices > 1:
         raise ValueError(f"[paths] does not go with parallel.sequence_slices ({slices}): remove one of them.")

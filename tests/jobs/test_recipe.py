@@ -440,6 +440,8 @@ def test_paths_decide_the_bits(good: Path) -> None:
     paths = ["parallel.schedule=skippipe", "paths.stages=4", "paths.taken=3"]
     with pytest.raises(RecipeError, match=r"\[paths\] does not go with parallel.sequence_slices \(2\)"):
         load_recipe(good, [*paths, "parallel.sequence_slices=2"])
+    with pytest.raises(RecipeError, match=r'\[paths\] does not go with precision.recompute = "auto"'):
+        load_recipe(good, [*paths, "precision.recompute=auto"])
 
 
 def test_override_of_a_list_element_that_is_not_there(good: Path) -> None:
