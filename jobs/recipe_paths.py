@@ -26,8 +26,8 @@ def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str, re
         raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
     if paths is not None and recompute == "auto":
         raise ValueError(
-            '[paths] does not go with precision.recompute = "auto", which has the layers cut anew: name what is '
-            "recomputed, or remove [paths]."
+            '[paths] does not go with precision.recompute = "auto", which has the layers cut anew: name what '
+            "is recomputed, or remove [paths]."
         )
     if paths is not None and slices > 1:
         raise ValueError(f"[paths] does not go with parallel.sequence_slices ({slices}): remove one of them.")
