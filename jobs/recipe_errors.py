@@ -81,7 +81,8 @@ def _complaint(
         section = dotted(location[:-1])
         return f"is missing: add it {f'to [{section}]' if section else 'as a section of its own'}."
     if kind == "value_error":
-        return f"{message.removeprefix('Value error, ')}, not {shown(given)}."
+        told = message.removeprefix("Value error, ")  # of a table's value it says itself which one is meant
+        return f"{told}." if isinstance(given, Mapping) else f"{told}, not {shown(given)}."
     wanted = {
         "int_type": "a whole number",
         "int_from_float": "a whole number",

@@ -29,8 +29,8 @@ class Offload:
     def __post_init__(self) -> None:
         if self.move < 1 or self.window < self.move or self.window % self.move:
             raise ValueError(
-                f"an offload window of {self.window} layers cannot be moved {self.move} at a time: choose a "
-                "window that is a multiple of move, and both at least 1"
+                f"has a window of {self.window} layers, which cannot be moved {self.move} at a time: choose "
+                "a window that is a multiple of move, and both at least 1"
             )
 
 

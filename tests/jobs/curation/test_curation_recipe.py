@@ -39,7 +39,7 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         ("[image]\naspect = 0.5\n", "toy.toml: image.aspect must be at least 1, not 0.5."),
         ('[tokens]\nkind = "words"\n', 'toy.toml: tokens.kind must be one of "bytes", "bpe", not "words".'),
         ("[split]\nheld_out = 1.0\n", "toy.toml: split.held_out must be below 1, not 1.0."),
-        ("[balance.languages]\nen = -1\n", "toy.toml: balance.languages en must be at least 0, not a table."),
+        ("[balance.languages]\nen = -1\n", "toy.toml: balance.languages en must be at least 0."),
         (
             "[caption]\nshortest = 9\nlongest = 5\n",
             "toy.toml: caption.shortest (9) is above caption.longest (5): lower shortest or raise longest.",
