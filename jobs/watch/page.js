@@ -26,7 +26,10 @@ async function ask(path) {
 }
 
 async function plan(generation) {
-  if (!plans.has(generation)) plans.set(generation, await ask(`api/plan/${generation}`));
+  if (!plans.has(generation)) {
+    const found = await ask(`api/plan/${generation}`);
+    if (found) plans.set(generation, found);
+  }
   return plans.get(generation);
 }
 
@@ -129,11 +132,22 @@ function events() {
   if (list.dataset.shape !== shape) {
     const focused = list.contains(document.activeElement), bottom = list.scrollHeight - list.scrollTop - list.clientHeight < 30;
     list.dataset.shape = shape;
-    list.replaceChildren(...all.map(item));
+    renew(list, all);
     if (bottom || follows) list.scrollTop = list.scrollHeight;
     mark(focused);
   } else mark(false);
   compare();
+}
+
+/** Rows that stay are left where they are: one that is taken out under somebody's finger loses the click. */
+function renew(list, all) {
+  const wanted = new Set(all.map(event => event.number));
+  for (const row of [...list.children]) if (!wanted.has(Number(row.dataset.number))) row.remove();
+  let place = list.firstElementChild;
+  for (const event of all) {
+    if (place && Number(place.dataset.number) === event.number) place = place.nextElementSibling;
+    else list.insertBefore(item(event), place);
+  }
 }
 
 function item(event) {
@@ -183,7 +197,13 @@ async function compare() {
   const shape = JSON.stringify([event.number, event.before, event.after]);
   if (place.dataset.shape === shape) return;
   place.dataset.shape = shape;
-  const [before, after] = await Promise.all([event.before, event.after].map(each => known(each) ? plan(each) : null));
+  let before, after;
+  try {
+    [before, after] = await Promise.all([event.before, event.after].map(each => known(each) ? plan(each) : null));
+  } catch {
+    if (place.dataset.shape === shape) place.dataset.shape = "";  // the next look asks again
+    return;
+  }
   if (place.dataset.shape !== shape) return;  // another one was chosen meanwhile
   say(at("plans-note"), known(event.step) ? `step ${event.step}` : "");
   if (!before && !after) return place.replaceChildren(make("div", {class: "empty"}, "No plan is on record around this event."));

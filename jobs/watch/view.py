@@ -180,7 +180,9 @@ def _event(happened: Happened, steps: Sequence[Step], record: RunRecord) -> dict
         step = event.from_version
     if step is not None:
         text = text.removeprefix(f"step {step}").strip()
-    before, after = _generations(step, steps, record) if step is not None else (None, None)
+    # steps that a loss took back were committed again, under the plan that followed
+    since = event.from_version if isinstance(event, Recovered) else step
+    before, after = _generations(min(since, step - 1), step, steps, record) if step is not None else (None, None)
     return {
         "time": happened.time,
         "kind": type(event).__name__,
@@ -193,9 +195,11 @@ def _event(happened: Happened, steps: Sequence[Step], record: RunRecord) -> dict
     }
 
 
-def _generations(step: int, steps: Sequence[Step], record: RunRecord) -> tuple[int | None, int | None]:
-    """The generations under which the steps before and after ``step`` were committed."""
-    at = bisect_right(steps, step - 1, key=lambda each: each.step)
+def _generations(
+    version: int, step: int, steps: Sequence[Step], record: RunRecord
+) -> tuple[int | None, int | None]:
+    """The generations under which the steps up to ``version`` and those after ``step`` were committed."""
+    at = bisect_right(steps, version, key=lambda each: each.step)
     before = steps[at - 1].generation if at else None
     at = bisect_right(steps, step, key=lambda each: each.step)
     after = steps[at].generation if at < len(steps) else (steps[-1].generation if steps else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_plans_before_and_after_each_event(tmp_path: Path) -> None:
     assert listed["Recovered"]["text"].startswith("worker 5 lost"), "the step has a column of its own"
     plan = current_plan(record)
     assert plan is not None and plan["generation"] == 3
+
+
+def test_steps_that_a_loss_took_back_are_not_those_before_it(record: RunRecord) -> None:
+    record.events = [Happened(1.0, replace(BACK, from_version=1))]
+    record.steps = {n: step(n, at=float(n), generation=1 if n == 1 else 2) for n in (1, 2, 3, 4)}
+    record.plans = {1: {}, 2: {}}
+    (listed,) = events(record)
+    assert (listed["before"], listed["after"]) == (1, 2)
 
 
 def test_an_event_that_changes_nothing(record: RunRecord) -> None:
