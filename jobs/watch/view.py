@@ -182,7 +182,9 @@ def _event(happened: Happened, steps: Sequence[Step], record: RunRecord) -> dict
         text = text.removeprefix(f"step {step}").strip()
     # steps that a loss took back were committed again, under the plan that followed
     since = event.from_version if isinstance(event, Recovered) else step
-    before, after = _generations(min(since, step - 1), step, steps, record) if step is not None else (None, None)
+    before, after = (
+        _generations(min(since, step - 1), step, steps, record) if step is not None else (None, None)
+    )
     return {
         "time": happened.time,
         "kind": type(event).__name__,
