@@ -24,7 +24,15 @@ from jobs.assembly import assemble
 from jobs.bench.footprint import footprint_rows
 from jobs.bench.pipelining_peer import PeerLayout, PipeliningPeer
 from jobs.bench.report import BenchReport
-from jobs.bench.resident import Commits, Turn, Turns, core_seconds_per_step, started, wait_for
+from jobs.bench.resident import (
+    Commits,
+    Turn,
+    Turns,
+    core_seconds_per_step,
+    rounds_of_turns,
+    started,
+    wait_for,
+)
 from jobs.recipe import Recipe
 
 GOAL_EXACT, GOAL_FAST, GOAL_MEMORY = 0.98, 1.0, 1.1
@@ -155,16 +163,7 @@ def _throughput(folder: Path, console: Console) -> tuple[dict[str, list[Turn]], 
             f"reknit {name}": (list(run.processes().values()), Commits(run)) for name, run in runs.items()
         }
         jobs[PEER] = (list(peer.processes().values()), partial(peer.poll, 0.0))
-        turns: dict[str, list[Turn]] = {name: [] for name in jobs}
-        names = list(jobs)
-        with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
-            for turn in range(ROUNDS):
-                shift = turn % len(names)
-                for name in names[shift:] + names[:shift]:
-                    turns[name].append(control.take(name, jobs[name][1], STEPS_PER_TURN))
-                last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
-                console.print(f"round {turn + 1} of {ROUNDS}: {last}", highlight=False)
-    return turns, cuts
+        return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console), cuts
 
 
 def _cut(run: RayRun) -> Bounds:

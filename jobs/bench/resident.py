@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from rich.console import Console
 
 from actors.cluster import RayRun
 from jobs.assembly import assemble, run_settings
@@ -122,6 +125,26 @@ class Turns:
             end = time.time()
             self._signal(name, signal.SIGSTOP)
         return Turn(whole_steps(commits(), begin, end), marks[0], marks[-1])
+
+
+def rounds_of_turns(
+    jobs: Mapping[str, tuple[Sequence[int], Callable[[], Sequence[float]]]],
+    rounds: int,
+    steps: int,
+    console: Console,
+) -> dict[str, list[Turn]]:
+    """``steps`` whole steps of each job in every round, another job first in each. ``jobs``: process ids, and
+    what tells the times of all commits so far."""
+    turns: dict[str, list[Turn]] = {name: [] for name in jobs}
+    names = list(jobs)
+    with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
+        for turn in range(rounds):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                turns[name].append(control.take(name, jobs[name][1], steps))
+            last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
+            console.print(f"round {turn + 1} of {rounds}: {last}", highlight=False)
+    return turns
 
 
 def core_seconds(processes: Iterable[int]) -> float:

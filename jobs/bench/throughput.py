@@ -23,7 +23,15 @@ from jobs.bench.deepspeed_peer import RestartingRun
 from jobs.bench.overhead import MODEL, ratio
 from jobs.bench.overhead import recipe as overhead_recipe
 from jobs.bench.report import BenchReport
-from jobs.bench.resident import Commits, Turn, Turns, core_seconds_per_step, started, wait_for
+from jobs.bench.resident import (
+    Commits,
+    Turn,
+    Turns,
+    core_seconds_per_step,
+    rounds_of_turns,
+    started,
+    wait_for,
+)
 from jobs.recipe import Recipe
 
 GOAL = 1.0
@@ -70,16 +78,7 @@ def _turns(folder: Path, console: Console) -> dict[str, list[Turn]]:
         stack.enter_context(peer)
         peer.wait_for(WARM_UP_STEPS, 0, PATIENCE_SECONDS)
         jobs[PEER] = [rank.pid for rank in peer.ranks], lambda: [commit.at for commit in peer.commits()]
-        turns: dict[str, list[Turn]] = {name: [] for name in jobs}
-        names = list(jobs)
-        with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
-            for turn in range(ROUNDS):
-                shift = turn % len(names)
-                for name in names[shift:] + names[:shift]:
-                    turns[name].append(control.take(name, jobs[name][1], STEPS_PER_TURN))
-                last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
-                console.print(f"round {turn + 1} of {ROUNDS}: {last}", highlight=False)
-    return turns
+        return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console)
 
 
 def _reached(commits: Commits) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.plan import Keeping
 from strategies.shardings.registry import DEFAULT
+from strategies.shardings.registry import SHARDINGS as REGISTRY
 from strategies.shardings.theory import PARAMETER, ROUNDED, STATE, SUM, VERSIONS
 
 Count = Any
@@ -48,9 +50,11 @@ class ShardingCost:
 
 
 SHARDINGS: Mapping[str, ShardingCost] = {
-    DEFAULT: ShardingCost(),
-    "ddp": ShardingCost(state=False),
-    "zero2": ShardingCost(sums=True),
-    "zero3": ShardingCost(sums=True, parameters=True),
+    name: ShardingCost(
+        state=REGISTRY[name].keeping is not Keeping.STATE,
+        sums=not REGISTRY[name].keeps.sums,
+        parameters=not REGISTRY[name].keeps.parameters,
+    )
+    for name in dict.fromkeys((DEFAULT, *REGISTRY))
 }
-"""By the names of ``shardings.registry``; of those that are alike the first is taken."""
+"""Of all that are registered; of those that are alike the first is taken."""
