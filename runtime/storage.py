@@ -24,7 +24,11 @@ class Store:
 
     @classmethod
     def open(cls, root: Root) -> Store:
-        """A path, a URI, or a store as it is. Raises ValueError for a URI that has no filesystem."""
+        """A path, a URI, or a store as it is. Raises ValueError for a URI that has no filesystem.
+
+        A URI's parameters are pyarrow's (``s3://bucket/run?endpoint_override=localhost:9000&scheme=http``).
+        Credentials are found by every process for itself, where the store's own tools look for them.
+        """
         if isinstance(root, Store):
             return root
         if "://" not in str(root):
@@ -40,6 +44,10 @@ class Store:
     def at(self, *parts: str) -> str:
         return "/".join((self.path, *parts))
 
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
     def children(self, *parts: str) -> list[fs.FileInfo]:
         """What lies directly in a folder, by name; nothing if there is no such folder."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.at(*parts), allow_not_found=True))
@@ -52,7 +60,7 @@ class Store:
 
     def sync(self, *parts: str) -> None:
         """Forces a local file or folder to disk; other filesystems do so by themselves."""
-        if not isinstance(self.filesystem, fs.LocalFileSystem):
+        if not self.is_local:
             return
         descriptor = os.open(self.at(*parts), os.O_RDONLY)
         try:
@@ -65,7 +73,8 @@ class Store:
         """An output stream whose content appears under ``name`` when all of it is there.
 
         An object store shows an object only when its upload is complete, and renaming there is a
-        copy (of at most 5 GB on S3), so objects are written under their final name.
+        copy (of at most 5 GB on S3), so objects are written under their final name. A stream there
+        completes its upload even when it is left by an exception; what it then shows is deleted.
         """
         base = self.filesystem
         while isinstance(base, fs.SubTreeFileSystem):
@@ -82,9 +91,8 @@ class Store:
                 self.sync(folder)
                 self.sync()
         except BaseException:
-            if not in_place:
-                with suppress(OSError):
-                    self.filesystem.delete_file(self.at(folder, written))
+            with suppress(OSError):
+                self.filesystem.delete_file(self.at(folder, written))
             raise
 
 
