@@ -2,7 +2,8 @@
 
 Actors, not Ray tasks: a process opens the set once and keeps it, and a call goes straight to the process. On
 one CPU, with eight reads asked for ahead, a micro-batch of 16 images of 64 x 64 took 10.1 to 11.5 ms by an
-actor and 11.5 to 16.2 ms by tasks whose process kept the set (three turns each; 13.4 and 14.2 ms of all cores).
+actor and 11.5 to 16.2 ms by tasks whose process kept the set (three turns each; of all cores 13.4 and 14.2
+ms).
 
 They belong to the controller and end with it. Ray starts one again whose process dies; meanwhile the workers
 ask the others, or read by themselves. Nodes that the run's workers have left are left by them too, so that an

@@ -1,17 +1,18 @@
 """A model behind HTTP as Ray Serve deployments: one ingress, and replicas that may die in mid-answer.
 
-The ingress speaks HTTP and holds the clients' connections. Replicas generate. If a replica dies, the ingress
-asks another one for the rest of every answer that it had begun; the client sees one unbroken answer.
+The ingress speaks HTTP and holds the clients' connections. Replicas generate. If a replica dies or hangs, the
+ingress asks another one for the rest of every answer that it had begun; the client sees one unbroken answer.
 What is asked for and how it is answered is the caller's: this file knows of tokens only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -22,6 +23,8 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+
+from actors.silence import SIGN_SECONDS, Silent, attended
 
 APPLICATION = "reknit"
 REPLICAS, INGRESS = "Replica", "Ingress"
@@ -63,7 +66,8 @@ class Unavailable(Exception):
 
 
 class Generator(Protocol):
-    """What a replica holds."""
+    """What a replica holds. ``generate`` gives a piece every ``SIGN_SECONDS``, without tokens if there are
+    none; not so where it hangs."""
 
     def generate(self, asked: Any, every: int) -> AsyncIterator[Piece]: ...
 
@@ -100,11 +104,11 @@ class Replica:
 class Replicas:
     """All replicas, as the ingress sees them."""
 
-    def __init__(self, handle: DeploymentHandle[Any], most: int, retry_after: int) -> None:
-        """``most`` answers are under way at once, those that wait among them."""
+    def __init__(self, handle: DeploymentHandle[Any], scale: Scale) -> None:
         self._streams = handle.options(method_name="generate", stream=True)
-        self._handle, self._most, self._retry_after = handle, most, retry_after
+        self._handle, self._scale = handle, scale
         self._under_way = 0
+        self._looking: asyncio.Future[list[Any]] | None = None
         self.continued = 0
         """How many answers were continued on another replica."""
 
@@ -112,10 +116,10 @@ class Replicas:
         """The answer in pieces of at least ``every`` tokens, to its end, whatever happens to replicas.
 
         Raises ValueError for a request that the model cannot take, Overloaded before the first piece,
-        Unavailable when several replicas in a row have died of it.
+        Unavailable when several replicas in a row have died of it, or hung.
         """
-        if self._under_way >= self._most:
-            raise Overloaded(self._retry_after)
+        if self._under_way >= self._scale.most_under_way:
+            raise Overloaded(self._scale.retry_after)
         self._under_way += 1
         try:
             async for piece in self._generate(asked, every):
@@ -128,20 +132,24 @@ class Replicas:
         rest, failures = asked, 0
         while True:
             stream: Any = self._streams.remote(rest, every)
+            heard = attended(stream, self._scale.silence_seconds, self._is_one_silent)
             try:
-                async for piece in stream:
-                    failures = 0
-                    given += piece.tokens
-                    rest = asked.continued(tuple(given), piece.version)
-                    yield piece
-                    if piece.finish is not None:
-                        return
+                async with aclosing(heard) as pieces:  # type: ignore[type-var]
+                    async for piece in pieces:
+                        if not piece.tokens and piece.finish is None:
+                            continue  # a sign of life
+                        failures = 0
+                        given += piece.tokens
+                        rest = asked.continued(tuple(given), piece.version)
+                        yield piece
+                        if piece.finish is not None:
+                            return
                 error: Exception = Unavailable("a replica ended an answer before its end")
             except RayTaskError as raised:
                 if isinstance(raised.cause, ValueError):
                     raise ValueError(str(raised.cause)) from None
                 error = raised
-            except (RayError, RayServeException) as raised:
+            except (RayError, RayServeException, Silent) as raised:
                 error = raised
             finally:
                 with suppress(Exception):  # it has ended, or its replica has
@@ -153,13 +161,22 @@ class Replicas:
 
     async def stats(self) -> list[dict[str, Any]]:
         """What each replica tells of itself; those that do not answer are left out."""
+        return [each for each in await self._answers() if isinstance(each, dict)]
+
+    async def _is_one_silent(self) -> bool:
+        """Whether a replica does not answer. All who ask meanwhile share one look."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._answers())
+        return any(not isinstance(each, dict) for each in await asyncio.shield(self._looking))
+
+    async def _answers(self) -> list[Any]:
+        """Every replica's stats, or what came of asking for them."""
+        asked = self._handle.broadcast("stats")
         try:
-            found = await self._handle.broadcast("stats").results_async(
-                timeout_s=STATS_SECONDS, return_exceptions=True
-            )
+            # in a thread, since Serve's own asynchronous call gives up on all when one does not answer
+            return await asyncio.to_thread(asked.results, timeout_s=STATS_SECONDS, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException):
             return []
-        return [each for each in found if isinstance(each, dict)]
 
 
 @serve.ingress()
@@ -167,7 +184,7 @@ class Ingress:
     """``build`` makes the ASGI application around the replicas, in the ingress' own process."""
 
     def __init__(self, handle: DeploymentHandle[Any], build: Callable[[Replicas], Any], scale: Scale) -> None:
-        self._app = build(Replicas(handle, scale.most_under_way, scale.retry_after))
+        self._app = build(Replicas(handle, scale))
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
@@ -177,7 +194,9 @@ class Ingress:
 class Scale:
     """From ``least`` to ``most`` replicas of ``cpus`` each, so that each has about ``target`` requests under
     way. A replica takes ``concurrent`` at once; ``queued`` may wait beyond what ``most`` replicas take; who
-    comes then is refused and told to try again after ``retry_after`` seconds.
+    comes then is refused and told to try again after ``retry_after`` seconds. Answers of a replica that has
+    given no sign of life for ``silence_seconds`` go on on another one. Replicas leave that have not been
+    needed for ``idle_seconds``.
     """
 
     least: int = 1
@@ -187,8 +206,15 @@ class Scale:
     queued: int = 128
     target: float = 16.0
     retry_after: int = 1
+    silence_seconds: float = 10.0
+    idle_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        if not self.silence_seconds >= 2 * SIGN_SECONDS:
+            raise ValueError(
+                f"silence-seconds is {self.silence_seconds:g}: it must be at least {2 * SIGN_SECONDS:g}, "
+                f"since replicas give a sign of life every {SIGN_SECONDS:g} s"
+            )
         if not 1 <= self.least <= self.most:
             raise ValueError(
                 f"replicas from {self.least} to {self.most} make no sense: give two numbers from 1 on, the "
@@ -216,8 +242,10 @@ def application(
             initial_replicas=scale.least,
             max_replicas=scale.most,
             target_ongoing_requests=scale.target,
+            metrics_interval_s=1.0,
+            look_back_period_s=min(30.0, scale.idle_seconds / 2),
             upscale_delay_s=3.0,
-            downscale_delay_s=60.0,
+            downscale_delay_s=scale.idle_seconds,
         ),
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,

@@ -243,6 +243,10 @@ def serve(
     queue: Annotated[int, typer.Option(help="How many may wait before others are told to come later.")] = 128,
     threads: Annotated[int, typer.Option(help="Compute threads of a replica.")] = 1,
     max_request_mb: Annotated[int, typer.Option(help="The largest request.")] = 16,
+    silence_seconds: Annotated[
+        float,
+        typer.Option(help="A replica without a sign of life for so long has hung: another one goes on."),
+    ] = 10.0,
     address: Annotated[
         str | None, typer.Option(help="Joins the Ray cluster there; without it a local one is started.")
     ] = None,
@@ -260,6 +264,7 @@ def serve(
             queue=queue,
             threads=threads,
             most_bytes=max_request_mb << 20,
+            silence_seconds=silence_seconds,
             address=address,
         )
 

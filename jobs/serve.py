@@ -79,11 +79,12 @@ def serve(
     queue: int = 128,
     threads: int = 1,
     most_bytes: int = 16 << 20,
+    silence_seconds: float = 10.0,
     address: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Serves a run until Ctrl-C or SIGTERM. Arguments are those of ``serving``; the bearer token is
-    ``runtime.settings.serve_token``. Raises ValueError."""
+    """Serves a run until Ctrl-C or SIGTERM. Arguments are those of ``serving`` and ``Scale``; the bearer
+    token is ``runtime.settings.serve_token``. Raises ValueError."""
     console = console or Console(file=sys.stdout)
     token = serve_token()
     least, most = replicas
@@ -102,7 +103,7 @@ def serve(
             checkpoint=checkpoint,
             host=host,
             port=port,
-            scale=Scale(least, most, cpus=float(threads), queued=queue),
+            scale=Scale(least, most, cpus=float(threads), queued=queue, silence_seconds=silence_seconds),
             threads=threads,
             most_bytes=most_bytes,
             token=token,

@@ -31,6 +31,7 @@ class Deployed(Section):
     queue: int = Field(default=128, ge=0)
     threads: PositiveInt = 1
     max_request_mb: PositiveInt = 16
+    silence_seconds: float = 10.0
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
@@ -44,7 +45,13 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     return application(
         partial(EngineHost, source, Limits(), asked.threads, WATCH_SECONDS),
         partial(_build, service_of(source, decoder), asked.max_request_mb << 20),
-        Scale(asked.least, asked.most, cpus=float(asked.threads), queued=asked.queue),
+        Scale(
+            asked.least,
+            asked.most,
+            cpus=float(asked.threads),
+            queued=asked.queue,
+            silence_seconds=asked.silence_seconds,
+        ),
     )
 
 

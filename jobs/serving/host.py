@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from actors.serving import Piece
+from actors.silence import SIGN_SECONDS
 from jobs.serving.decoder import Decoder
 from jobs.serving.engine import Engine, Token
 from jobs.serving.generation import Generation
@@ -45,6 +46,8 @@ class EngineHost:
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._busy_seconds = 0.0
+        self._moves = 0
+        """Iterations of the engine so far: while a request waits, each is a sign of life."""
         self._threads = [threading.Thread(target=self._run, args=(threads,), name="engine", daemon=True)]
         if source.pinned is None:
             self._threads.append(threading.Thread(target=self._watch, name="watch", daemon=True))
@@ -52,13 +55,17 @@ class EngineHost:
             thread.start()
 
     async def generate(self, generation: Generation, every: int) -> AsyncIterator[Piece]:
-        """The answer in pieces of at least ``every`` tokens; the last piece has a ``finish``.
+        """The answer in pieces of at least ``every`` tokens; the last piece has a ``finish``. What there is
+        after ``SIGN_SECONDS`` is told, be it nothing, unless the engine has not moved since.
 
         Raises ValueError for a request that the model cannot take.
         """
         recalled = None
         if generation.version is not None and generation.version not in self._engine.versions:
-            recalled = await asyncio.to_thread(self._recall, generation.version)
+            loading = asyncio.ensure_future(asyncio.to_thread(self._recall, generation.version))
+            while not (await asyncio.wait({loading}, timeout=SIGN_SECONDS))[0]:
+                yield Piece((), generation.version, None)
+            recalled = loading.result()
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Token | ValueError] = asyncio.Queue()
         number = next(self._numbers)
@@ -69,16 +76,25 @@ class EngineHost:
 
         self._post(lambda: self._submit(number, generation, listener, recalled))
         tokens: list[int] = []
+        version, moves, told = self._engine.version, self._moves, loop.time()
         try:
             while True:
-                token = await arrived.get()
+                try:
+                    async with asyncio.timeout_at(told + SIGN_SECONDS):
+                        token = await arrived.get()
+                except TimeoutError:
+                    if tokens or self._moves != moves:
+                        yield Piece(tuple(tokens), version, None)
+                    tokens, moves, told = [], self._moves, loop.time()
+                    continue
                 if isinstance(token, ValueError):
                     raise token
+                version = token.version
                 if token.token is not None:
                     tokens.append(token.token)
                 if token.finish is not None or (len(tokens) >= every and arrived.empty()):
-                    yield Piece(tuple(tokens), token.version, token.finish)
-                    tokens = []
+                    yield Piece(tuple(tokens), version, token.finish)
+                    tokens, moves, told = [], self._moves, loop.time()
                 if token.finish is not None:
                     return
         finally:
@@ -115,6 +131,7 @@ class EngineHost:
                     act()
                 began = time.perf_counter()
                 told = self._engine.step()
+                self._moves += 1
                 self._busy_seconds += time.perf_counter() - began if told else 0.0
                 for token in told:
                     listener = self._listeners.get(token.request)

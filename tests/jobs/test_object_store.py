@@ -1,4 +1,4 @@
-"""A curated set, curation's files and a run's checkpoints on S3 over HTTP: pyarrow's client, moto's server."""
+"""Curated sets, curation's files and checkpoints on S3 over HTTP: pyarrow's own client, moto's server."""
 
 from __future__ import annotations
 
