@@ -1,4 +1,4 @@
-"""Replicas on a real Ray Serve that come with the load, hang, and leave. Answers take time there, not work."""
+"""Replicas on a real Ray Serve that come with the load, hang, and leave. Answers there take time, no work."""
 
 from __future__ import annotations
 
