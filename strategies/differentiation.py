@@ -1,7 +1,7 @@
 """Gradients through one piece of a graph, from given gradients of its outputs.
 
-As ``torch.autograd.grad`` with ``grad_outputs``, but that the check of their shapes there imports all of sympy,
-which costs every worker a third of a second of its start, and memory.
+As ``torch.autograd.grad`` with ``grad_outputs``, but that the check of their shapes there imports all of
+sympy, which costs every worker a third of a second of its start, and memory.
 """
 
 from __future__ import annotations

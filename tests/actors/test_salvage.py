@@ -78,6 +78,29 @@ def test_only_what_the_lost_worker_did_is_done_again(tmp_path: Path, monkeypatch
     assert max(backwards.values()) == 2
 
 
+def test_a_stage_with_nobody_left_is_rebuilt_while_the_others_sums_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only worker of a stage dies when all is summed: one of the others' stage takes its place."""
+    monkeypatch.setattr(actors.planning, "pays", lambda *_: True)
+    reach, arrived = Worker._fault, set[int]()
+
+    def reaching(self: Worker, where: str, step: int, micro_batch: int) -> None:
+        plan = self.follower.plan
+        if (where, step) == ("exchange", 3) and plan is not None and len(plan.workers) == 3:
+            arrived.add(self.worker)
+            if any(stage.workers == (self.worker,) for stage in plan.stages):
+                wait_until(lambda: len(arrived) == 3, "the others in the exchange")
+                self._inject("SIGKILL")
+        reach(self, where, step, micro_batch)
+
+    monkeypatch.setattr(Worker, "_fault", reaching)
+    result = run(tmp_path, 3, 2, ()).run()
+    assert result.bits == toy_bits(STEPS)
+    (recovered,) = recoveries(result)
+    assert 0.0 < recovered.kept < 0.5, "what the one who stays in its stage has summed"
+
+
 def test_it_can_be_switched_off(tmp_path: Path) -> None:
     result = run(tmp_path, 4, 2, (Fault(1, 3, "exchange"),), salvage=False).run()
     assert result.bits == toy_bits(STEPS)
