@@ -187,11 +187,12 @@ def note(found: Redone) -> str:
     kept = [each.kept for each in found.salvaged]
     recovery = median(each.recovery for each in found.salvaged)
     done = median(each.computed for each in found.salvaged)
+    alone = median(each.redo / each.computed for each in found.salvaged)
     return (
         f"redo: pause_ms is that of the interrupted step beyond an undisturbed one of "
         f"{1e3 * median(each.step_seconds for each in found.salvaged):.0f} ms and beyond "
         f"{1e3 * recovery:.0f} ms of detecting, agreeing, planning and moving; of_ms is what the lost one "
-        f"computes in a step (it had computed {1e3 * done:.0f} ms of this one; the other of its stage does "
-        f"all of it); {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); one of the "
-        f"two workers of a stage was killed when it had begun {PART_OF_STEP:.0%} of its part of the step"
+        f"computes in a step (it had computed {1e3 * done:.0f} ms of this one, over which alone the redo is "
+        f"{alone:.2f}); {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); one of the two "
+        f"workers of a stage was killed when it had begun {PART_OF_STEP:.0%} of its part of the step"
     )
