@@ -176,12 +176,10 @@ def plan_mender(layout: Layout, profile: Profile) -> PlanMender:
         step: int,
         progress: Mapping[WorkerId, Progress],
     ) -> tuple[Plan, Salvage] | None:
-        found = mended(generation, members, layout, previous, step, progress)
-        if found is None:
-            return None
         costs = _costs(parameter_bytes, profile, speeds)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        return found if pays(*found, members, seconds) else None
+        found = mended(generation, members, layout, previous, step, progress, seconds)
+        return found if found is not None and pays(*found, members, seconds) else None
 
     return mend
 

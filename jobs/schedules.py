@@ -41,7 +41,7 @@ def eager_planner(
         progress: Mapping[WorkerId, Progress],
     ) -> tuple[Plan, Salvage] | None:
         if step % 2:
-            return mended(generation, members, layout, previous, step, progress)
+            return mended(generation, members, layout, previous, step, progress, [1.0] * layout.layers)
         return mender(generation, members, speeds, previous, step, progress)
 
     return chooser, gain, mend

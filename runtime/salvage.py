@@ -120,6 +120,13 @@ class Salvage:
     def status(self, stage: int, micro_batch: int) -> Status | None:
         return self.statuses[stage].get(micro_batch)
 
+    def is_awaited(self, plan: Plan, stage: int, micro_batch: int) -> bool:
+        """Whether ``stage`` has something of ``micro_batch`` to give that the stage before or after it lacks;
+        else only the stage's own sums do."""
+        before, after = plan.before(micro_batch, stage), plan.after(micro_batch, stage)
+        gradient = before is not None and self.status(before, micro_batch) in (None, Status.FORWARD)
+        return gradient or (after is not None and self.status(after, micro_batch) is None)
+
 
 def salvage(plan: Plan, step: int, progress: Mapping[WorkerId, Progress]) -> Salvage:
     """What ``plan`` can use of the survivors' progress in ``step``.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from strategies.differentiation import differentiate
+
 RUNS = 2
 """The faster one counts."""
 
@@ -67,4 +69,4 @@ def _differentiate(outputs: Sequence[Tensor], wanted: Sequence[Tensor], *, again
     roots = [output for output in outputs if output.requires_grad]
     if roots and wanted:
         gradients = [torch.ones_like(root) for root in roots]
-        torch.autograd.grad(roots, wanted, gradients, retain_graph=again, allow_unused=True)
+        differentiate(roots, gradients, wanted, keep_graph=again)

@@ -14,6 +14,7 @@ from runtime.contention import seconds_without_core
 from runtime.streams import seed_layer
 from strategies.anatomy import Anatomy, anatomy
 from strategies.boundary import Spec, Value, flatten, unflatten
+from strategies.differentiation import differentiate
 from strategies.flops import FlopCounter
 from strategies.model import Model
 from strategies.stage import Precision
@@ -222,7 +223,7 @@ def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor], layer: nn.Mod
     roots = [output for output in outputs if output.requires_grad]
     wanted = [t for t in [*leaves, *layer.parameters()] if t.requires_grad]
     if roots and wanted:
-        torch.autograd.grad(roots, wanted, [torch.ones_like(root) for root in roots], allow_unused=True)
+        differentiate(roots, [torch.ones_like(root) for root in roots], wanted)
 
 
 def _refuse_changed_buffers(index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]) -> None:

@@ -21,6 +21,7 @@ from runtime.layout import Layout
 from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
+from strategies.differentiation import differentiate
 from strategies.model import LossFunction, Model
 from strategies.residence import Residence, Window
 
@@ -351,12 +352,11 @@ class StageModel:
         if not roots or not wanted:
             return [None] * (len(inputs) + len(parameters))
         found = iter(
-            torch.autograd.grad(
+            differentiate(
                 [output for output, _ in roots],
-                wanted,
                 [gradient for _, gradient in roots],
-                allow_unused=True,
-                retain_graph=keep_graph,
+                wanted,
+                keep_graph=keep_graph,
             )
         )
         return [next(found) if tensor.requires_grad else None for tensor in [*inputs, *parameters]]

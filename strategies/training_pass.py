@@ -1,6 +1,8 @@
 """Forward and backward of one worker's micro-batches in one attempt at a step, in the order of its schedule.
 
 Driven by messages: a worker does the first thing on offer whose input has come (``schedules.instructions``).
+In a step that is gone on with, what another stage waits for goes before what only this one has to do again:
+so the others are kept busy, and the rest fills the gaps.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class TrainingPass:
                 )
             )
             if k == 0:
-                self._to_start.extend(m for k, m in tasks if progress.status((k, m)) is None)
+                to_start = [m for k, m in tasks if progress.status((k, m)) is None]
+                self._to_start.extend(sorted(to_start, key=lambda m: (not self._is_awaited(0, m), m)))
 
     def run(self) -> Losses:
         """The losses of the micro-batches that this worker finished (last stage only).
@@ -85,7 +88,7 @@ class TrainingPass:
             if not self._tallies[chunk].allows(work):
                 continue
             if not self._is_ready(instruction):
-                coming[self._tag(work, self._stages[chunk])] = work
+                coming.update(dict.fromkeys(self._tags(work, self._stages[chunk]), work))
                 continue
             message = self._pipeline.endpoint.poll_any(coming) if coming else None
             if message is None:
@@ -223,6 +226,9 @@ class TrainingPass:
     def _status(self, stage: int, micro_batch: int) -> Status | None:
         return None if self._salvage is None else self._salvage.status(stage, micro_batch)
 
+    def _is_awaited(self, stage: int, micro_batch: int) -> bool:
+        return self._salvage is None or self._salvage.is_awaited(self._plan, stage, micro_batch)
+
     def _send_again(self, salvage: Salvage) -> None:
         """What went to workers that are lost, or was dropped with the old generation."""
         progress = self._progress
@@ -237,14 +243,21 @@ class TrainingPass:
             if salvage.status(before, micro_batch) in (None, Status.FORWARD):
                 self._send_gradients(before, micro_batch, gradients)
 
-    def _tag(self, work: Work, stage: int) -> Tag:
-        """The channel on which the input of ``work`` at ``stage`` comes."""
-        what = "forward" if work is Work.FORWARD else "backward"
+    def _tags(self, work: Work, stage: int) -> tuple[Tag, ...]:
+        """The channels on which the input of ``work`` at ``stage`` comes, the more urgent one first."""
+        tag = self._tag(work, stage)
+        if work is Work.FORWARD and self._salvage is not None:
+            return tag, self._tag(work, stage, awaited=False)
+        return (tag,)
+
+    def _tag(self, work: Work, stage: int, *, awaited: bool = True) -> Tag:
+        what = "backward" if work is not Work.FORWARD else "forward" if awaited else "forward again"
         return Tag(self._plan.generation, self._progress.step, self._progress.attempt, f"{what} {stage}")
 
     def _send_value(self, stage: int, micro_batch: int, value: Value, samples: Samples) -> None:
         tensors, spec = flatten(value)
-        self._send(self._tag(Work.FORWARD, stage), stage, micro_batch, tensors, (spec, samples))
+        tag = self._tag(Work.FORWARD, stage, awaited=self._is_awaited(stage, micro_batch))
+        self._send(tag, stage, micro_batch, tensors, (spec, samples))
 
     def _send_gradients(self, stage: int, micro_batch: int, gradients: Gradients) -> None:
         flowing = [gradient is not None for gradient in gradients]

@@ -2,9 +2,10 @@
 
 ``redo`` is what the interrupted step took, from commit to commit, beyond an undisturbed step and beyond
 finding the loss, agreeing, planning and moving. It is compared with the lost worker's share of the step: the
-seconds that it had computed in it when it was killed, as its own ledger tells. Stages have two workers, which
-is the hardest case: one is left to compute all that the other had and would have computed. Without a
-worker to help it, that takes the lost worker's whole part of the step, even if nothing else is done again.
+seconds that it computed in the whole step before, as its own ledger tells. All of that falls to others: what
+it had computed is done again, and what was left is taken over, whenever in the step it is killed. Stages have
+two workers, which is the hardest case: there is one to do it all. That it takes the lost worker's share and
+no more means that nothing else is done again.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ from runtime.run_folder import LoggedEvent
 GOAL, FEWEST_KILLS = 1.10, 5
 KILLS = 5
 PART_OF_STEP = 0.95
-"""Of its passes through layers that the killed worker has begun: what it had still to compute, which is not
-redone but has to be done by others too, is little beside what is lost."""
+"""Of its passes through layers that the killed worker has begun: nearly all of its share has to be redone."""
 
 WORKERS, LAYERS, FORWARD_SECONDS = 4, 8, 0.015
 STEPS = 3
@@ -36,10 +36,13 @@ STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One interrupted step; all in seconds. ``kept`` is the share of its work that was not done again."""
+    """One interrupted step; all in seconds. ``lost_share``: what the lost worker computes in a step;
+    ``computed``: what it had computed of this one. ``kept`` is the share of the step that was not done again.
+    """
 
     redo: float
     lost_share: float
+    computed: float
     recovery: float
     step_seconds: float
     kept: float
@@ -69,7 +72,8 @@ def interrupted(
     if not before.committed_at < killed_at < redone.committed_at or before.generation == redone.generation:
         return None
     undisturbed = intervals([record for record in steps if record.step <= before.step], before.generation)
-    if not undisturbed:
+    earlier = by_step.get(before.step - 1)
+    if not undisturbed or earlier is None:
         raise ValueError("the kill came before two steps were made under one plan")
     usual = median(undisturbed)
     # a kill from outside does not announce itself: detection counts from the signal, not from its first trace
@@ -77,7 +81,8 @@ def interrupted(
     recovery = lost - killed_at + seconds.agree + seconds.plan + seconds.move
     return Kill(
         redo=redone.committed_at - before.committed_at - usual - recovery,
-        lost_share=computed(ledger, before.committed_at, killed_at),
+        lost_share=computed(ledger, earlier.committed_at, before.committed_at),
+        computed=computed(ledger, before.committed_at, killed_at),
         recovery=recovery,
         step_seconds=usual,
         kept=found.kept,
@@ -181,11 +186,13 @@ def rows(found: Redone) -> list[Mapping[str, str | float | int | None]]:
 def note(found: Redone) -> str:
     kept = [each.kept for each in found.salvaged]
     recovery = median(each.recovery for each in found.salvaged)
+    done = median(each.computed for each in found.salvaged)
+    alone = median(each.redo / each.computed for each in found.salvaged)
     return (
         f"redo: pause_ms is that of the interrupted step beyond an undisturbed one of "
         f"{1e3 * median(each.step_seconds for each in found.salvaged):.0f} ms and beyond "
-        f"{1e3 * recovery:.0f} ms of detecting, agreeing, planning and moving; of_ms is what the lost worker "
-        f"had computed in the step; {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); "
-        "one of the two workers of a stage was killed when it had begun "
-        f"{PART_OF_STEP:.0%} of its part of the step, and the other one does the rest too"
+        f"{1e3 * recovery:.0f} ms of detecting, agreeing, planning and moving; of_ms is what the lost one "
+        f"computes in a step (it had computed {1e3 * done:.0f} ms of this one, over which alone the redo is "
+        f"{alone:.2f}); {median(kept):.0%} of the step was kept (the least: {min(kept):.0%}); one of the two "
+        f"workers of a stage was killed when it had begun {PART_OF_STEP:.0%} of its part of the step"
     )

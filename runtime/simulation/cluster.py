@@ -14,6 +14,7 @@ from runtime.signals import (
     Joined,
     Learn,
     Lost,
+    Resize,
     StopRequested,
     Terms,
 )
@@ -67,6 +68,8 @@ class SimCluster:
             settings.model.cut,
         )
         self._hosts = 0
+        self._aim: int | None = None
+        """How many workers somebody has asked for; it is on record."""
         self._highest = len(settings.domains) - 1
         """The highest id that any worker was given; it is on record."""
         self.host = self._start_host(len(settings.domains))
@@ -87,6 +90,7 @@ class SimCluster:
             max_workers=settings.max_workers,
             spares=settings.spares,
             next_worker=next_worker,
+            aim=self._aim,
             patience=settings.patience,
         )
         mender = self._mender if settings.salvage else None
@@ -198,6 +202,11 @@ class SimCluster:
             self.host.post(Drain(worker, "drained", deadline))
         if deadline is not None:
             self.clock.after(deadline, partial(self.kill, worker))
+
+    def resize(self, workers: int) -> None:
+        """Somebody wants so many workers from now on."""
+        self._aim = workers
+        self.host.post(Resize(workers))
 
     def cut(
         self, ones: Collection[WorkerId], others: Collection[WorkerId], seconds: float, *, both_ways: bool

@@ -8,7 +8,7 @@ from functools import partial
 from random import Random
 from typing import Literal
 
-from runtime.events import DrainNotice, WorkerLeft, WorkerLost
+from runtime.events import DrainNotice, Resized, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
 from runtime.simulation.checks import Violation, check
 from runtime.simulation.cluster import SimCluster
@@ -24,6 +24,7 @@ Kind = Literal[
     "stick",
     "slow",
     "drain",
+    "resize",
     "cut off",
     "cut in two",
     "cut from controller",
@@ -33,7 +34,7 @@ Kind = Literal[
     "stop the run",
 ]
 
-PLANNED: tuple[Kind, ...] = ("drain", "slow")
+PLANNED: tuple[Kind, ...] = ("drain", "slow", "resize")
 """Kinds that must not cost any work, and interrupt nobody."""
 
 LASTING: tuple[Kind, ...] = ("stop", "stick", "cut off", "cut in two", "cut from controller")
@@ -133,6 +134,8 @@ def draw(seed: int) -> Schedule:
     if settings.chunks == 1 and random.random() < 0.3:
         cut = _cut(random, layers, settings.model.micro_batches)
         settings = replace(settings, model=replace(settings.model, cut=cut))
+    if random.random() < 0.3:
+        faults.append(replace(_fault(random, flavour, faults[-1].moment), kind="resize"))
     return Schedule(seed, settings, tuple(faults))
 
 
@@ -218,6 +221,7 @@ def _check_end(cluster: SimCluster, schedule: Schedule) -> None:
         deaths = any(fault.kind == "drain" and fault.seconds < LEAST_NOTICE for fault in schedule.faults)
         check(deaths or cluster.interrupts == 0, "a planned change interrupted somebody")
         _check_drains(cluster)
+        _check_size(cluster)
 
 
 def _check_drains(cluster: SimCluster) -> None:
@@ -231,6 +235,14 @@ def _check_drains(cluster: SimCluster) -> None:
     for worker, step in notices.items():
         late = step > in_time or len(there) < cluster.settings.min_workers
         check(worker in gone or late, f"worker {worker} was told to go in step {step}")
+
+
+def _check_size(cluster: SimCluster) -> None:
+    """No more stay than were asked for in good time."""
+    asked = [event for _, event in cluster.record.events if isinstance(event, Resized)]
+    if asked and asked[-1].step <= cluster.record.recorded - LEAST_STEPS:
+        most, members = asked[-1].workers + cluster.settings.spares, cluster.host.controller.members
+        check(len(members) <= most, f"{len(members)} workers where {most} were asked for")
 
 
 def _arm(cluster: SimCluster, faults: tuple[Fault, ...]) -> None:
@@ -277,6 +289,7 @@ def _strike(cluster: SimCluster, fault: Fault, here: WorkerId | None) -> None:
         "drain": lambda: cluster.drain(
             victim, fault.seconds if fault.amount < 0.5 else None, tells_itself=fault.pick < 0.5
         ),
+        "resize": lambda: cluster.resize(_size(cluster.settings, fault.amount)),
         "cut off": lambda: cluster.cut([victim], [*others, host], fault.seconds, both_ways=both),
         "cut in two": lambda: cluster.cut(
             rest, [w for w in living if w not in rest], fault.seconds, both_ways=both
@@ -290,3 +303,9 @@ def _strike(cluster: SimCluster, fault: Fault, here: WorkerId | None) -> None:
         "stop the run": cluster.request_stop,
     }
     actions[fault.kind]()
+
+
+def _size(settings: Settings, amount: float) -> int:
+    """One of the numbers of workers that a person may ask for."""
+    most = max(settings.max_workers or 0, len(settings.domains))
+    return settings.min_workers + int(amount * (most - settings.min_workers + 1))

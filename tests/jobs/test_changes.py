@@ -166,10 +166,12 @@ def log(killed_at: float) -> list[LoggedEvent]:
 
 
 def test_redo_is_what_remains_when_the_usual_step_and_the_recovery_are_taken_away() -> None:
-    ledger = [(11.5, 12.5), (12.5, 12.75), (12.875, math.inf)]
+    ledger = [(11.25, 12.5), (12.5, 12.75), (12.875, math.inf)]
     kill = redo.interrupted(STEPS, log(13.0), 13.0, ledger)
-    # the step took from 12.0 to 15.0; half of the first sleep was in it, and a quarter of the last one's
-    assert kill == Kill(redo=3.0 - 1.0 - 0.5, lost_share=0.875, recovery=0.5, step_seconds=1.0, kept=0.75)
+    # the step took from 12.0 to 15.0, the one before from 11.0; 0.75 s of the first sleep were in that one
+    assert kill == Kill(
+        redo=3.0 - 1.0 - 0.5, lost_share=0.75, computed=0.875, recovery=0.5, step_seconds=1.0, kept=0.75
+    )
 
 
 def test_a_kill_that_met_no_step_under_way_does_not_count() -> None:
@@ -184,7 +186,7 @@ def test_a_worker_passes_forward_and_backward_through_each_of_its_layers() -> No
 
 
 def kill(ratio: float) -> Kill:
-    return Kill(redo=ratio, lost_share=1.0, recovery=0.1, step_seconds=1.0, kept=0.8)
+    return Kill(redo=ratio, lost_share=1.0, computed=0.9, recovery=0.1, step_seconds=1.0, kept=0.8)
 
 
 REDONE = Redone([kill(0.5)] * 2 + [kill(1.0)] * 3, [kill(1.5)] * 5)

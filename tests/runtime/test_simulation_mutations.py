@@ -320,6 +320,11 @@ def everybody_contributes(patch: Patch) -> None:
     on_handle(patch, change)
 
 
+def nobody_too_many(patch: Patch) -> None:
+    """Whoever is no longer wanted stays."""
+    patch.setattr(Controller, "_trim", lambda self, now: [])
+
+
 MUTATIONS: Mapping[Mutation, Collection[Kind]] = {
     newest_at_all: (),
     one_too_old: (),
@@ -342,6 +347,7 @@ MUTATIONS: Mapping[Mutation, Collection[Kind]] = {
     hasty: ("slow", "drain"),
     silently_taken_back: ("lose domain", "lose machines", "kill"),
     everybody_contributes: (),
+    nobody_too_many: ("resize",),
     silent_state_given_up: ("cut in two", "stop", "cut off"),
 }
 """And kinds of faults of which a schedule must have one to be tried: () for any."""

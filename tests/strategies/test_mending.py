@@ -41,11 +41,16 @@ def test_a_mended_plan_is_whole_and_keeps_what_it_says(data: st.DataObject) -> N
     reserve = data.draw(st.integers(0, 2))
     alive = [w for w in old.workers if w not in lost] + list(range(50, 50 + reserve))
     progress = {w: progress_of(old, w, data.draw(st.integers(0, 8))) for w in alive if w < 50}
-    result = mended(2, members(*alive), LAYOUT, old, STEP, progress)
+    result = mended(2, members(*alive), LAYOUT, old, STEP, progress, [1.0] * LAYERS)
     if result is None:
-        assert any(set(stage.workers) <= lost for stage in old.stages) and reserve < len(lost)
+        assert any(set(stage.workers) <= lost for stage in old.stages)
+        assert len(alive) < len(old.stages), "else one of a larger group can be spared"
         return
     plan, found = result
+    lent = {w for w in plan.workers if w in old.workers and plan.stage_of(w) != old.stage_of(w)}
+    assert not lent or (any(set(stage.workers) <= lost for stage in old.stages) and reserve < len(lost))
+    lost |= lent
+    progress = {w: p for w, p in progress.items() if w not in lent}
     assert [(s.first, s.stop) for s in plan.stages] == [(s.first, s.stop) for s in old.stages]
     assert set(plan.workers) <= set(alive)
     for k, (before, after) in enumerate(zip(old.assignment, plan.assignment, strict=True)):
@@ -65,10 +70,26 @@ def test_a_mended_plan_is_whole_and_keeps_what_it_says(data: st.DataObject) -> N
 
 def test_a_worker_in_reserve_takes_the_place_of_a_stage_with_nobody_left() -> None:
     old = plan_of(3, 3)
-    assert mended(2, members(0, 2), LAYOUT, old, STEP, {}) is None
-    result = mended(2, members(0, 2, 9), LAYOUT, old, STEP, {})
+    assert mended(2, members(0, 2), LAYOUT, old, STEP, {}, [1.0] * LAYERS) is None
+    result = mended(2, members(0, 2, 9), LAYOUT, old, STEP, {}, [1.0] * LAYERS)
     assert result is not None
     assert [stage.workers for stage in result[0].stages] == [(0,), (9,), (2,)]
+
+
+def test_a_stage_with_nobody_left_gets_as_many_of_others_as_finish_soonest() -> None:
+    old = plan_of(12, 3)
+    assert [len(stage.workers) for stage in old.stages] == [4, 4, 4]
+    lost = set(old.stages[1].workers)
+    alive = [worker for worker in old.workers if worker not in lost]
+    progress = {worker: progress_of(old, worker, 8) for worker in alive}
+    progress[0] = progress_of(old, 0, 1)  # of two
+    result = mended(2, members(*alive), LAYOUT, old, STEP, progress, [1.0] * LAYERS)
+    assert result is not None
+    plan, found = result
+    assert [len(stage.workers) for stage in plan.stages] == [2, 4, 2], "fewer would take longer"
+    assert 0 in plan.stages[1].workers, "it has the least to lose"
+    assert found.contributors == set(alive) - set(plan.stages[1].workers)
+    assert kept(plan, found) > 0.3 and pays(plan, found, members(*alive), [1.0] * LAYERS)
 
 
 def test_progress_of_another_step_or_other_layers_is_not_used() -> None:
@@ -87,6 +108,6 @@ def test_it_pays_late_in_a_step_and_not_at_its_beginning() -> None:
     alive = members(0, 1, 2, 3, 4)
     for done, worth in ((0, False), (8, True)):
         progress = {member.worker: progress_of(old, member.worker, done) for member in alive}
-        result = mended(2, alive, LAYOUT, old, STEP, progress)
+        result = mended(2, alive, LAYOUT, old, STEP, progress, [1.0] * LAYERS)
         assert result is not None
         assert pays(*result, alive, [1.0] * LAYERS) is worth
