@@ -13,16 +13,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from strategies.costs import BYTES_PER_PARAMETER, CostModel
 from strategies.search.formulas import FORMULAS, Held
 from strategies.search.memory import SHARDINGS
 from strategies.search.space import Combination
-
-Matrix = NDArray[np.float64]
-"""[first layer, stop layer]; infinite where that is no stage."""
 
 
 @dataclass(frozen=True, slots=True)

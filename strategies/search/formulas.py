@@ -43,7 +43,8 @@ class Held:
 class Formula:
     """``fill`` takes a stage's seconds of one micro-batch, forward, input gradient and weight gradient, and
     the chunks of a worker. ``in_flight`` returns the most chunks x micro-batches whose activations a worker
-    keeps. ``splits``: backward is taken in two parts.
+    keeps; ``by_first_stage``: it rises with the first stage's layers. ``splits``: backward is taken in two
+    parts.
     """
 
     fill: Callable[[Seconds, Seconds, Seconds, int], Seconds]
@@ -51,6 +52,8 @@ class Formula:
     splits: bool = False
     chunks: tuple[int, ...] = (1,)
     """How many stages a worker may hold, as far as it is worth looking."""
+
+    by_first_stage: bool = False
 
 
 def _whole(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
@@ -98,7 +101,7 @@ FORMULAS: Mapping[str, Formula] = {
     "1f1b": Formula(_whole, _round_trip),
     "gpipe": Formula(_whole, _all),
     "interleaved": Formula(_whole, _warm_up, chunks=(2, 4)),
-    "zero-bubble": Formula(_split, _as_the_first, splits=True),
+    "zero-bubble": Formula(_split, _as_the_first, splits=True, by_first_stage=True),
 }
 """By the names of ``schedules.registry``; of those that are alike the first is taken. A schedule that is not
 here is not searched for."""
