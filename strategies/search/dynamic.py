@@ -62,6 +62,7 @@ class CutSearch:
         self._least_kept = problem.kept[-1] - (sum(problem.saved) if recompute is None else again)
         inputs = [problem.input_bytes(first) for first in range(1, problem.layers)]
         self._least_input = min(inputs, default=0)
+        self._floors: dict[Combination, list[tuple[float, float]]] = {}
 
     def root(self, combination: Combination) -> list[Branch]:
         """All cuts of a combination as one branch; none where it cannot fit."""
@@ -115,15 +116,16 @@ class CutSearch:
         """(seconds added, seconds beyond) of every stage, from each bound where it may begin to each where it
         may end. Only the first one begins with the first layer, only the last one ends with the last."""
         least, most = lengths
-        stages, views = combination.stages, {}
+        stages, views = combination.stages, dict[tuple[object, ...], tuple[Matrix, Matrix]]()
+        tables = self._tables.seconds(combination, least, limited=limited)
         result = []
         for k in range(stages):
             firsts = slice(0, 1) if k == 0 else slice(least, most + 1) if k == 1 else slice(1, -1)
             stops = slice(-1, None) if k == stages - 1 else slice(least, most + 1) if k == 0 else slice(1, -1)
-            tables = self._tables.seconds(combination, k, least, limited=limited)
-            key = (id(tables), k == 0, k == 1, k == stages - 1)
+            added, beyond = tables[k % len(tables)]
+            key = (id(added), k == 0, k == 1, k == stages - 1)
             if key not in views:  # one object for those that are the same: it is looked at once
-                views[key] = (tables[0][firsts, stops], tables[1][firsts, stops])
+                views[key] = (added[firsts, stops], beyond[firsts, stops])
             result.append(views[key])
         return result
 
@@ -136,17 +138,29 @@ class CutSearch:
         """
         if self._limit is None:
             return True
-        problem, chunks, sequence = self._problem, combination.strategy.chunks, combination.strategy.sequence
-        resident, held, left = [], [], 0.0
-        for k in range(len(combination.sizes)):
-            all_, fine = chunks * problem.parameters[-1], 1 << 20  # so that what is rounded up is little
-            each = float(problem.resident(combination, k, fine * all_, 0)) / fine
-            in_flight = float(problem.held(combination, k, problem.layers, 1)) / sequence
+        resident, held, left, chunks = [], [], 0.0, combination.strategy.chunks
+        for k, (each, in_flight) in enumerate(self._floor(combination)):
             weight = 1 / max(each + in_flight * kept, 1.0)
             resident.append(weight * each)
             held.append(weight * in_flight * kept)
             left += chunks * weight * (self._limit - (in_flight * self._least_input if k else 0.0))
         return min(resident) + min(held) <= left * (1 + 1e-9)
+
+    def _floor(self, combination: Combination) -> list[tuple[float, float]]:
+        """(bytes beside activations if it had the whole model, micro-batches that a worker keeps at least) of
+        every group."""
+        if combination not in self._floors:
+            problem, strategy = self._problem, combination.strategy
+            all_, fine = strategy.chunks * problem.parameters[-1], 1 << 20  # what is rounded up is little
+            resident = {
+                size: float(problem.resident(combination, size, fine * all_, 0)) / fine
+                for size in {*combination.sizes}
+            }
+            self._floors[combination] = [
+                (resident[size], float(problem.held(combination, k, problem.layers, 1)) / strategy.sequence)
+                for k, size in enumerate(combination.sizes)
+            ]
+        return self._floors[combination]
 
     def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
         """The best choice with this cut; None where it does not fit."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,17 @@ def _all(held: Held) -> Count:
 
 def _limit(held: Held, stage: int) -> Count:
     """``limits.group_limit`` of one of the worker's stages."""
-    sizes = (held.sizes * held.chunks)[stage:]
-    limit = -(-sum(sizes) // sizes[0])
-    if len(set(sizes)) == 1:
+    limit, equal = _group_limit(held.sizes, held.chunks, stage)
+    if equal:
         return limit
     return np.maximum(limit + 1, np.minimum(limit + BURSTS, held.total // held.layers))
+
+
+@lru_cache(maxsize=4096)
+def _group_limit(sizes: tuple[int, ...], chunks: int, stage: int) -> tuple[int, bool]:
+    """(what is in flight of a pipeline of equals, whether the groups from ``stage`` on are)."""
+    rest = (sizes * chunks)[stage:]
+    return -(-sum(rest) // rest[0]), len(set(rest)) == 1
 
 
 def _round_trip(held: Held) -> Count:

@@ -19,6 +19,9 @@ Ranges = NDArray[Any]
 """One entry for each range of layers that is not empty, by first layer and then by stop."""
 
 
+Tables = list[tuple[Matrix, Matrix]]
+
+
 class StageTables:
     """Of one problem. What combinations, stages and lengths of the first stage share is worked out once.
 
@@ -41,22 +44,17 @@ class StageTables:
         self._split_R = self._of_ranges(problem.split[0]), self._of_ranges(problem.split[1])
         self._whole_R = self._of_ranges(problem.whole[0]), self._of_ranges(problem.whole[1])
         self._staircases: Staircases | None = None
-        self._seconds: dict[tuple[object, ...], tuple[Matrix, Matrix]] = {}
-        self._room: dict[tuple[object, ...], Ranges] = {}
-        self._extra: dict[tuple[object, ...], Ranges] = {}
+        self._known: dict[tuple[object, ...], Tables] = {}
 
-    def seconds(
-        self, combination: Combination, k: int, first_length: int | None, *, limited: bool
-    ) -> tuple[Matrix, Matrix]:
-        """(seconds added, seconds beyond) of stage ``k`` of at most ``limit`` bytes where ``limited``, if the
-        first stage has no fewer than ``first_length`` layers; [first layer, stop layer]."""
-        by_first = (k == 0, first_length) if FORMULAS[combination.strategy.schedule].by_first_stage else ()
-        memory = (combination.sizes, k % len(combination.sizes), by_first) if limited else ()
-        key = (combination.strategy, combination.size(k), memory)
-        if key not in self._seconds:
-            extra_R = self._extra_seconds(combination, k, first_length) if limited else self._settled_R
-            self._seconds[key] = self._timed(combination, k, extra_R)
-        return self._seconds[key]
+    def seconds(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
+        """(seconds added, seconds beyond) of every group's stages, [first layer, stop layer]; of at most
+        ``limit`` bytes where ``limited``, if the first stage has no fewer than ``first_length`` layers."""
+        by_first = FORMULAS[combination.strategy.schedule].by_first_stage
+        memory = (first_length if by_first else 0,) if limited else ()
+        key = (combination, memory)
+        if key not in self._known:
+            self._known[key] = self._timed(combination, first_length, limited=limited)
+        return self._known[key]
 
     def recomputed(self, combination: Combination, bounds: Sequence[int]) -> tuple[int, ...] | None:
         """The layers that are computed again in the least time in which all stages fit; None: they do not."""
@@ -64,28 +62,47 @@ class StageTables:
             return self._recompute
         layers: tuple[int, ...] = ()
         for k, (first, stop) in enumerate(pairwise(bounds)):
+            held = self._problem.held(combination, k, stop - first, bounds[1])
             place = range_index(first, stop, self._problem.layers)
-            needed = int(self._needed(combination, k, bounds[1])[place])
+            needed = int(self._needed(combination, combination.size(k), held, slice(place, place + 1))[0])
             if needed > self._staircase().most(first, stop):
                 return None
             layers += self._staircase().layers(first, stop, needed)
         return layers
 
-    def _timed(self, combination: Combination, k: int, extra_R: Ranges) -> tuple[Matrix, Matrix]:
+    def _timed(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
         problem, strategy, pace = self._problem, combination.strategy, self._problem.pace(combination)
+        held = [0] * len(combination.sizes)
+        if limited:
+            held = [self._held(combination, k, first_length) for k in range(len(combination.sizes))]
+        # groups as large as each other whose workers keep as many micro-batches are alike
+        kinds = [
+            (size, k if np.ndim(each) else int(each))
+            for k, (size, each) in enumerate(zip(combination.sizes, held, strict=True))
+        ]
+        apart = list(dict.fromkeys(kinds))
+        sizes_N1 = np.asarray([size for size, _ in apart])[:, None]
+        extra_NR = self._settled_R[None, :]
+        if limited:
+            held_NR = [np.broadcast_to(held[kinds.index(kind)], self._span_R.shape) for kind in apart]
+            extra_NR = self._extra_seconds(combination, sizes_N1, np.stack(held_NR))
         inputs_R, weights_R = self._split_R if FORMULAS[strategy.schedule].splits else self._whole_R
         seconds = (self._forward_R / pace, inputs_R / pace, weights_R / pace)
-        fits_R = extra_R < NEVER
-        again_R = np.where(fits_R, extra_R, 0.0)
-        added_R, beyond_R, _ = timed(problem, combination, k, seconds, again_R / pace)
-        sent_R = problem.sent_bytes(combination, k, strategy.chunks * self._parameters_R)
-        beyond_R = beyond_R + sent_R / problem.costs.link_bytes_per_second
-        return self._matrix(added_R + self._crossing_R, fits_R), self._matrix(beyond_R, fits_R)
+        fits_NR = extra_NR < NEVER
+        again_NR = np.where(fits_NR, extra_NR, 0.0)
+        added_NR, beyond_NR, _ = timed(problem, combination, sizes_N1, seconds, again_NR / pace)
+        sent_NR = problem.sent_bytes(combination, sizes_N1, strategy.chunks * self._parameters_R)
+        beyond_NR = beyond_NR + sent_NR / problem.costs.link_bytes_per_second
+        added, beyond = (
+            self._matrices(values_NR, fits_NR, len(apart))
+            for values_NR in (added_NR + self._crossing_R, beyond_NR)
+        )
+        return [(added[place], beyond[place]) for place in map(apart.index, kinds)]
 
-    def _matrix(self, values_R: Ranges, usable_R: Ranges) -> Matrix:
-        matrix = np.full((self._problem.layers + 1,) * 2, NEVER)
-        matrix[self._first_R, self._stop_R] = np.where(usable_R, values_R, NEVER)
-        return matrix
+    def _matrices(self, values_NR: Ranges, usable_NR: Ranges, kinds: int) -> list[Matrix]:
+        matrices = np.full((kinds, *(self._problem.layers + 1,) * 2), NEVER)
+        matrices[:, self._first_R, self._stop_R] = np.where(usable_NR, values_NR, NEVER)
+        return list(matrices)
 
     @property
     def _settled_R(self) -> Ranges:
@@ -99,48 +116,36 @@ class StageTables:
         chosen[again] = np.asarray(values)[again]
         return self._of_ranges(np.concatenate(([0], chosen.cumsum())))
 
-    def _extra_seconds(self, combination: Combination, k: int, first_length: int | None) -> Ranges:
+    def _extra_seconds(self, combination: Combination, sizes: Any, held: Ranges) -> Ranges:
         """Forward seconds that are computed again at speed 1; infinite where memory does not suffice."""
-        if self._recompute is not None:
-            saved_R = self._of_layers(self._problem.saved)
-            return np.where(saved_R >= self._needed(combination, k, first_length), self._settled_R, NEVER)
-        held = self._held(combination, k, first_length)
-        if np.ndim(held) > 0:
-            return self._staircase().least_seconds(self._missing(combination, k, held))
-        key = (self._room_key(combination, k), int(held))
-        if key not in self._extra:
-            self._extra[key] = self._staircase().least_seconds(self._missing(combination, k, held))
-        return self._extra[key]
+        if self._recompute is None:
+            return self._staircase().least_seconds(self._needed(combination, sizes, held))
+        sequence, again_R = combination.strategy.sequence, self._of_layers([1] * self._problem.layers) > 0
+        kept_R = self._kept_R - self._of_layers(self._problem.saved)
+        bytes_NR = -(-held * kept_R // sequence) - (-self._largest_R // sequence) * again_R
+        return np.where(bytes_NR <= self._room(combination, sizes, slice(None)), self._settled_R, NEVER)
 
-    def _needed(self, combination: Combination, k: int, first_length: int | None) -> Ranges:
-        """Bytes that must be saved per micro-batch so that a stage fits."""
-        return self._missing(combination, k, self._held(combination, k, first_length))
-
-    def _held(self, combination: Combination, k: int, first_length: int | None) -> Any:
-        firsts_R = self._span_R if k == 0 else first_length or 1
-        return self._problem.held(combination, k, self._span_R, firsts_R)
-
-    def _missing(self, combination: Combination, k: int, held: Any) -> Ranges:
-        """``_needed`` where so many micro-batches are held."""
-        sequence, room_R = combination.strategy.sequence, self._room_of(combination, k)
-        plain_R = -(-held * self._kept_R // sequence) <= room_R
-        working_R = -(-self._largest_R // sequence)
-        needed_R = self._kept_R - (room_R - working_R) * sequence // held
-        return np.where(plain_R, 0, np.maximum(needed_R, 1))
-
-    def _room_key(self, combination: Combination, k: int) -> tuple[object, ...]:
-        strategy, alone = combination.strategy, sum(combination.sizes) == 1
-        return strategy.chunks, strategy.sharding, strategy.sequence, combination.size(k), alone
-
-    def _room_of(self, combination: Combination, k: int) -> Ranges:
+    def _room(self, combination: Combination, sizes: Any, which: slice) -> Any:
         """Bytes that parameters, sums and states leave to activations."""
         assert self._limit is not None
-        key = self._room_key(combination, k)
-        if key not in self._room:
-            parameters_R = combination.strategy.chunks * self._parameters_R
-            resident_R = self._problem.resident(combination, k, parameters_R, self._widest_R)
-            self._room[key] = self._limit - resident_R
-        return self._room[key]
+        parameters_R = combination.strategy.chunks * self._parameters_R[which]
+        return self._limit - self._problem.resident(combination, sizes, parameters_R, self._widest_R[which])
+
+    def _held(self, combination: Combination, k: int, first_length: int) -> Any:
+        firsts_R = self._span_R if k == 0 else first_length
+        return self._problem.held(combination, k, self._span_R, firsts_R)
+
+    def _needed(
+        self, combination: Combination, sizes: Any, held: Any, which: slice = slice(None)
+    ) -> NDArray[np.int64]:
+        """Bytes that must be saved per micro-batch so that ranges (``which``) fit into groups of so many
+        workers, of whom each keeps ``held`` micro-batches."""
+        sequence, kept_R = combination.strategy.sequence, self._kept_R[which]
+        room = self._room(combination, sizes, which)
+        working_R = -(-self._largest_R[which] // sequence)
+        needed = kept_R - (room - working_R) * sequence // held
+        plain = -(-held * kept_R // sequence) <= room
+        return np.where(plain, 0, np.maximum(needed, 1))
 
     def _staircase(self) -> Staircases:
         if self._staircases is None:
