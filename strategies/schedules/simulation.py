@@ -89,7 +89,7 @@ class _Worker:
             self.inputs |= {(work, chunk): [] for work in Work}
             self.inputs |= {(work, chunk): backwards for work in (Work.BACKWARD, Work.INPUT_GRADIENT)}
         self.is_idle = True
-        self.peak = 0
+        self.peak = self._held = 0
         self._layers = [plan.stages[k].stop - plan.stages[k].first for k in self.place.stages]
         self._offers = schedule(self.place, self.tallies)
         self.offer: Offer = next(self._offers, ())
@@ -109,11 +109,13 @@ class _Worker:
 
     def done(self, stage: int, micro_batch: int, work: Work) -> None:
         chunk = self.place.stages.index(stage)
-        self.tallies[chunk].add(work)
+        tally = self.tallies[chunk]
+        before = tally.held
+        tally.add(work)
         if work is Work.INPUT_GRADIENT:
             heappush(self.inputs[Work.WEIGHT_GRADIENT, chunk], micro_batch)
-        held = sum(n * tally.held for n, tally in zip(self._layers, self.tallies, strict=True))
-        self.peak = max(self.peak, held)
+        self._held += self._layers[chunk] * (tally.held - before)
+        self.peak = max(self.peak, self._held)
         self.is_idle = True
         self.offer = next(self._offers, ())
 

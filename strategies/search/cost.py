@@ -13,16 +13,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from strategies.costs import BYTES_PER_PARAMETER, CostModel
 from strategies.search.formulas import FORMULAS, Held
 from strategies.search.memory import SHARDINGS
 from strategies.search.space import Combination
-
-Matrix = NDArray[np.float64]
-"""[first layer, stop layer]; infinite where that is no stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +40,13 @@ class Problem:
     forward: list[float] = field(init=False)
     split: tuple[list[float], list[float]] = field(init=False)
     whole: tuple[list[float], list[float]] = field(init=False)
+    layer_parameters: list[int] = field(init=False)
     parameters: list[int] = field(init=False)
     kept: list[int] = field(init=False)
     saved: tuple[int, ...] = field(init=False)
     """Bytes per micro-batch that a layer does not keep where it is computed again."""
+    least_crossing: float = field(init=False)
+    """Seconds in which a micro-batch passes the boundary where that is fastest, and back."""
 
     def __post_init__(self) -> None:
         costs, layers = self.costs, self.layers
@@ -61,18 +58,17 @@ class Problem:
         set_(self, "forward", list(accumulate(costs.forward_seconds, initial=0.0)))
         set_(self, "whole", tuple(list(accumulate(each, initial=0.0)) for each in zip(*halves, strict=True)))
         set_(self, "split", tuple(list(accumulate(each, initial=0.0)) for each in zip(*split, strict=True)))
+        set_(self, "layer_parameters", [each // BYTES_PER_PARAMETER for each in costs.parameter_bytes])
         set_(self, "parameters", list(accumulate(self.layer_parameters, initial=0)))
         set_(self, "kept", list(accumulate(kept, initial=0)))
         saved = (max(all_ - output, 0) for all_, output in zip(kept, boundary, strict=True))
         set_(self, "saved", tuple(saved))
+        crossings = (self.crossing_seconds(first) for first in range(1, layers))
+        set_(self, "least_crossing", min(crossings, default=0.0))
 
     @property
     def layers(self) -> int:
         return len(self.costs.forward_seconds)
-
-    @property
-    def layer_parameters(self) -> list[int]:
-        return [each // BYTES_PER_PARAMETER for each in self.costs.parameter_bytes]
 
     def input_bytes(self, first: int) -> int:
         """What the layer ``first`` takes in, of one micro-batch."""
@@ -84,15 +80,15 @@ class Problem:
         """One micro-batch over the boundary before ``first`` and back."""
         return 2 * self.input_bytes(first) / self.costs.link_bytes_per_second if first else 0.0
 
-    def rounds(self, combination: Combination, stage: int) -> int:
-        """How many micro-batches the busiest team of a stage's group computes."""
-        return -(-self.micro_batches // (combination.size(stage) // combination.strategy.sequence))
+    def rounds(self, combination: Combination, size: Any) -> Any:
+        """How many micro-batches the busiest team of a group of ``size`` workers (or an array) computes."""
+        return -(-self.micro_batches // (size // combination.strategy.sequence))
 
     def held(self, combination: Combination, stage: int, layers: Any, first_layers: Any) -> Any:
         """Chunks x micro-batches in flight on a worker of a stage's group, if that holds so many layers (or
         an array of them)."""
-        strategy, rounds = combination.strategy, self.rounds(combination, stage)
-        k = stage % len(combination.sizes)
+        strategy, k = combination.strategy, stage % len(combination.sizes)
+        rounds = self.rounds(combination, combination.sizes[k])
         what = Held(combination.sizes, k, layers, first_layers, self.layers, rounds, strategy.chunks)
         return FORMULAS[strategy.schedule].in_flight(what)
 
@@ -105,14 +101,15 @@ class Problem:
         again = [layer for layer in range(first, stop) if layer in recompute]
         seconds = stage_seconds(self, combination, first, stop)
         extra = sum(self.costs.forward_seconds[layer] for layer in again) / self.pace(combination)
-        added, beyond, each = timed(self, combination, k, seconds, extra)
+        size = combination.size(k)
+        added, beyond, each = timed(self, combination, size, seconds, extra)
         parameters = strategy.chunks * (self.parameters[stop] - self.parameters[first])
-        sent = self.sent_bytes(combination, k, parameters)
+        sent = self.sent_bytes(combination, size, parameters)
         kept = self.kept[stop] - self.kept[first] + self.input_bytes(first)
         kept -= sum(self.saved[layer] for layer in again)
         held = int(self.held(combination, k, stop - first, bounds[1]))
         working = max(self.saved[first:stop]) if again else 0
-        memory = self.resident(combination, k, parameters, widest(self.layer_parameters[first:stop]))
+        memory = self.resident(combination, size, parameters, widest(self.layer_parameters[first:stop]))
         memory += -(-held * kept // strategy.sequence) + -(-working // strategy.sequence)
         return StageCost(
             added + self.crossing_seconds(first),
@@ -121,20 +118,29 @@ class Problem:
             each * self.micro_batches * strategy.sequence,
         )
 
-    def sent_bytes(self, combination: Combination, stage: int, parameters: Any) -> Any:
-        """What a worker sends in a step, of a group that holds so many parameters (or an array)."""
+    def sent_bytes(self, combination: Combination, size: Any, parameters: Any) -> Any:
+        """What a worker sends in a step, of a group of ``size`` workers that holds so many parameters (or
+        arrays)."""
         strategy, splits = combination.strategy, FORMULAS[combination.strategy.schedule].splits
-        sharding, rounds = SHARDINGS[strategy.sharding], self.rounds(combination, stage)
-        return sharding.sent_bytes(parameters, combination.size(stage), rounds, splits=splits)
+        sharding, rounds = SHARDINGS[strategy.sharding], self.rounds(combination, size)
+        return sharding.sent_bytes(parameters, size, rounds, splits=splits)
 
-    def resident(self, combination: Combination, stage: int, parameters: Any, widest: Any) -> Any:
-        """A worker's bytes beside activations, of a group that holds so many parameters, ``widest`` in two
-        consecutive layers (or arrays)."""
-        sharding, size = SHARDINGS[combination.strategy.sharding], combination.size(stage)
+    def resident(self, combination: Combination, size: Any, parameters: Any, widest: Any) -> Any:
+        """A worker's bytes beside activations, of a group of ``size`` workers that holds so many parameters,
+        ``widest`` in two consecutive layers (or arrays)."""
+        sharding = SHARDINGS[combination.strategy.sharding]
         bytes_ = sharding.device_bytes(parameters, widest, size)
         if not self.costs.host_state:
-            bytes_ += sharding.host_bytes(parameters, size, backed_up=sum(combination.sizes) > 1)
+            bytes_ = bytes_ + sharding.host_bytes(parameters, size, backed_up=sum(combination.sizes) > 1)
         return bytes_
+
+    def split_fill(self, combination: Combination) -> float:
+        """What all layers add to fill and drain if each is a stage by itself: no stages together add more."""
+        inputs, weights = self.split
+        fill, chunks = FORMULAS[combination.strategy.schedule].fill, combination.strategy.chunks
+        before = zip(self.forward, inputs, weights, strict=True)
+        fills = (fill(f - a, i - b, w - c, chunks) for (a, b, c), (f, i, w) in pairwise(before))
+        return float(sum(fills)) / self.pace(combination)
 
     def pace(self, combination: Combination) -> float:
         """How many times the profile's speed a team has."""
@@ -160,35 +166,36 @@ def widest(parameters: Sequence[int]) -> int:
 
 
 def least_seconds(problem: Problem, combination: Combination) -> float:
-    """No cut and no recomputation of this combination takes less; without looking at any cut."""
+    """No cut and no recomputation of this combination takes less; without looking at any cut.
+
+    The slowest stage takes no less beyond its fill than any weighed mean of them; weighed by 1 / rounds, all
+    loads together are the model's seconds, however it is cut.
+    """
     stages, layers = combination.stages, problem.layers
-    forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
-    chunks, sizes = combination.strategy.chunks, combination.sizes
-    fill = FORMULAS[combination.strategy.schedule].fill(forward, inputs, weights, chunks)
-    each = forward + inputs + weights
-    # the longest stage is no shorter than all would be if they were equally long
-    rates = [1 / (chunks * problem.rounds(combination, k)) for k in range(len(sizes))]
-    longest = each / (chunks * sum(rates))
-    linear = len(set(sizes)) == 1 and not FORMULAS[combination.strategy.schedule].splits
-    longest = longest - chunks * fill / stages if linear else max(longest - fill, 0.0)
-    crossing = min((problem.crossing_seconds(first) for first in range(1, layers)), default=0.0)
-    return float(fill + longest + (stages - 1) * crossing)
+    formula, chunks = FORMULAS[combination.strategy.schedule], combination.strategy.chunks
+    seconds = stage_seconds(problem, combination, 0, layers)
+    fill = formula.fill(*seconds, chunks)
+    fills = problem.split_fill(combination) if formula.splits else fill
+    rounds = [problem.rounds(combination, size) for size in combination.sizes]
+    longest = (sum(seconds) - fills / min(rounds)) / sum(1 / each for each in rounds)
+    return float(fill + max(longest, 0.0) + (stages - 1) * problem.least_crossing)
 
 
 def timed(
     problem: Problem,
     combination: Combination,
-    stage: int,
+    size: Any,
     seconds: tuple[Any, Any, Any],
     extra: Any,
 ) -> tuple[Any, Any, Any]:
-    """(fill, what its group's micro-batches take beyond that, seconds of one micro-batch) of a stage whose
-    input gradients take ``extra`` seconds for what is recomputed; arrays for many stages at once."""
+    """(fill, what its group's micro-batches take beyond that, seconds of one micro-batch) of a stage of
+    ``size`` workers whose input gradients take ``extra`` seconds for what is recomputed; arrays for many
+    stages at once."""
     strategy = combination.strategy
     forward, inputs, weights = seconds
     fill = FORMULAS[strategy.schedule].fill(forward, inputs + extra, weights, strategy.chunks)
     each = forward + inputs + weights + extra
-    return fill, strategy.chunks * (problem.rounds(combination, stage) * each - fill), each
+    return fill, strategy.chunks * (problem.rounds(combination, size) * each - fill), each
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Held:
 class Formula:
     """``fill`` takes a stage's seconds of one micro-batch, forward, input gradient and weight gradient, and
     the chunks of a worker. ``in_flight`` returns the most chunks x micro-batches whose activations a worker
-    keeps. ``splits``: backward is taken in two parts.
+    keeps; ``by_first_stage``: it rises with the first stage's layers. ``splits``: backward is taken in two
+    parts.
     """
 
     fill: Callable[[Seconds, Seconds, Seconds, int], Seconds]
@@ -51,6 +53,8 @@ class Formula:
     splits: bool = False
     chunks: tuple[int, ...] = (1,)
     """How many stages a worker may hold, as far as it is worth looking."""
+
+    by_first_stage: bool = False
 
 
 def _whole(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
@@ -68,11 +72,17 @@ def _all(held: Held) -> Count:
 
 def _limit(held: Held, stage: int) -> Count:
     """``limits.group_limit`` of one of the worker's stages."""
-    sizes = (held.sizes * held.chunks)[stage:]
-    limit = -(-sum(sizes) // sizes[0])
-    if len(set(sizes)) == 1:
+    limit, equal = _group_limit(held.sizes, held.chunks, stage)
+    if equal:
         return limit
     return np.maximum(limit + 1, np.minimum(limit + BURSTS, held.total // held.layers))
+
+
+@lru_cache(maxsize=4096)
+def _group_limit(sizes: tuple[int, ...], chunks: int, stage: int) -> tuple[int, bool]:
+    """(what is in flight of a pipeline of equals, whether the groups from ``stage`` on are)."""
+    rest = (sizes * chunks)[stage:]
+    return -(-sum(rest) // rest[0]), len(set(rest)) == 1
 
 
 def _round_trip(held: Held) -> Count:
@@ -98,7 +108,7 @@ FORMULAS: Mapping[str, Formula] = {
     "1f1b": Formula(_whole, _round_trip),
     "gpipe": Formula(_whole, _all),
     "interleaved": Formula(_whole, _warm_up, chunks=(2, 4)),
-    "zero-bubble": Formula(_split, _as_the_first, splits=True),
+    "zero-bubble": Formula(_split, _as_the_first, splits=True, by_first_stage=True),
 }
 """By the names of ``schedules.registry``; of those that are alike the first is taken. A schedule that is not
 here is not searched for."""

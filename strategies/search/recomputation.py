@@ -22,6 +22,11 @@ Staircase = tuple[tuple[int, float], ...]
 """(bytes saved per micro-batch, seconds added), both ascending, none better than another."""
 
 
+def range_index(first: int, stop: int, layers: int) -> int:
+    """The place of a range among all that are not empty, by first layer and then by stop."""
+    return first * layers - first * (first - 1) // 2 + stop - first - 1
+
+
 class Staircases:
     """Of every range of layers. ``saved`` and ``seconds`` have one entry a layer."""
 
@@ -31,38 +36,40 @@ class Staircases:
         self._seconds = list(seconds)
         classes = {pair: None for pair in zip(self._saved, self._seconds, strict=True) if pair[0] > 0}
         self._kinds = tuple(classes)
-        layers = len(saved)
-        of_range: dict[tuple[int, int], Staircase] = {}
+        layers, self._layers = len(saved), len(saved)
+        self._unit = unit
         place = {pair: i for i, pair in enumerate(self._kinds)}
+        of_range: list[Staircase] = []
         for first in range(layers):
             counts = [0] * len(self._kinds)
             for stop in range(first + 1, layers + 1):
                 kind = place.get((self._saved[stop - 1], self._seconds[stop - 1]))
                 if kind is not None:
                     counts[kind] += 1
-                of_range[first, stop] = _staircase(self._kinds, tuple(counts))
-        most = max(map(len, of_range.values()))
-        size = layers + 1
-        self._saved_FSP: NDArray[np.int64] = np.full((size, size, most), np.iinfo(np.int64).max)
-        self._seconds_FSP: NDArray[np.float64] = np.full((size, size, most), np.inf)
-        self._most_FS: NDArray[np.int64] = np.zeros((size, size), dtype=np.int64)
-        for (first, stop), steps in of_range.items():
-            self._saved_FSP[first, stop, : len(steps)] = [saved for saved, _ in steps]
-            self._seconds_FSP[first, stop, : len(steps)] = [each for _, each in steps]
-            self._most_FS[first, stop] = steps[-1][0]
+                of_range.append(_staircase(self._kinds, tuple(counts)))
+        # all staircases one behind the other, and after what of each range there is a step of the next
+        self._most_R: NDArray[np.int64] = np.asarray([steps[-1][0] for steps in of_range], dtype=np.int64)
+        self._apart = int(self._most_R.max()) // unit + 1
+        self._before_R = np.arange(len(of_range)) * self._apart
+        self._ends_N: NDArray[np.int64] = np.concatenate(
+            [
+                [before + saved // unit for saved, _ in steps]
+                for before, steps in zip(self._before_R.tolist(), of_range, strict=True)
+            ]
+        )
+        self._seconds_N = np.asarray([each for steps in of_range for _, each in steps])
 
-    def least_seconds(self, needed_FS: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The least seconds in which so many bytes are saved per micro-batch, [first layer, stop layer];
-        infinite where not even all layers save as much."""
-        seconds_FS = np.where(needed_FS > self._most_FS, np.inf, 0.0)
-        some = np.nonzero((needed_FS > 0) & (needed_FS <= self._most_FS))
-        step_N = (self._saved_FSP[some] < needed_FS[some][:, None]).sum(axis=1)
-        seconds_FS[some] = self._seconds_FSP[(*some, step_N)]
-        return seconds_FS
+    def least_seconds(self, needed_R: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The least seconds in which so many bytes are saved per micro-batch, for every range of layers (as
+        ``range_index`` counts them); infinite where not even all layers save as much."""
+        can_R = needed_R <= self._most_R
+        units_R = -(-np.where(can_R, needed_R, 0) // self._unit)
+        seconds_R: NDArray[np.float64] = self._seconds_N[self._ends_N.searchsorted(self._before_R + units_R)]
+        return np.where(can_R, seconds_R, np.inf)
 
     def most(self, first: int, stop: int) -> int:
         """Bytes per micro-batch that all layers of a range save."""
-        return int(self._most_FS[first, stop])
+        return int(self._most_R[range_index(first, stop, self._layers)])
 
     def layers(self, first: int, stop: int, needed: int) -> tuple[int, ...]:
         """The layers, ascending, that save at least ``needed`` bytes in ``least_seconds``; among layers that

@@ -10,14 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
+from itertools import count as counting
 from itertools import pairwise
 
 from runtime.plan import Strategy
 from strategies.schedules.pipeline_time import pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, least_seconds, stage_seconds
-from strategies.search.dynamic import Choice, CutSearch
+from strategies.search.dynamic import Branch, Choice, CutSearch
 from strategies.search.formulas import FORMULAS
+from strategies.search.shortest import ALIKE
 from strategies.search.space import Combination, Space, combinations
 
 NEAR = 0.1
@@ -80,26 +82,38 @@ def search(
 def _best_first(
     problem: Problem, space: Space, workers: int, limit: int | None, count: int, tolerance: float
 ) -> list[Choice]:
-    """The ``count`` best choices. What is cheap to say comes first: a bound, then the step with memory in
-    plenty, then the step that fits; each is no less than the one before, so the first that is known in full
-    is the best of all."""
+    """The ``count`` best choices, of as many combinations."""
     cuts = CutSearch(problem, limit, space.recompute, tolerance)
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
-    waiting: list[tuple[float, int, int, Choice | None]] = [
-        (least_seconds(problem, each), place, 0, None) for place, each in enumerate(possible)
+    return _settled(cuts, possible, [least_seconds(problem, each) for each in possible], count)
+
+
+def _settled(
+    cuts: CutSearch, possible: Sequence[Combination], least: Sequence[float], count: int
+) -> list[Choice]:
+    """The best choices of so many combinations, none of which takes less than its ``least`` seconds. What is
+    cheap to say comes first: a bound, then a branch's, then the step that fits; each is no less than the one
+    before, so the first that is known in full is the best of all."""
+    waiting: list[tuple[float, int, int, Branch | Choice | None]] = [
+        (seconds, place, -1, None) for place, seconds in enumerate(least)
     ]
     heapify(waiting)
-    found: list[Choice] = []
+    found: dict[int, Choice] = {}
+    numbers = counting()
     while waiting and len(found) < count:
-        _, place, known, choice = heappop(waiting)
-        if known == 2:
-            assert choice is not None
-            found.append(choice)
+        _, place, _, known = heappop(waiting)
+        if place in found:  # by a better branch
             continue
-        choice = cuts.relaxed(possible[place]) if known == 0 else cuts.best(possible[place], choice)
-        if choice is not None:
-            heappush(waiting, (choice.cost.step_seconds, place, known + 1, choice))
-    return found
+        if isinstance(known, Choice):
+            found[place] = known
+            continue
+        opened = cuts.root(possible[place]) if known is None else cuts.settle(known)
+        if isinstance(opened, Choice):
+            heappush(waiting, (opened.cost.step_seconds, place, next(numbers), opened))
+        else:  # branches that are alike but for rounding are all settled before one is taken
+            for branch in opened:
+                heappush(waiting, (branch.bound * (1 - ALIKE), place, next(numbers), branch))
+    return list(found.values())
 
 
 def _missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
@@ -124,8 +138,7 @@ def _missing(problem: Problem, space: Space, workers: int, limit: int | None) ->
 
 def _fits(problem: Problem, space: Space, possible: Sequence[Combination], limit: int) -> bool:
     cuts = CutSearch(problem, limit, space.recompute)
-    plain = [each for each in possible if not FORMULAS[each.strategy.schedule].splits]
-    return any(map(cuts.fits, plain)) or any(cuts.best(each) for each in possible if each not in plain)
+    return bool(_settled(cuts, possible, [0.0] * len(possible), 1))
 
 
 def in_words(count: int) -> str:

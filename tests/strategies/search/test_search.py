@@ -92,6 +92,55 @@ def again(problem: Problem, found: Proposal) -> float:
     return evaluate(problem, combination, found.bounds, found.strategy.recompute).step_seconds
 
 
+MISLEADING = (
+    (
+        [
+            (5, 2, 31, 196, 267),
+            (1, 1, 9, 170, 600),
+            (4, 12, 23, 82, 788),
+            (1, 5, 31, 51, 747),
+            (4, 9, 34, 175, 96),
+        ],
+        3,
+        8,
+        6535,
+    ),
+    (
+        [
+            (5, 8, 10, 61, 813),
+            (4, 1, 11, 130, 751),
+            (6, 11, 27, 139, 729),
+            (1, 8, 38, 23, 705),
+            (5, 6, 23, 128, 268),
+        ],
+        3,
+        7,
+        6024,
+    ),
+    (
+        [
+            (2, 1, 1, 58, 145),
+            (2, 2, 26, 127, 142),
+            (5, 3, 5, 151, 302),
+            (4, 2, 17, 156, 505),
+            (4, 11, 36, 30, 642),
+        ],
+        4,
+        6,
+        4977,
+    ),
+)
+
+
+def test_where_later_stages_keep_by_the_first_ones_length_the_best_is_found_too() -> None:
+    # the cut that a bound suggests fits in each of these, and is not the best
+    space = Space(schedules=("zero-bubble",), stages=(3,))
+    for rows, workers, micro_batches, limit in MISLEADING:
+        problem = Problem(cost_model(rows), micro_batches)
+        (found,) = search(problem, space, workers, limit)
+        assert found.step_seconds == pytest.approx(brute_force(problem, space, workers, limit), rel=1e-9)
+
+
 @given(rows=ROWS, workers=st.integers(1, 6), limits=st.tuples(st.integers(500, 9_000), st.integers(0, 9_000)))
 @settings(max_examples=30, deadline=None)
 def test_more_memory_is_never_slower(
