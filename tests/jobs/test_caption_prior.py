@@ -29,10 +29,8 @@ def test_by_hand() -> None:
     end = (1 + 1 * alone(2)) / (1 + 1)
     assert probability(prior, "en", [3, 4]) == pytest.approx(first * second * end)
     unseen_context = alone(2)  # nothing followed a 1: what comes anywhere
-    assert prior.loss([("en", [1])]) == (
-        pytest.approx(-(log((0 + alone(0)) / 3) + log(unseen_context)) / 2),
-        2,
-    )
+    loss, count = prior.loss([("en", [1])])
+    assert loss == pytest.approx(-(log((0 + alone(0)) / 3) + log(unseen_context)) / 2) and count == 2
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -48,7 +46,7 @@ def test_a_contexts_probabilities_add_up(order: int) -> None:
 def test_languages_are_apart() -> None:
     prior = CaptionPrior(TRAIN, order=1, vocabulary=VOCABULARY, end=END)
     assert probability(prior, "de", [5]) > probability(prior, "en", [5])
-    assert prior.loss([("fr", [3])]) == (pytest.approx(log(VOCABULARY)), 2), "nothing is known of it"
+    assert prior.loss([("fr", [3])])[0] == pytest.approx(log(VOCABULARY)), "nothing is known of it"
 
 
 def test_the_best_order_is_the_prior() -> None:

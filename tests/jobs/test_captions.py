@@ -89,6 +89,7 @@ def recipe_of(source: Path, images: bool, steps: int = 120) -> Recipe:
         },
         parallel={"workers": 2, "stages": 2, "micro_batches": 2, "micro_batch_size": 2},
         optimizer={"learning_rate": 1e-2, "warmup_steps": 5, "clip_norm": 1.0},
+        checkpoint={"every": 60, "keep": 2},
     )
 
 
