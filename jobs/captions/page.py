@@ -12,7 +12,8 @@ import jinja2
 import torch
 from rich.console import Console
 
-from jobs.captions.trained import Trained, captions, held_out_loss, load
+from jobs.captions.prior import Caption, best_prior
+from jobs.captions.trained import Trained, captions, checkpoints, held_out_loss, load
 from jobs.data.media import decode_pixels
 
 MOST_ITEMS = 120
@@ -44,13 +45,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out losses per token: of the model, of the same model shown other items' images, and of a model
-    that was trained alike but never saw an image (None: not given)."""
+    """Held-out losses in nats per token: of the model, of the same model shown other items' images, of the
+    n-gram caption prior (which looks ``order`` tokens back), and of a model that never saw an image, at the
+    best of its checkpoints (that of step ``blind_version``; None: not given)."""
 
     tokens: int
     seeing: float
     exchanged: float
-    blind: float | None
+    prior: float
+    order: int
+    blind: float | None = None
+    blind_version: int | None = None
 
 
 def held_out_items(trained: Trained, most: int = MOST_ITEMS) -> list[Shown]:
@@ -79,19 +84,40 @@ def held_out_items(trained: Trained, most: int = MOST_ITEMS) -> list[Shown]:
     ]
 
 
-def losses(trained: Trained, baseline: Trained | None) -> Losses:
-    """Raises ValueError if ``baseline`` sees images, or has read other captions."""
+def losses(trained: Trained, baseline: Path | None) -> Losses:
+    """``baseline`` is the folder of a run without images, of which the checkpoint that is best on the very
+    data is taken: it is not beaten for having been trained too long. Raises ValueError if it sees images, or
+    has read other captions."""
     seeing, tokens = held_out_loss(trained)
-    blind = None
+    blind: tuple[float, int] | None = None
     if baseline is not None:
-        if baseline.recipe.data.arguments.get("images", True):
-            raise ValueError(
-                "the baseline was trained with images: train it with --set data.arguments.images=false"
-            )
-        blind, others = held_out_loss(baseline)
-        if others != tokens or baseline.curated.digest != trained.curated.digest:
-            raise ValueError("the baseline was trained on other captions: train both on the same curated set")
-    return Losses(tokens, seeing, held_out_loss(trained, exchanged=True)[0], blind)
+        blind = min(_blind_loss(trained, tokens, baseline, version) for version in checkpoints(baseline))
+    prior, order = caption_prior(trained)
+    exchanged = held_out_loss(trained, exchanged=True)[0]
+    return Losses(tokens, seeing, exchanged, prior, order, *(blind or ()))
+
+
+def _blind_loss(trained: Trained, tokens: int, run: Path, version: int) -> tuple[float, int]:
+    baseline = load(run, version)
+    if baseline.recipe.data.arguments.get("images", True):
+        raise ValueError(
+            "the baseline was trained with images: train it with --set data.arguments.images=false"
+        )
+    loss, others = held_out_loss(baseline)
+    if others != tokens or baseline.curated.digest != trained.curated.digest:
+        raise ValueError("the baseline was trained on other captions: train both on the same curated set")
+    return loss, version
+
+
+def caption_prior(trained: Trained) -> tuple[float, int]:
+    """``best_prior`` fitted to the captions that the model was trained on."""
+    tokenizer = trained.curated.tokenizer
+
+    def said(split: str) -> list[Caption]:
+        rows = trained.curated.table(split, ["language", "tokens"]).to_pylist()
+        return [(row["language"], row["tokens"]) for row in rows if row["language"] in trained.languages]
+
+    return best_prior(said("train"), said("held_out"), vocabulary=tokenizer.vocabulary, end=tokenizer.end)
 
 
 def render(trained: Trained, found: Losses, items: list[Shown]) -> str:
@@ -112,14 +138,19 @@ def write_page(run: Path, baseline: Path | None, console: Console) -> Path:
     """Writes ``captions.html`` into the run folder and says in figures what it shows. Raises ValueError."""
     trained = load(run)
     torch.set_num_threads(trained.recipe.parallel.threads)
-    found = losses(trained, None if baseline is None else load(baseline))
+    found = losses(trained, baseline)
     items = held_out_items(trained)
     path, version = run / "captions.html", trained.version
     path.write_text(render(trained, found, items), encoding="utf-8")
+    blind = (
+        ""
+        if found.blind is None
+        else f", {found.blind:.4f} for the baseline without images at its best (step {found.blind_version})"
+    )
     console.print(
         f"held-out loss of step {version}: {found.seeing:.4f} per token over {found.tokens:,} tokens, "
-        f"{found.exchanged:.4f} with the images of other items"
-        + ("" if found.blind is None else f", {found.blind:.4f} for the baseline that sees no image"),
+        f"{found.exchanged:.4f} with the images of other items, "
+        f"{found.prior:.4f} for the n-gram prior (order {found.order}){blind}",
         highlight=False,
         soft_wrap=True,
     )

@@ -60,12 +60,11 @@ def load(run: str | Path, version: int | None = None) -> Trained:
     Raises ValueError if there is none, or if the run's data is no curated set.
     """
     folder = RunFolder(run)
-    folder.facts()  # raises where there is no run
+    versions = checkpoints(run)
+    if version is not None and version not in versions:
+        raise ValueError(f"{folder.path} has no checkpoint of step {version}")
     recipe = load_recipe(folder.recipe)
     root = checkpoint_root(recipe, folder)
-    versions = list_checkpoints(root)
-    if not versions or (version is not None and version not in versions):
-        raise ValueError(f"{folder.path} has no checkpoint{'' if version is None else f' of step {version}'}")
     source = recipe.data.arguments.get("source")
     if not recipe.data.build.startswith("jobs.data.multimodal:") or not isinstance(source, str):
         raise ValueError(f"{folder.path} was not trained on a curated set: it writes no captions")
@@ -77,6 +76,16 @@ def load(run: str | Path, version: int | None = None) -> Trained:
     for layer in layers:
         layer.eval()
     return Trained(recipe, manifest.version, layers, loss, open_set(source))
+
+
+def checkpoints(run: str | Path) -> list[int]:
+    """The versions that the run in the folder ``run`` has kept, oldest first. Raises ValueError."""
+    folder = RunFolder(run)
+    folder.facts()  # raises where there is no run
+    versions = list_checkpoints(checkpoint_root(load_recipe(folder.recipe), folder))
+    if not versions:
+        raise ValueError(f"{folder.path} has no checkpoint")
+    return versions
 
 
 @torch.no_grad()

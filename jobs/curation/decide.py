@@ -229,7 +229,7 @@ def _balanced(rows: list[Row], recipe: CurationRecipe, dropped: list[Dropped]) -
 
 
 def _related(rows: list[Row], images: Groups, clips: Groups, recipe: CurationRecipe) -> Groups:
-    """Items that must not part: images alike, a clip in common, or a caption where the recipe says so."""
+    """Items that must not part: images alike; a clip or a caption in common where the recipe says so."""
     related = Groups()
     captions: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -237,5 +237,6 @@ def _related(rows: list[Row], images: Groups, clips: Groups, recipe: CurationRec
         related.join(name, images.least(name))
         if recipe.split.captions_together:
             related.join(name, captions.setdefault((row.language, hashes.caption_key(row.caption)), name))
-        related.join(name, clips.least(name))
+        if recipe.split.clips_together:
+            related.join(name, clips.least(name))
     return related

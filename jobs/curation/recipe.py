@@ -111,12 +111,15 @@ class Balance(Section):
 
 
 class Split(Section):
-    """``held_out`` is a share of the items. Items whose image or clip is alike do not part; nor, with
-    ``captions_together``, those with a caption in common, so that none that is held out was seen in training.
+    """``held_out`` is a share of the items. Items whose image is alike do not part; nor, with
+    ``captions_together``, those with a caption in common, so that none that is held out was seen in training;
+    nor, with ``clips_together``, those that are called the same by the same voice. A clip itself is in the
+    set once, so it is never on both sides.
     """
 
     held_out: Share = 0.1
     captions_together: bool = False
+    clips_together: bool = True
 
 
 class Tokens(Section):

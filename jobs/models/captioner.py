@@ -13,7 +13,6 @@ H heads, N samples of a clip, C channels; images are pixels y, x, C.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.models.gpt import Block, Head, Loss, Rotary, check_sizes, loss
+from jobs.models.patch_stem import PatchStem
 
 Row = dict[str, Any]
 """What flows between layers. Into the first one go ``image`` (uint8 B K y x C) and ``has_image`` (uint8 B K),
@@ -146,27 +146,6 @@ class Embedding(nn.Module):
         return tokens_BKAD + self.audio_position
 
 
-class PatchStem(nn.Module):
-    """``N C y x`` to ``N patches D``, each patch seen through convolutions that halve the resolution until a
-    position is a patch (Xiao et al., "Early Convolutions Help Transformers See Better", 2021): with few
-    images they learn more than one projection of all its pixels would."""
-
-    def __init__(self, patch: int, width: int) -> None:
-        super().__init__()
-        halvings = patch.bit_length() - 1
-        channels = [3, *(max(16, width >> (halvings - number)) for number in range(1, halvings + 1))]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(given, made, 3, stride=2, padding=1) for given, made in pairwise(channels)
-        )
-        self.out = nn.Conv2d(channels[-1], width, 1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        for convolution in self.convolutions:
-            pixels = F.gelu(convolution(pixels))
-        features: Tensor = self.out(pixels)
-        return features.flatten(2).transpose(1, 2)
-
-
 AUDIO_PATCH = 16
 """Frames (10 ms each) of an audio patch."""
 
@@ -209,23 +188,27 @@ class EncoderBlock(Block):
 
 
 class Bridge(nn.Module):
-    """Puts the media tokens of all slots before the text: ``x`` (B S D) with ``segment`` and ``position``
-    (B S) of every position, and the number ``media`` (K M) of those that are no text.
+    """Puts what the decoder sees of all slots' media before the text: ``x`` (B S D) with ``segment`` and
+    ``position`` (B S) of every position, and the number ``media`` of those that are no text.
 
-    A sample's language token also gets the mean of its media: what there is to see is known from the start,
-    before the decoder has learned where to look.
+    An image is the mean of its ``patches`` there, one position: from a few hundred pictures, where to look is
+    not learned, and rows become shorter. A clip keeps its patches, since words follow each other. A sample's
+    language token also gets the mean of its media: what there is to see is known from the start.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patches: int) -> None:
         super().__init__()
+        self.patches = patches
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
         self.summary = nn.Linear(width, width, bias=False)
 
     def forward(self, row: Row) -> Row:
         media_BKMD: Tensor = self.norm(row["media"])
-        rows, slots, tokens, _ = media_BKMD.shape
         device = media_BKMD.device
+        image_BKD = media_BKMD[:, :, : self.patches].mean(dim=2, keepdim=True)
+        seen_BKMD = torch.cat((image_BKD, media_BKMD[:, :, self.patches :]), dim=2)
+        rows, slots, tokens, _ = seen_BKMD.shape
         segment = torch.arange(slots, device=device).repeat_interleave(tokens).expand(rows, -1)
         position = torch.arange(tokens, device=device).repeat(slots).expand(rows, -1)
         places_K = torch.arange(slots, device=device)
@@ -233,7 +216,7 @@ class Bridge(nn.Module):
         summary_BKD = self.summary(media_BKMD.mean(dim=2))
         text_BTD = row["text"] + torch.matmul(begins_BTK.to(summary_BKD.dtype), summary_BKD)
         return {
-            "x": torch.cat((self.out(media_BKMD).flatten(1, 2), text_BTD), dim=1),
+            "x": torch.cat((self.out(seen_BKMD).flatten(1, 2), text_BTD), dim=1),
             "segment": torch.cat((segment, row["segment"]), dim=1),
             "position": torch.cat((position, row["position"] + tokens), dim=1),
             "media": slots * tokens,
@@ -320,7 +303,7 @@ def build(
             f"patches: choose multiples of {AUDIO_PATCH / 100} s and of 100 Hz"
         )
     audio_patches = frames // AUDIO_PATCH if audio else 0
-    media_tokens = (image_size // patch) ** 2 + audio_patches
+    patches = (image_size // patch) ** 2
     embedding = Embedding(
         image_size=image_size,
         patch=patch,
@@ -332,10 +315,12 @@ def build(
         audio_patches=audio_patches,
         mels=mels,
     )
-    encoder = [EncoderBlock(width, heads, media_tokens, dropout, expansion) for _ in range(depth_image)]
-    bridge = Bridge(width)
+    encoder = [
+        EncoderBlock(width, heads, patches + audio_patches, dropout, expansion) for _ in range(depth_image)
+    ]
+    bridge = Bridge(width, patches)
     decoder = [
-        DecoderBlock(width, heads, context, dropout, expansion, media_tokens) for _ in range(depth_text)
+        DecoderBlock(width, heads, context, dropout, expansion, 1 + audio_patches) for _ in range(depth_text)
     ]
     head = CaptionHead(vocabulary, width, tied_to=embedding.weight if tied else None)
     _initialise(embedding, encoder, bridge, decoder, head, tied)
@@ -362,6 +347,8 @@ def _initialise(
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         elif name.endswith(".bias"):
             nn.init.zeros_(parameter)
+        elif name.startswith("stem") and parameter.ndim == 1:
+            nn.init.ones_(parameter)  # of a norm
         else:
             nn.init.normal_(parameter, std=deviation)
     for blocks in (encoder, decoder):

@@ -95,7 +95,7 @@ def test_layers_and_shapes() -> None:
     row = layers[0](row)
     assert row["media"].shape == (2, 3, 4 + 2, 32) and row["text"].shape == (2, 12, 32)
     row = layers[2](layers[1](row))
-    assert row["x"].shape == (2, 3 * 6 + 12, 32) and row["media"] == 18
+    assert row["x"].shape == (2, 3 * (1 + 2) + 12, 32) and row["media"] == 9
     assert forward(layers[3:], row).shape == (2, 12, 50)
     assert {parameter.dtype for layer in layers for parameter in layer.parameters()} == {torch.float32}
     layout = describe(layers)

@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.assembly import assemble
 from jobs.captions import show
 from jobs.captions.page import held_out_items, losses, render, write_page
-from jobs.captions.trained import captions, held_out_loss, load
+from jobs.captions.trained import captions, checkpoints, held_out_loss, load
 from jobs.data.curated import open_set
 from jobs.data.media import decode_pixels, encode_image
 from jobs.data.tokenizer import CaptionTokenizer
@@ -89,6 +89,7 @@ def recipe_of(source: Path, images: bool, steps: int = 120) -> Recipe:
         },
         parallel={"workers": 2, "stages": 2, "micro_batches": 2, "micro_batch_size": 2},
         optimizer={"learning_rate": 1e-2, "warmup_steps": 5, "clip_norm": 1.0},
+        checkpoint={"every": 60, "keep": 2},
     )
 
 
@@ -157,12 +158,19 @@ def test_a_caption_ends_at_the_limit(run: Path) -> None:
 
 
 def test_seeing_is_worth_something_and_wrong_images_mislead(run: Path, blind: Path) -> None:
-    found = losses(load(run), load(blind))
+    found = losses(load(run), blind)
     assert found.blind is not None
-    assert found.seeing < 0.5 * found.blind, found
+    assert found.seeing < 0.5 * min(found.blind, found.prior), found
     assert found.exchanged > found.blind, "what it says of another item's image is wrong"
     with pytest.raises(ValueError, match="images=false"):
-        losses(load(run), load(run))
+        losses(load(run), run)
+
+
+def test_the_baseline_counts_at_its_best(run: Path, blind: Path) -> None:
+    of_version = {version: held_out_loss(load(blind, version))[0] for version in checkpoints(blind)}
+    assert len(of_version) > 1
+    found = losses(load(run), blind)
+    assert found.blind == min(of_version.values()) == of_version[found.blind_version or 0]
 
 
 def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> None:
@@ -171,8 +179,8 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
     text = page.read_text()
     assert page == run / "captions.html" and text.count("<figure") == 12
     assert text.count("data:image/png;base64,") == 12 and "&lt;fr&gt; " in text
-    found = losses(load(run), load(blind))
-    for value in (found.seeing, found.exchanged, found.blind):
+    found = losses(load(run), blind)
+    for value in (found.seeing, found.exchanged, found.prior, found.blind):
         assert f"{value:.3f}" in text and f"{value:.4f}" in output.getvalue()
     without = render(load(run), losses(load(run), None), [])
     assert "trained without images" in text and "trained without images" not in without

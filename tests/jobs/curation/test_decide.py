@@ -126,6 +126,22 @@ def test_what_is_alike_does_not_part(drawn: list[Any]) -> None:
     assert all(len(splits) == 1 for splits in sides.values())
 
 
+def test_one_spoken_name_may_be_on_both_sides_but_no_clip_is() -> None:
+    everything = [item(f"item{number}", image=2 * number, clip=0) for number in range(10)]
+    sizes = {
+        together: [
+            len(rows)
+            for rows in decide(
+                everything, recipe(split={"held_out": 0.2, "clips_together": together})
+            ).splits.values()
+        ]
+        for together in (True, False)
+    }
+    assert sizes == {True: [10, 0], False: [8, 2]}
+    decision = decide(everything, recipe(split={"held_out": 0.2, "clips_together": False}))
+    assert sum(row.clip is not None for rows in decision.splits.values() for row in rows) == 1
+
+
 @given(ITEMS)
 def test_no_image_caption_or_clip_is_kept_twice(drawn: list[Any]) -> None:
     decision = decide(built(drawn), recipe(duplicates={"per_caption": 2}))

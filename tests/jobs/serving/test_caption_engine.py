@@ -96,5 +96,5 @@ def test_media_that_the_model_does_not_take_are_refused() -> None:
         engine.submit(0, Generation(Prompt((1,), b"123"), 3))
     with pytest.raises(ValueError, match="takes no audio"):
         engine.submit(0, Generation(Prompt((1,), None, b"12"), 3))
-    with pytest.raises(ValueError, match="context is 56"):
+    with pytest.raises(ValueError, match="context is 41"):
         engine.submit(0, Generation(Prompt((1,)), 40))

@@ -1,0 +1,61 @@
+"""The n-gram prior of captions: a distribution, by its formula, fitted to the training captions alone."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+
+from jobs.captions.prior import CaptionPrior, best_prior
+
+VOCABULARY, END = 6, 2
+TRAIN = [("en", [3, 4]), ("en", [3, 5]), ("de", [5])]
+
+
+def probability(prior: CaptionPrior, language: str, tokens: list[int]) -> float:
+    loss, count = prior.loss([(language, tokens)])
+    return exp(-loss * count)
+
+
+def test_by_hand() -> None:
+    """English tokens are 3 4 end, 3 5 end: after any, 6 tokens of 4 kinds; after the beginning, 3 twice."""
+    prior = CaptionPrior(TRAIN, order=1, vocabulary=VOCABULARY, end=END)
+
+    def alone(count: int) -> float:
+        return (count + 4 / VOCABULARY) / (6 + 4)
+
+    first = (2 + 1 * alone(2)) / (2 + 1)
+    second = (1 + 2 * alone(1)) / (2 + 2)
+    end = (1 + 1 * alone(2)) / (1 + 1)
+    assert probability(prior, "en", [3, 4]) == pytest.approx(first * second * end)
+    unseen_context = alone(2)  # nothing followed a 1: what comes anywhere
+    loss, count = prior.loss([("en", [1])])
+    assert loss == pytest.approx(-(log((0 + alone(0)) / 3) + log(unseen_context)) / 2) and count == 2
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_contexts_probabilities_add_up(order: int) -> None:
+    prior = CaptionPrior(TRAIN, order=order, vocabulary=VOCABULARY, end=END)
+    for context in ([-1, -1], [-1, 3], [3, 4], [4, 1]):
+        of_token = [
+            prior.probability("en", tuple(context[2 - order :]), token) for token in range(VOCABULARY)
+        ]
+        assert sum(of_token) == pytest.approx(1) and min(of_token) > 0
+
+
+def test_languages_are_apart() -> None:
+    prior = CaptionPrior(TRAIN, order=1, vocabulary=VOCABULARY, end=END)
+    assert probability(prior, "de", [5]) > probability(prior, "en", [5])
+    assert prior.loss([("fr", [3])])[0] == pytest.approx(log(VOCABULARY)), "nothing is known of it"
+
+
+def test_the_best_order_is_the_prior() -> None:
+    held_out = [("en", [3, 4])]
+    losses = [
+        CaptionPrior(TRAIN, order=order, vocabulary=VOCABULARY, end=END).loss(held_out)[0]
+        for order in range(5)
+    ]
+    assert best_prior(TRAIN, held_out, vocabulary=VOCABULARY, end=END) == (
+        min(losses),
+        losses.index(min(losses)),
+    )
