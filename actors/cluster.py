@@ -1,4 +1,8 @@
-"""A run's actors on a Ray cluster, and the cluster itself where none is given."""
+"""A run's actors on a Ray cluster, and the cluster itself where none is given.
+
+Commands that ask a run something, or curate, import this: what starts a run, and PyTorch with it, is imported
+where a run is started.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.crew import end_all
 from actors.names import NAMESPACE, controller_name, controller_pattern, run_of
-from actors.ray_controller import ControllerActor, RunSettings
-from actors.recorder import Progress
 from runtime.fabric.secret import secret_to_hand_out
 from runtime.plan import Plan, WorkerId
-from runtime.protocol import Measured
 from runtime.settings import ray_address
-from strategies.job import Job
+
+if TYPE_CHECKING:
+    from actors.ray_controller import RunSettings
+    from actors.recorder import Progress
+    from runtime.protocol import Measured
+    from strategies.job import Job
 
 END_SECONDS = 30.0
 """How long the actors may take to leave by themselves at the end of a run."""
@@ -86,6 +91,8 @@ class RayRun:
     """
 
     def __init__(self, job: Job, settings: RunSettings, *, detached: bool = False) -> None:
+        from actors.ray_controller import ControllerActor
+
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         controller = ray.remote(ControllerActor).options(
             name=controller_name(settings.name),
@@ -126,6 +133,8 @@ class RayRun:
 
     def end(self) -> None:
         """Ends all actors of the run at once."""
+        from actors.crew import end_all
+
         with suppress(RayActorError):
             ray.kill(self._controller)
         end_all(self.name)

@@ -214,7 +214,7 @@ def resize(
             from jobs.control import resize as ask
 
             ask(run, workers)
-            typer.echo(f"{run} is to have {workers} workers")
+            typer.echo(f"{run} is to have {workers} worker{'' if workers == 1 else 's'}")
         else:
             _ask(address, run, ["resize", "RUN", str(workers)])
 

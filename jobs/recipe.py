@@ -17,9 +17,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     model_validator,
@@ -29,6 +27,7 @@ from jobs.builders import BUILDER
 from jobs.recipe_choices import AUTO, Amount, Recompute, ScheduleName, check_choices
 from jobs.recipe_errors import RecipeError
 from jobs.recipe_paths import Paths, check_paths
+from jobs.recipe_section import Natural, PositiveFloat, Section
 from jobs.recipe_sequence import check_sequence
 from jobs.recipe_sharding import ShardingName, check_sharding
 from jobs.recipe_table import read_model
@@ -60,14 +59,8 @@ def _check_stages(value: object) -> object:
 
 
 Builder = Annotated[str, AfterValidator(_check_builder)]
-Natural = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Stages = Annotated[int | Literal["auto"], BeforeValidator(_check_stages)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -80,7 +73,7 @@ class Model(Section):
     """``arguments`` are passed to the builder as keyword arguments."""
 
     build: Builder = "jobs.models.gpt:build"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class Data(Section):
@@ -89,7 +82,7 @@ class Data(Section):
     that, called with the run's folder and the version of each checkpoint, returns lines for the terminal."""
 
     build: Builder = "jobs.data.text:build"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     held_out_micro_batches: PositiveInt = 8
     held_out_every: Natural = 0
     feed_workers: Natural = 0
@@ -146,7 +139,7 @@ class Parallel(Section):
     max_workers: PositiveInt | None = None
     spares: Natural = 0
     rebalance: bool = True
-    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     stages: Stages = "auto"
     schedule: ScheduleName = DEFAULT
     chunks: PositiveInt = 1
@@ -172,7 +165,7 @@ class Engine(Section):
 
     name: Literal["reknit", "deepspeed"] = "reknit"
     config: Annotated[str, Field(min_length=1)] | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Precision(Section):

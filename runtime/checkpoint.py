@@ -19,16 +19,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from runtime.layout import Layout
 from runtime.plan import WorkerId
 from runtime.storage import Root, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -114,8 +115,9 @@ def write_shards(
             piece = pieces[interval].detach().to("cpu").contiguous()
             _, start, stop = interval
             assert piece.shape == (ROWS, stop - start), f"{interval}: shape {tuple(piece.shape)}"
-            assert piece.dtype == torch.float32, f"{interval}: {piece.dtype}"
-            data = piece.numpy().reshape(-1).view(np.uint8).data
+            values = piece.numpy()
+            assert values.dtype == np.float32, f"{interval}: {values.dtype}"
+            data = values.reshape(-1).view(np.uint8).data
             for at in range(0, len(data), _CHUNK_BYTES):
                 chunk = data[at : at + _CHUNK_BYTES]
                 checksum.update(chunk)
@@ -296,6 +298,8 @@ class CheckpointReader:
                         state[row, lower - start : upper - start] = np.frombuffer(data, dtype="<f4")
                     filled += upper - lower
         assert filled == stop - start, f"block {block} has no elements {start} to {stop}"
+        import torch  # the manifest's readers, such as a run's page, do without it
+
         return torch.from_numpy(state)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from jobs.recipe import Natural, PositiveFloat, Section
+from jobs.recipe_section import Natural, PositiveFloat, Section
 from jobs.recipe_table import read_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]

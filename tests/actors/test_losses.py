@@ -42,7 +42,7 @@ def chaos(folder: Path, faults: Iterable[Fault], workers: int, stages: int, **ch
     return ChaosRun(toy_job(folder, faults=tuple(faults), **changes), folder, workers, stages, **of_run)
 
 
-@pytest.mark.parametrize("seed", range(70))
+@pytest.mark.parametrize("seed", range(50))
 def test_random_losses(tmp_path: Path, seed: int) -> None:
     """One to all but one of the workers die at random points, also in the recovery from one another."""
     rng = random.Random(seed)

@@ -90,7 +90,7 @@ def lost(progress: Progress) -> list[int]:
 
 @pytest.mark.parametrize(
     ("stage", "at", "workers"),
-    [(0, "backward", 2), (1, "optimizer", 3), (2, "exchange", 2), (3, "forward", 3)],
+    [(0, "backward", 2), (1, "optimizer", 2), (2, "exchange", 2), (3, "forward", 3)],
 )
 def test_the_run_goes_on_when_a_worker_is_lost(
     tmp_path: Path, cluster: None, stage: int, at: str, workers: int
@@ -144,7 +144,7 @@ def test_a_worker_joins_and_the_run_changes_engines(tmp_path: Path, cluster: Non
         first = run.progress(0, 0)
     assert first.outcome == "interrupted" and first.steps[-1].workers == 3 and not lost(first)
     version = len(first.steps)
-    own = recipe_of("own", 0, version + 3, engine={"name": "reknit"})
+    own = recipe_of("own", 0, version + 3, parallel={"workers": 1}, engine={"name": "reknit"})
     assert import_checkpoint(tmp_path / "joined", own, tmp_path / "own") == version
     assert torch.equal(state(tmp_path / "joined", version), state(tmp_path / "own", version))
     second = train(own, resume=True, run_folder=tmp_path / "own", console=Console(quiet=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray._private.state import available_resources_per_node
 from rich.console import Console
 
 from actors.cluster import RayRun
-from actors.local_cluster import SLOT
+from actors.local_cluster import SLOT, LocalCluster
 from jobs.assembly import assemble, run_settings
 from jobs.data.curated import open_set
 from jobs.recipe import Recipe
@@ -29,6 +30,12 @@ pytestmark = pytest.mark.ray
 
 MANY = 100_000
 """Steps of a run that is stopped when the test has seen enough."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with ray_cluster(nodes=2, slots=1) as cluster:
+        yield cluster
 
 
 def captions_recipe(source: Path, **parallel: Any) -> Recipe:
@@ -67,14 +74,11 @@ def captions_recipe(source: Path, **parallel: Any) -> Recipe:
     )
 
 
-def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
+def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path, cluster: LocalCluster) -> None:
     recipe = captions_recipe(write_set(tmp_path / "set"))
     folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
     job = assemble(recipe, str(folder.checkpoints))
-    with (
-        ray_cluster(nodes=1, slots=3),
-        RayRun(job, run_settings(recipe, folder.path)) as run,
-    ):
+    with RayRun(job, run_settings(recipe, folder.path)) as run:
 
         def events(kind: type[Any]) -> list[Any]:
             return [event for event in run.progress(MANY, 0).events if isinstance(event, kind)]
@@ -108,15 +112,14 @@ def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path) -> None:
     assert "no sample lost or repeated" in output.getvalue() and "2 losses" in output.getvalue()
 
 
-def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(tmp_path: Path) -> None:
+def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(
+    tmp_path: Path, cluster: LocalCluster
+) -> None:
     """Or no autoscaler could take it back."""
     recipe = captions_recipe(write_set(tmp_path / "set"), workers=2, stages=1, resources={SLOT: 1.0})
     folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
     job = replace(assemble(recipe, str(folder.checkpoints)), feed_workers=3)
-    with (
-        ray_cluster(nodes=2, slots=1) as cluster,
-        RayRun(job, run_settings(recipe, folder.path)) as run,
-    ):
+    with RayRun(job, run_settings(recipe, folder.path)) as run:
 
         def idle(node: str) -> bool:
             there = available_resources_per_node()[node]

@@ -93,12 +93,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     recipe = toy_recipe(
         "toy",
         1_000_000,
-        2,
+        1,
         1,
         data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}},
         parallel={
-            "workers": 2,
-            "max_workers": 3,
+            "workers": 1,
+            "max_workers": 2,
             "micro_batches": 5,
             "micro_batch_size": 2,
             "cpus_per_worker": 0.25,
@@ -109,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         (work / run).mkdir()
         (work / run / "toy.toml").write_text(recipe.to_toml())
         (work / run / "whose").write_text(run)
-    with dashboard_cluster(3, 2) as head, Wire(head.url) as wire:
+    with dashboard_cluster(2, 2) as head, Wire(head.url) as wire:
         site = Site(head, work, base / "runs", wire)
         for run in ("a", "b"):
             result = site.submit(run, "--no-wait")
@@ -154,15 +154,15 @@ def test_the_log_is_followed_across_a_cut(site: Site) -> None:
 
 
 def test_a_run_is_resized_and_the_other_one_does_not_notice(site: Site) -> None:
-    wait_until(lambda: len(site.members("b")) == 3, "max_workers of b")
-    assert site.reknit("resize", "a", "2").output == "a is to have 2 workers\n"
-    assert site.events("a", Resized)[-1].workers == 2 and not site.events("b", Resized)
-    wait_until(lambda: len(site.members("a")) == 2, "two workers")
-    assert len(site.members("b")) == 3
-    refused = site.reknit("resize", "a", "4")
+    wait_until(lambda: len(site.members("b")) == 2, "max_workers of b")
+    assert site.reknit("resize", "a", "1").output == "a is to have 1 worker\n"
+    assert site.events("a", Resized)[-1].workers == 1 and not site.events("b", Resized)
+    wait_until(lambda: len(site.members("a")) == 1, "one worker")
+    assert len(site.members("b")) == 2
+    refused = site.reknit("resize", "a", "3")
     assert refused.exit_code == 2
-    assert "because parallel.max_workers is 3: name a number from 1 to 3\n" in refused.output
-    assert refused.output.startswith("reknit: the run cannot have 4 workers")
+    assert "because parallel.max_workers is 2: name a number from 1 to 2\n" in refused.output
+    assert refused.output.startswith("reknit: the run cannot have 3 workers")
 
 
 def test_a_drained_node_is_left_and_not_taken_again(site: Site) -> None:
@@ -178,7 +178,7 @@ def test_a_drained_node_is_left_and_not_taken_again(site: Site) -> None:
 
     def moved() -> bool:
         nodes = site.nodes("b")
-        return len(nodes) == 3 and not going & set(nodes)
+        return len(nodes) == 2 and not going & set(nodes)
 
     wait_until(moved, "others in their place", interval=0.1)
     assert node not in site.nodes("b").values()

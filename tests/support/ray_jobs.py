@@ -139,7 +139,7 @@ def descendants(token: str) -> list[int]:
 
 
 def wait_until(
-    condition: Callable[[], Any], what: str, seconds: float = 120.0, interval: float = 0.02
+    condition: Callable[[], Any], what: str, seconds: float = 120.0, interval: float = 0.05
 ) -> Any:
     """The first true value of ``condition``, asked every ``interval`` seconds; fails if there is none in
     time."""

@@ -20,6 +20,7 @@ from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 from typer.testing import CliRunner
 
+from actors.cluster import connect
 from jobs.cli import app
 from jobs.curate import curate
 from jobs.curation.examine import examine_table
@@ -162,16 +163,15 @@ def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             seen.update({path.name: path.stat().st_mtime_ns for path in kept.glob("examined-*")})
             super().finish(names)  # type: ignore[arg-type]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.curate.Work", Watched)
-        curate(recipe, workers=2, console=Console(file=output))
-    assert f"{len(finished)} of 96 units were read before" in output.getvalue()
-    assert before.items() <= seen.items() and len(seen) > len(before)
-
     whole = raw_recipe(tmp_path / "whole.toml", source, tmp_path / "whole")
-    curate(
-        whole, [f"set.folder={(tmp_path / 'whole').as_uri()}"], workers=2, console=Console(file=io.StringIO())
-    )
+    with connect(None, 2, 1, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("jobs.curate.Work", Watched)
+            curate(recipe, console=Console(file=output))
+        assert f"{len(finished)} of 96 units were read before" in output.getvalue()
+        assert before.items() <= seen.items() and len(seen) > len(before)
+        uri = (tmp_path / "whole").as_uri()
+        curate(whole, [f"set.folder={uri}"], console=Console(file=io.StringIO()))
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 

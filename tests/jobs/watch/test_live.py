@@ -30,19 +30,19 @@ PATIENCE = 60_000
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with connect(None, 6, 0.25, 0):
+    with connect(None, 3, 0.25, 0):
         yield
 
 
 @pytest.fixture
 def run(tmp_path: Path, cluster: None) -> Iterator[tuple[RayRun, RunFolder]]:
-    """Three workers, of which one may be lost, and steps that take a tenth of a second."""
+    """Three workers, of which one may be lost, and steps that leave the processor to the browser."""
     recipe = toy_recipe(
         "live",
         1_000_000,
         3,
         2,
-        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.02}},
+        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}},
     )
     folder = RunFolder.create(tmp_path / "live", recipe.to_toml(), {"device": "cpu"})
     settings = run_settings(recipe, folder.path)
