@@ -20,7 +20,10 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(help="What each worker has, such as 80GiB (default: plenty).")
     ] = None,
-    link: Annotated[float, typer.Option(help="Bytes per second between two workers.")] = 1e9,
+    link: Annotated[
+        float | None,
+        typer.Option(help="Bytes per second between two workers (default: the recipe's [fabric])."),
+    ] = None,
     rows: Annotated[int, typer.Option(help="How many strategies the table has.")] = 10,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a value of the recipe.")

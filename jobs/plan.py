@@ -92,15 +92,17 @@ def show_plan(
     settings: Sequence[str],
     workers: int | None,
     memory: str | None,
-    link: float,
+    link: float | None,
     most: int,
     console: Console,
 ) -> list[Row]:
     """Profiles the recipe's model, searches, and prints the choice with its runners-up. ``link`` is in bytes
-    per second. Raises ValueError for a recipe or an amount that cannot be, and where nothing fits."""
+    per second (None: the recipe's). Raises ValueError for a recipe or an amount that cannot be, and where
+    nothing fits."""
     recipe = load_recipe(path, settings)
     if recipe.engine.name != "reknit":
         raise ValueError("a DeepSpeed engine divides work by its own rule: set engine.name to reknit to plan")
+    link = recipe.fabric.link_bytes_per_second if link is None else link
     count = recipe.parallel.workers if workers is None else workers
     if count < 1 or most < 1 or link <= 0:
         raise ValueError("--workers and --rows must be at least 1, and --link more than 0")
@@ -180,8 +182,9 @@ def explanation(
     lines = [
         f"by one micro-batch of {chosen.micro_batch_size} through {len(each.forward_seconds)} layers on this "
         f"machine's {device.type} ({seconds:.4g} s, of which {sum(each.forward_seconds):.4g} s forward) and "
-        f"links of {link / 1e9:g} GB/s; a layer of {in_words(max(each.parameter_bytes))} of parameters is "
-        f"the largest, one of {in_words(max(each.kept_bytes))} of activations keeps most"
+        f"links taken to carry {link / 1e9:g} GB/s; a layer of "
+        f"{in_words(max(each.parameter_bytes))} of parameters is the largest, "
+        f"one of {in_words(max(each.kept_bytes))} of activations keeps most"
     ]
     if any(not row.proposal.simulated for row in rows):
         lines.append("* by the cost model alone; the others are simulated instruction by instruction")

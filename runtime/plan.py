@@ -108,6 +108,11 @@ class Plan:
         """Every member, ascending."""
         return tuple(sorted({worker for stage in self.stages for worker in stage.workers}))
 
+    @cached_property
+    def groups(self) -> tuple[tuple[WorkerId, ...], ...]:
+        """The workers of every stage group, in the order of their first stages."""
+        return tuple(dict.fromkeys(stage.workers for stage in self.stages))
+
     @property
     def micro_batches(self) -> int:
         return len(self.assignment[0])

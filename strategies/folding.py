@@ -40,7 +40,7 @@ def unfolded(
 
 def folded(plan: Plan) -> Plan:
     """``plan`` as the planner knows it: one stage a group, with as many layers as the group holds."""
-    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
+    groups = plan.groups
     if len(groups) == len(plan.stages):
         return plan
     layers = [sum(stage.stop - stage.first for stage in plan.stages if stage.workers == g) for g in groups]

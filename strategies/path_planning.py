@@ -53,10 +53,9 @@ def choose_path_plan(
 
 def grouped(plan: Plan) -> Plan:
     """``plan`` as the planner knows it: one stage a group, whose layers are the stages that it holds."""
-    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
-    counts = [sum(stage.workers == group for stage in plan.stages) for group in groups]
+    counts = [sum(stage.workers == group for stage in plan.stages) for group in plan.groups]
     stops = tuple(accumulate(counts))
-    stages = tuple(Stage(stop - n, stop, g) for n, stop, g in zip(counts, stops, groups, strict=True))
+    stages = tuple(Stage(stop - n, stop, g) for n, stop, g in zip(counts, stops, plan.groups, strict=True))
     rows = tuple(plan.assignment[stop - 1] for stop in stops)
     return replace(plan, stages=stages, assignment=rows, paths=())
 

@@ -14,16 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from actors.cluster import RayRun, connect
+from actors.cluster import connect
 from jobs.assembly import assemble
 from jobs.bench.report import BenchReport
-from jobs.bench.resident import started, wait_for
+from jobs.bench.schedules import measure
 from jobs.bench.sleeping import recipe_of
 from jobs.plan import measured_costs
 from jobs.recipe import Recipe
@@ -125,31 +124,6 @@ def recipe(proposal: Proposal | None = None) -> Recipe:
     return Recipe.model_validate(given)
 
 
-def measure(proposal: Proposal, folder: Path) -> float:
-    """Seconds of a step's pass. Raises RuntimeError if the run ends by itself."""
-    with started(recipe(proposal), folder) as run:
-        passes: dict[int, float] = {}
-
-        def enough() -> bool:
-            found = _pass(run)
-            if found is not None and found[0] > 1:
-                passes[found[0]] = found[1]
-            return len(passes) >= STEPS
-
-        wait_for(f"{STEPS} steps of {proposal.strategy}", enough, poll_seconds=0.1)
-    return median(passes.values())
-
-
-def _pass(run: RayRun) -> tuple[int, float] | None:
-    """(the newest step that all workers have told of, its pass's seconds)."""
-    progress, measured = run.progress(1 << 30, 0), run.measured()
-    if progress.outcome is not None:
-        raise RuntimeError(f"the run ended early: {progress.message}")
-    if len(measured) < WORKERS or len({each.step for each in measured.values()}) > 1:
-        return None
-    return next(iter(measured.values())).step, max(m.seconds["pipeline"] for m in measured.values())
-
-
 @dataclass(frozen=True, slots=True)
 class Planning:
     """How long the search takes: the fastest of some repeats, as in ``bench planning``."""
@@ -188,9 +162,8 @@ def planning() -> list[Planning]:
             plan = searched_plan(1 + repeat, present, layout, each, micro_batches, space, previous)
             seconds.append(time.perf_counter() - began)
         assert plan.strategy is not None, "a searched plan has a strategy"
-        groups = len({stage.workers for stage in plan.stages})
         again = f", {len(plan.strategy.recompute)} recomputed" if plan.strategy.recompute else ""
-        results.append(Planning(case, min(seconds), f"{plan.strategy.schedule}{again}", groups))
+        results.append(Planning(case, min(seconds), f"{plan.strategy.schedule}{again}", len(plan.groups)))
     return results
 
 
@@ -253,7 +226,8 @@ def run(console: Console) -> BenchReport:
         results = []
         with connect(None, WORKERS, 1.0, 0.0):
             for number, each in enumerate(runs):
-                results.append(Measured(each, measure(each, Path(folder) / f"{number}")))
+                seconds = measure(recipe(each), Path(folder) / f"{number}", steps=STEPS).seconds
+                results.append(Measured(each, seconds))
                 console.print(
                     f"{each.strategy.schedule}, {len(each.sizes)} stages: {results[-1].seconds:.3f} s, "
                     f"predicted {each.step_seconds:.3f} s",

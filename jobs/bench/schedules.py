@@ -25,6 +25,7 @@ from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
 from strategies.schedules.registry import schedule_named
 from strategies.schedules.simulation import StageSeconds, Timeline, simulate
+from strategies.search.formulas import FORMULAS
 
 GOAL = 0.1
 STAGES, LAYERS = 4, 8
@@ -129,9 +130,9 @@ class PassSeconds:
     handling: float
 
 
-def measure(recipe: Recipe, folder: Path, works: int = 2) -> PassSeconds:
-    """Runs a few steps; ``works`` as in ``handling_seconds``. Raises RuntimeError if the run ends by
-    itself."""
+def measure(recipe: Recipe, folder: Path, works: int = 2, steps: int = STEPS) -> PassSeconds:
+    """Runs until ``steps`` steps are measured; ``works`` as in ``handling_seconds``. Raises RuntimeError if
+    the run ends by itself."""
     workers = recipe.parallel.workers
     with started(recipe, folder) as run:
         found: dict[int, tuple[float, float, float]] = {}
@@ -142,9 +143,9 @@ def measure(recipe: Recipe, folder: Path, works: int = 2) -> PassSeconds:
                 seconds = max(each.seconds["pipeline"] for each in measured.values())
                 handling = handling_seconds(plan, measured, works)
                 found[step] = measured_bubble(plan, measured), seconds, handling
-            return len(found) >= STEPS
+            return len(found) >= steps
 
-        wait_for(f"{STEPS} steps of {recipe.parallel.schedule}", enough, poll_seconds=0.3)
+        wait_for(f"{steps} steps of {recipe.parallel.schedule}", enough, poll_seconds=0.1)
         plan = run.plan()
         assert plan is not None, "a run that has committed steps has a plan"
     bubble, seconds, handling = (median(each) for each in zip(*found.values(), strict=True))
@@ -202,7 +203,7 @@ def run(console: Console) -> BenchReport:
     with tempfile.TemporaryDirectory() as folder, connect(None, STAGES, 1.0, 0.0):
         for number, case in enumerate(CASES):
             schedule, _, chunks = case
-            works = 3 if schedule == "zero-bubble" else 2
+            works = 2 + FORMULAS[schedule].splits
             found = measure(recipe(*case), Path(folder) / f"{number}", works)
             assert len(found.plan.stages) == STAGES * chunks, "every worker has its chunks"
             timeline = simulated(schedule, found.plan, found.handling)

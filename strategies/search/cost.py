@@ -165,19 +165,21 @@ def widest(parameters: Sequence[int]) -> int:
     return max([sum(pair) for pair in pairwise(parameters)] or parameters)
 
 
-def least_seconds(problem: Problem, combination: Combination) -> float:
-    """No cut and no recomputation of this combination takes less; without looking at any cut.
+def least_seconds(problem: Problem, combination: Combination, extra: float = 0.0) -> float:
+    """No cut of this combination takes less if ``extra`` forward seconds, at speed 1, are computed again;
+    without looking at any cut.
 
     The slowest stage takes no less beyond its fill than any weighed mean of them; weighed by 1 / rounds, all
     loads together are the model's seconds, however it is cut.
     """
     stages, layers = combination.stages, problem.layers
     formula, chunks = FORMULAS[combination.strategy.schedule], combination.strategy.chunks
-    seconds = stage_seconds(problem, combination, 0, layers)
-    fill = formula.fill(*seconds, chunks)
-    fills = problem.split_fill(combination) if formula.splits else fill
+    again = extra / problem.pace(combination)
+    forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
+    fill = formula.fill(forward, inputs + again, weights, chunks)
+    fills = problem.split_fill(combination) + again if formula.splits else fill
     rounds = [problem.rounds(combination, size) for size in combination.sizes]
-    longest = (sum(seconds) - fills / min(rounds)) / sum(1 / each for each in rounds)
+    longest = (forward + inputs + weights + again - fills / min(rounds)) / sum(1 / each for each in rounds)
     return float(fill + max(longest, 0.0) + (stages - 1) * problem.least_crossing)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.search.cost import Evaluation, Problem, evaluate
+from strategies.search.cost import Evaluation, Problem, evaluate, least_seconds
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import ALIKE, Matrix, least_sum_and_maximum
 from strategies.search.space import Combination
@@ -63,6 +63,17 @@ class CutSearch:
         inputs = [problem.input_bytes(first) for first in range(1, problem.layers)]
         self._least_input = min(inputs, default=0)
         self._floors: dict[Combination, list[tuple[float, float]]] = {}
+
+    def least(self, combination: Combination) -> float:
+        """Seconds that no cut of a combination takes less than, without looking at any."""
+        extra = 0.0
+        if self._limit is not None and self._recompute is None:
+            resident, held, left = self._weighed(combination, self._most_kept)
+            if min(resident) + min(held) > left and max(held) > 0:
+                # as much of what is kept has to go, counted where it goes furthest
+                least = (min(resident) + min(held) - left) / max(held) * self._most_kept
+                extra = self._tables.least_extra(int(least))
+        return least_seconds(self._problem, combination, extra)
 
     def root(self, combination: Combination) -> list[Branch]:
         """All cuts of a combination as one branch; none where it cannot fit."""
@@ -138,13 +149,19 @@ class CutSearch:
         """
         if self._limit is None:
             return True
+        resident, held, left = self._weighed(combination, kept)
+        return min(resident) + min(held) <= left
+
+    def _weighed(self, combination: Combination, kept: int) -> tuple[list[float], list[float], float]:
+        """(w r, w k) of a stage of every group, and what the limit leaves to all stages, weighed."""
+        assert self._limit is not None
         resident, held, left, chunks = [], [], 0.0, combination.strategy.chunks
         for k, (each, in_flight) in enumerate(self._floor(combination)):
             weight = 1 / max(each + in_flight * kept, 1.0)
             resident.append(weight * each)
             held.append(weight * in_flight * kept)
             left += chunks * weight * (self._limit - (in_flight * self._least_input if k else 0.0))
-        return min(resident) + min(held) <= left * (1 + 1e-9)
+        return resident, held, left * (1 + 1e-9)
 
     def _floor(self, combination: Combination) -> list[tuple[float, float]]:
         """(bytes beside activations if it had the whole model, micro-batches that a worker keeps at least) of

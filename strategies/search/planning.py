@@ -95,11 +95,10 @@ def _stage_seconds(problem: Problem, plan: Plan) -> list[StageSeconds]:
 def _kept(found: Sequence[Proposal], previous: Plan | None) -> Proposal:
     """The best one, or one like the present that is nearly as good: whose layers are where they were."""
     if previous is not None and previous.strategy is not None:
-        groups = len({stage.workers for stage in previous.stages})
         for each in found:
             alike = replace(each.strategy, recompute=previous.strategy.recompute) == previous.strategy
             near = each.step_seconds <= found[0].step_seconds * (1 + KEPT)
-            if alike and near and len(each.sizes) == groups:
+            if alike and near and len(each.sizes) == len(previous.groups):
                 return each
     return found[0]
 
@@ -144,7 +143,7 @@ def _plans(
     plan, _ = choose_plan(generation, members, layout, dealt, micro_batches, count, before)
     seconds = [f + b for f, b in zip(costs.forward_seconds, backward, strict=True)]
     plan = unfolded(plan, strategy.chunks, layout, members, seconds)
-    if strategy.chunks == 1 or len(plan.stages) > len({stage.workers for stage in plan.stages}):
+    if strategy.chunks == 1 or len(plan.stages) > len(plan.groups):
         yield replace(plan, strategy=strategy)
 
 
@@ -154,8 +153,7 @@ def _evenly(layers: int, count: int) -> tuple[int, ...]:
 
 def _memory(plan: Plan, problem: Problem, strategy: Strategy) -> int:
     """The fullest worker's bytes, by the cost model."""
-    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
-    combination = Combination(strategy, tuple(map(len, groups)))
+    combination = Combination(strategy, tuple(map(len, plan.groups)))
     busiest = max(max(Counter(row).values()) * len(set(row)) for row in plan.assignment)
     dealt = replace(problem, micro_batches=max(busiest, problem.micro_batches))
     bounds = (0, *(stage.stop for stage in plan.stages))

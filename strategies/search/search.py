@@ -16,7 +16,7 @@ from itertools import pairwise
 from runtime.plan import Strategy
 from strategies.schedules.pipeline_time import pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
-from strategies.search.cost import Problem, evaluate, least_seconds, stage_seconds
+from strategies.search.cost import Problem, evaluate, stage_seconds
 from strategies.search.dynamic import Branch, Choice, CutSearch
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import ALIKE
@@ -85,17 +85,15 @@ def _best_first(
     """The ``count`` best choices, of as many combinations."""
     cuts = CutSearch(problem, limit, space.recompute, tolerance)
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
-    return _settled(cuts, possible, [least_seconds(problem, each) for each in possible], count)
+    return _settled(cuts, possible, count)
 
 
-def _settled(
-    cuts: CutSearch, possible: Sequence[Combination], least: Sequence[float], count: int
-) -> list[Choice]:
-    """The best choices of so many combinations, none of which takes less than its ``least`` seconds. What is
-    cheap to say comes first: a bound, then a branch's, then the step that fits; each is no less than the one
-    before, so the first that is known in full is the best of all."""
+def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> list[Choice]:
+    """The best choices of so many combinations. What is cheap to say comes first: a bound, then a branch's,
+    then the step that fits; each is no less than the one before, so the first that is known in full is the
+    best of all."""
     waiting: list[tuple[float, int, int, Branch | Choice | None]] = [
-        (seconds, place, -1, None) for place, seconds in enumerate(least)
+        (cuts.least(each), place, -1, None) for place, each in enumerate(possible)
     ]
     heapify(waiting)
     found: dict[int, Choice] = {}
@@ -138,7 +136,7 @@ def _missing(problem: Problem, space: Space, workers: int, limit: int | None) ->
 
 def _fits(problem: Problem, space: Space, possible: Sequence[Combination], limit: int) -> bool:
     cuts = CutSearch(problem, limit, space.recompute)
-    return bool(_settled(cuts, possible, [0.0] * len(possible), 1))
+    return bool(_settled(cuts, possible, 1))
 
 
 def in_words(count: int) -> str:

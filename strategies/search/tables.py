@@ -56,6 +56,16 @@ class StageTables:
             self._known[key] = self._timed(combination, first_length, limited=limited)
         return self._known[key]
 
+    def least_extra(self, needed: int) -> float:
+        """Forward seconds, at speed 1, in which all layers together save so many bytes per micro-batch; 0.0
+        where they cannot."""
+        staircase, layers = self._staircase(), self._problem.layers
+        if not 0 < needed <= staircase.most(0, layers):
+            return 0.0
+        needed_R = np.zeros(len(self._span_R), dtype=np.int64)
+        needed_R[layers - 1] = needed
+        return float(staircase.least_seconds(needed_R)[layers - 1])
+
     def recomputed(self, combination: Combination, bounds: Sequence[int]) -> tuple[int, ...] | None:
         """The layers that are computed again in the least time in which all stages fit; None: they do not."""
         if self._recompute is not None:

@@ -33,8 +33,7 @@ def members_of(count: int, *slow: int) -> list[Member]:
 def check(plan: Plan, members: list[Member], micro_batches: int) -> None:
     assert plan.strategy is not None
     assert [layer for s in plan.stages for layer in range(s.first, s.stop)] == list(range(LAYERS))
-    groups = list(dict.fromkeys(stage.workers for stage in plan.stages))
-    assert len(plan.stages) == len(groups) * plan.strategy.chunks
+    assert len(plan.stages) == len(plan.groups) * plan.strategy.chunks
     assert set(plan.workers) <= {member.worker for member in members}
     for stage, row in zip(plan.stages, plan.assignment, strict=True):
         assert len(row) == micro_batches and set(row) <= set(stage.workers)
