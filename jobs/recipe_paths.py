@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from strategies.schedules.registry import SCHEDULES, skipping_schedules
+
 
 class Paths(BaseModel):
     """For ``schedule = "skippipe"``: the model in ``stages`` and its end, of which every micro-batch passes
@@ -20,8 +22,10 @@ class Paths(BaseModel):
 
 def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str, recompute: object) -> None:
     """Raises ValueError for a combination that cannot be."""
-    if (schedule == "skippipe") != (paths is not None):
-        raise ValueError('parallel.schedule = "skippipe" and [paths] belong together: give both, or neither.')
+    skips = schedule in SCHEDULES and SCHEDULES[schedule].skips
+    if skips != (paths is not None):
+        named = schedule if skips else skipping_schedules()
+        raise ValueError(f'parallel.schedule = "{named}" and [paths] belong together: give both, or neither.')
     if paths is not None and engine != "reknit":
         raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
     if paths is not None and recompute == "auto":

@@ -16,7 +16,7 @@ from strategies.path_search import search_paths, swaps_of
 from strategies.paths import stage_share, swaps_allowed
 from strategies.schedules.even import even_path_plan, even_plan
 from strategies.schedules.instructions import Work
-from strategies.schedules.registry import schedule_named
+from strategies.schedules.registry import SCHEDULES, schedule_named, skipping_schedules
 from strategies.schedules.simulation import Span, StageSeconds, Timeline, simulate
 
 LETTERS = {Work.FORWARD: "F", Work.BACKWARD: "B", Work.INPUT_GRADIENT: "I", Work.WEIGHT_GRADIENT: "W"}
@@ -65,9 +65,10 @@ def show_schedule(
     title += f", {chunks} chunks each" if chunks > 1 else ""
     whole = None
     if taken is not None:
-        if name != "skippipe":
+        if not SCHEDULES[name].skips:
             raise ValueError(
-                f"the schedule {name} passes every stage in order: choose skippipe, or no --taken"
+                f"the schedule {name} passes every stage in order: choose {skipping_schedules()}, "
+                "or no --taken"
             )
         whole = simulate(schedule, plan, each).seconds
         paths = search_paths(stages, taken, micro_batches, swaps_allowed(stages, taken, swaps))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -46,17 +47,6 @@ class Aside(Protocol):
     def take(self, message: Message) -> None: ...
 
 
-class _NothingAside:
-    def channels(self) -> Sequence[Tag]:
-        return ()
-
-    def take(self, message: Message) -> None:
-        raise AssertionError(f"nothing was asked for aside: {message.tag}")
-
-
-NOTHING_ASIDE = _NothingAside()
-
-
 @dataclass
 class Waiting:
     """Seconds a worker spent waiting for peers and for data."""
@@ -76,11 +66,11 @@ class Pipeline:
     data: Data
     schedule: Schedule
     fault: FaultPoint
+    aside: Aside
     between: Callable[[], None] = lambda: None
     """Called between micro-batches, for what should not wait for the end of the pass."""
     waiting: Waiting = field(default_factory=Waiting)
     spans: SpanLog = field(default_factory=SpanLog)
-    aside: Aside = NOTHING_ASIDE
 
     def train(
         self, progress: StepProgress, exponents: Sequence[int] | None, salvage: Salvage | None = None
@@ -148,13 +138,22 @@ class Pipeline:
 
     def wait(self, tags: Iterable[Tag]) -> Message:
         """The first message on any of the channels; of several the one that is earliest in ``tags``."""
+        with self._waits():
+            return self._receive(tuple(tags))
+
+    def wait_for(self, sender: WorkerId, tag: Tag) -> Message:
+        """As ``wait``, for one message of one worker. What comes aside waits meanwhile."""
+        with self._waits():
+            return self.endpoint.receive(sender, tag)
+
+    @contextmanager
+    def _waits(self) -> Iterator[None]:
         began = time.perf_counter_ns()
         try:
-            message = self._receive(tuple(tags))
+            yield
         finally:  # an interrupted wait is what a loss costs the others: it shows
             self.spans.add(WAIT, began)
-        self.waiting.peers += (time.perf_counter_ns() - began) / 1e9
-        return message
+            self.waiting.peers += (time.perf_counter_ns() - began) / 1e9
 
     def _receive(self, tags: tuple[Tag, ...]) -> Message:
         """What comes aside is dealt with first: others may wait for it, or for room where it lies."""

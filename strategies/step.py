@@ -106,7 +106,7 @@ class StepRunner:
         schedule = schedule_named(strategy.schedule, strategy.chunks)
         if self.plan.strategy is not None:
             self.stage.recompute = frozenset(strategy.recompute)
-        self.pipeline = Pipeline(*parts, schedule, self.fault, spans=self.spans, aside=self.rounds)
+        self.pipeline = Pipeline(*parts, schedule, self.fault, self.rounds, spans=self.spans)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches * self.job.sequence_slices)

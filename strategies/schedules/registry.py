@@ -10,10 +10,11 @@ from strategies.schedules.instructions import Schedule
 
 
 class Entry(NamedTuple):
-    """``chunked``: its workers hold several stages each."""
+    """``chunked``: its workers hold several stages each. ``skips``: micro-batches pass only some stages."""
 
     instructions: Schedule
     chunked: bool = False
+    skips: bool = False
 
 
 SCHEDULES: Mapping[str, Entry] = {
@@ -21,9 +22,14 @@ SCHEDULES: Mapping[str, Entry] = {
     "1f1b": Entry(one_f_one_b.instructions),
     "interleaved": Entry(interleaved.instructions, chunked=True),
     "zero-bubble": Entry(zero_bubble.instructions),
-    "skippipe": Entry(skippipe.instructions),
+    "skippipe": Entry(skippipe.instructions, skips=True),
 }
 DEFAULT = "1f1b"
+
+
+def skipping_schedules() -> str:
+    """Those whose micro-batches pass only some stages, for a sentence."""
+    return ", ".join(name for name, entry in SCHEDULES.items() if entry.skips)
 
 
 def schedule_named(name: str, chunks: int) -> Schedule:
@@ -31,7 +37,7 @@ def schedule_named(name: str, chunks: int) -> Schedule:
     them all, and for a number of chunks that it cannot do."""
     if name not in SCHEDULES:
         raise ValueError(f"{name!r} is no schedule: choose one of {', '.join(SCHEDULES)}")
-    instructions, chunked = SCHEDULES[name]
+    instructions, chunked, _ = SCHEDULES[name]
     if chunked and chunks < 2:
         raise ValueError(f"the schedule {name} needs chunks of at least 2, not {chunks}: raise chunks")
     if chunks > 1 and not chunked:

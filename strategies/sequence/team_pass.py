@@ -18,7 +18,7 @@ from runtime.fabric.interface import Message, Tag
 from runtime.plan import WorkerId
 from runtime.salvage import Salvage, Task
 from runtime.samples import Samples
-from runtime.spans import BACKWARD, WAIT
+from runtime.spans import BACKWARD
 from strategies.boundary import Value, flatten, unflatten
 from strategies.salvage import Losses, StepProgress
 from strategies.schedules.instructions import Work
@@ -51,7 +51,7 @@ class TeamPass(TrainingPass):
         place = self._team.index(pipeline.worker)
         self._others = self._team[1:] if place == 0 else ()
         tag = self._channel("all-to-all")
-        self._exchange = Exchange(stage.slices, self._team, place, pipeline.endpoint, tag, self._receive)
+        self._exchange = Exchange(stage.slices, self._team, place, pipeline.endpoint, tag, pipeline.wait_for)
         self._orders = 0
 
     def run(self) -> Losses:
@@ -76,7 +76,7 @@ class TeamPass(TrainingPass):
 
     def _obey(self) -> bool:
         """Does what the lead does, with this worker's slices; False when there is no more to do."""
-        message = self._receive(self._team[0], self._channel("order", self._orders))
+        message = self._pipeline.wait_for(self._team[0], self._channel("order", self._orders))
         self._orders += 1
         if message.note is None:
             return False
@@ -140,7 +140,7 @@ class TeamPass(TrainingPass):
                 endpoint.send(worker, there, *flatten(targets[theirs.start : theirs.stop]))
             mine = targets[: len(self._exchange.own)]
         else:
-            message = self._receive(lead, there)
+            message = self._pipeline.wait_for(lead, there)
             mine = unflatten(message.tensors, message.note)
         began = time.perf_counter_ns()
         losses, gradients = self._sequence.losses_of(value, mine, train=True)
@@ -150,7 +150,7 @@ class TeamPass(TrainingPass):
             endpoint.send(lead, back, note=losses)
             return
         for worker in self._team[1:]:
-            losses += self._receive(worker, back).note
+            losses += self._pipeline.wait_for(worker, back).note
         self._progress.losses[micro_batch] = (
             math.fsum(loss for loss, _ in losses),
             sum(n for _, n in losses),
@@ -175,7 +175,7 @@ class TeamPass(TrainingPass):
         team, own = self._plan.team_of(sender), self._exchange.own
         tag = self._tag(work, task[0])._replace(index=task)
         return [
-            first if first is not None and first.sender == worker else self._receive(worker, tag)
+            first if first is not None and first.sender == worker else self._pipeline.wait_for(worker, tag)
             for worker, theirs in zip(team, dealt(self._sequence.slices, len(team)), strict=True)
             if _both(own, theirs)
         ]
@@ -203,16 +203,6 @@ class TeamPass(TrainingPass):
 
     def _channel(self, what: str, index: int = 0) -> Tag:
         return Tag(self._plan.generation, self._progress.step, self._progress.attempt, what, index)
-
-    def _receive(self, sender: WorkerId, tag: Tag) -> Message:
-        """As ``Pipeline.wait``, for one message of one worker."""
-        pipeline = self._pipeline
-        began = time.perf_counter_ns()
-        try:
-            return pipeline.endpoint.receive(sender, tag)
-        finally:
-            pipeline.spans.add(WAIT, began)
-            pipeline.waiting.peers += (time.perf_counter_ns() - began) / 1e9
 
 
 def _both(one: range, other: range) -> range:
