@@ -155,7 +155,7 @@ def test_the_log_is_followed_across_a_cut(site: Site) -> None:
 
 def test_a_run_is_resized_and_the_other_one_does_not_notice(site: Site) -> None:
     wait_until(lambda: len(site.members("b")) == 2, "max_workers of b")
-    assert site.reknit("resize", "a", "1").output == "a is to have 1 worker\n"
+    assert site.reknit("resize", "a", "1").output.startswith("a is to have 1 worker")
     assert site.events("a", Resized)[-1].workers == 1 and not site.events("b", Resized)
     wait_until(lambda: len(site.members("a")) == 1, "one worker")
     assert len(site.members("b")) == 2

@@ -64,11 +64,11 @@ def test_every_panel_has_data_of_a_run_that_lost_a_worker(
         2,
         data={
             "build": "tests.support.ray_jobs:build_paced_tokens",
-            "arguments": {"seconds": 0.03},
+            "arguments": {"seconds": 0.005},
             "held_out_every": 5,
             "held_out_micro_batches": 2,
         },
-        checkpoint={"every": 10, "keep": 2},
+        checkpoint={"every": 20, "keep": 2},
         # nobody knows what a CPU can do, so the recipe says it
         metrics={"targets": str(targets), "peak_flops": 1e9},
     )
