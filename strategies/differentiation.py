@@ -1,29 +1,15 @@
 """Gradients through one piece of a graph, from given gradients of its outputs.
 
-As ``torch.autograd.grad`` with ``grad_outputs``, but that the check of their shapes there imports all of
-sympy, which costs every worker a third of a second of its start, and memory.
+As ``torch.autograd.grad`` with ``grad_outputs``, which asks the same engine, but that the check of their
+shapes there imports all of sympy: a third of a second of every worker's start, and memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
-
-
-class _Root(torch.autograd.Function):
-    """A scalar whose gradient for ``outputs`` is ``gradients``, the very tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: Sequence[Tensor], *outputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return torch.zeros((), device=outputs[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.gradients
+from torch.autograd.graph import _engine_run_backward
 
 
 def differentiate(
@@ -38,5 +24,12 @@ def differentiate(
     each."""
     shapes = zip(outputs, gradients, strict=True)
     assert all(output.shape == gradient.shape for output, gradient in shapes), "else it would be summed"
-    root: Tensor = _Root.apply(gradients, *outputs)  # type: ignore[no-untyped-call]
-    return torch.autograd.grad([root], wanted, retain_graph=keep_graph, allow_unused=True)
+    return _engine_run_backward(
+        tuple(outputs),
+        tuple(gradients),
+        keep_graph,
+        False,  # no graph of the gradients themselves
+        tuple(wanted),
+        True,  # some of them may be unused
+        accumulate_grad=False,
+    )
