@@ -1,4 +1,4 @@
-# make setup | test [PROCESSES=3] | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
+# make setup | test [PROCESSES=2] | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,7 +8,7 @@ NAME ?= recovery
 MINUTES ?= 3
 SEED ?= 1
 EXTRAS ?= dev
-PROCESSES ?= 3
+PROCESSES ?= 2
 APISERVER ?= $(HOME)/.cache/reknit/apiserver
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -33,7 +33,6 @@ lint: setup
 test: setup
 	@$(MAKE) --no-print-directory --jobs=2 lint units
 
-# Three processes on two cores: tests on real Ray wait for other processes for much of their time.
 units: setup
 	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 

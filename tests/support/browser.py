@@ -17,6 +17,9 @@ needs_chromium = pytest.mark.skipif(
     not CHROMIUM.exists(), reason="needs the Debian package chromium (/usr/bin/chromium)"
 )
 
+PATIENCE_MS = 120_000
+"""A browser that starts beside other tests may need a minute for its first page."""
+
 
 @contextmanager
 def chromium() -> Iterator[Any]:
@@ -56,6 +59,7 @@ def page(
     """``scheme`` is what the system prefers. What is refused by the page's own policy is an error too;
     ``but``: what an error that belongs to the test says."""
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
     opened = context.new_page()
     problems: list[str] = []
     opened.on("pageerror", lambda error: problems.append(str(error)))
