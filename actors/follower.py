@@ -31,6 +31,7 @@ from runtime.protocol import (
     Resume,
     Settled,
 )
+from runtime.salvage import layers_of
 from runtime.snapshots import ShardStore
 from runtime.spans import RECOVERY, SpanLog
 from strategies.job import Job
@@ -132,9 +133,27 @@ class Follower:
         """Comes in where those at work say that the change takes place."""
         self._left_ns = time.perf_counter_ns()
         self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
-        entry: Entry = self.endpoint.receive(change.usher, Tag(change.plan.generation, 0, 0, "entry")).note
-        resume = at_boundary(change, entry)
+        resume = at_boundary(change, self._entry(change))
         self._train(resume, self._move(resume))
+
+    def _entry(self, change: Change) -> Entry:
+        """Where this worker comes in. Until it is told, it makes room for what it will hold: memory that is
+        written to for the first time comes slowly, and later the others would stand still for that."""
+        tag = Tag(change.plan.generation, 0, 0, "entry")
+        self._progress.begin(0, 0, {})  # the sums that it may speak of do not survive other layers
+        self.stage.hold(*layers_of(change.plan, self.worker).values())
+        fresh = [block for block, version in self.stage.version.items() if version is None]
+        homes = (self.stage.working, self.stage.accumulators)
+        room = [home[block] for home in homes for block in fresh if block in home]
+        room += self.store.prepare([shard.size for shard in change.plan.kept_by(self.worker, self.layout)])
+        for memory in room:
+            if (message := self.endpoint.poll_any([tag])) is not None:
+                break
+            memory.zero_()
+        else:
+            message = self.endpoint.receive(change.usher, tag)
+        entry: Entry = message.note
+        return entry
 
     def _cross(self, change: Change, version: int) -> Resume | None:
         """At the boundary after ``version`` steps: what to go on with, or None for who has no work any more.

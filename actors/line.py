@@ -9,7 +9,18 @@ from contextlib import suppress
 
 from runtime.fabric.interface import CONTROL, Endpoint, EndpointClosed, Interrupted, Tag
 from runtime.plan import WorkerId
-from runtime.protocol import Beat, Greeting, Heard, Here, Leaving, PeerLost, Probe, Report, Timed
+from runtime.protocol import (
+    Beat,
+    Greeting,
+    Heard,
+    Here,
+    Leaving,
+    Linked,
+    PeerLost,
+    Probe,
+    Report,
+    Timed,
+)
 from runtime.pulse import Pulse
 
 _TAG = Tag(0, 0, 0, CONTROL)
@@ -29,6 +40,7 @@ class Line:
         self._lost_at: float | None = None
         self._untold: list[Report] = []
         self._notice: Leaving | None = None
+        self._linked: Linked | None = None
         self._heard: dict[int, set[WorkerId]] = {}
 
     @property
@@ -41,7 +53,8 @@ class Line:
             self.endpoint.send(self.controller, _TAG, note=report)
 
     def tell_surely(self, report: Report, *, only: bool = False) -> None:
-        """Tells it again to a controller that is started anew; ``only``: and nothing of what came before."""
+        """Tells it again to a controller that is started anew; ``only``: and nothing of what was told surely
+        before. For one thread at a time."""
         self._untold = [report] if only else [*self._untold, report]
         self.tell(report)
 
@@ -49,6 +62,11 @@ class Line:
         """This worker is to go; ``deadline`` is in seconds from now."""
         self._notice = Leaving(self._worker, reason, deadline)
         self.tell(self._notice)
+
+    def linked(self, linked: Linked) -> None:
+        """What a link carries is measured once, so every later controller is told of it."""
+        self._linked = linked
+        self.tell(linked)
 
     def broke(self) -> None:
         """The controller is gone. That does not stop training: everything needed is between the workers."""
@@ -63,6 +81,8 @@ class Line:
         """Tells a new controller where this worker stands, what the last one may not have heard, and which
         peers are ``gone``."""
         self.tell(here)
+        if self._linked is not None:
+            self.tell(self._linked)
         for report in list(self._untold):
             self.tell(report)
         for peer in sorted(gone):

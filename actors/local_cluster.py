@@ -37,6 +37,8 @@ class LocalCluster:
                 head_node_args={
                     "num_cpus": 1,
                     "include_dashboard": False,
+                    "include_log_monitor": False,  # it passes on what workers print, which nobody asks for
+                    "no_monitor": True,  # the autoscaler's, which has no nodes to bring here
                     "_system_config": {"worker_niceness": 0},  # nobody else lives on a cluster of our own
                 },
             )

@@ -11,21 +11,22 @@ from runtime.plan import Keeping, Member, Plan, WorkerId
 from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
-from strategies.costs import BYTES_PER_PARAMETER, CostModel, levelled
-from strategies.demand import useful_workers
 from strategies.engine import engine_plan_chooser
-from strategies.folding import folded, unfolded
 from strategies.job import Job
-from strategies.mending import mended, pays
-from strategies.path_planning import choose_path_plan, grouped, staged_costs, staged_layout
-from strategies.paths import Paths
-from strategies.planner import choose_plan
+from strategies.planning.costs import BYTES_PER_PARAMETER, CostModel, levelled
+from strategies.planning.demand import useful_workers
+from strategies.planning.folding import folded, unfolded
+from strategies.planning.mending import mended, pays
+from strategies.planning.planner import choose_plan
+from strategies.planning.step_time import simulate_step
 from strategies.profile import Profile
 from strategies.search.planning import plan_seconds, searched_plan
+from strategies.search.search import NothingFits
 from strategies.search.space import Space
 from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
 from strategies.shardings.registry import SHARDINGS
-from strategies.step_time import simulate_step
+from strategies.skippipe.paths import Paths
+from strategies.skippipe.planning import choose_path_plan, grouped, staged_costs, staged_layout
 
 
 def planners(
@@ -53,18 +54,19 @@ def searched_planners(
     layout: Layout, profile: Profile, job: Job, space: Space
 ) -> tuple[PlanChooser, PlanGain]:
     """As ``plan_chooser`` and ``plan_gain``, of plans whose strategy is searched for each time anew."""
-    profiled = CostModel.profiled(
-        layout,
-        profile,
-        link_bytes_per_second=job.link_bytes_per_second,
-        worker_memory_bytes=job.worker_memory_bytes,
-        host_state=job.host_state,
-    )
+    profiled = _profiled(layout, profile, job)
 
     def costs_of(speeds: Speeds) -> CostModel:
         # a backward's measured seconds depend on the strategy that it ran under, a forward's do not
-        return profiled.paced(
+        paced = profiled.paced(
             [speeds.forward(layer) for layer in range(layout.layers)], job.precision.recompute
+        )
+        if speeds.bytes_per_second is None:
+            return paced
+        return replace(
+            paced,
+            link_bytes_per_second=speeds.bytes_per_second,
+            link_seconds_per_message=speeds.seconds_per_message,
         )
 
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
@@ -77,6 +79,17 @@ def searched_planners(
         return plan_seconds(present, members, costs) / plan_seconds(other, members, costs) - 1.0
 
     return choose, gain
+
+
+def _profiled(layout: Layout, profile: Profile, job: Job) -> CostModel:
+    return CostModel.profiled(
+        layout,
+        profile,
+        link_bytes_per_second=job.link_bytes_per_second,
+        worker_memory_bytes=job.worker_memory_bytes,
+        host_state=job.host_state,
+        slices=job.sequence_slices if job.sequence_slices > 1 else None,
+    )
 
 
 def plan_chooser(
@@ -133,6 +146,21 @@ def plan_gain(
         return seconds[0] / seconds[1] - 1.0
 
     return gain
+
+
+def team_size(job: Job, layout: Layout, profile: Profile, workers: int | None) -> int:
+    """How many workers share a micro-batch where there are ``workers``, equally fast (None: nobody is asked
+    for): as the job says or, where it is searched for, as the search would have it."""
+    if job.search is None or workers is None or max(job.search.sequences) == 1:
+        return job.sequence
+    members = [Member(worker, str(worker)) for worker in range(workers)]
+    costs = _profiled(layout, profile, job)
+    try:
+        plan = searched_plan(0, members, layout, costs, job.micro_batches, job.search)
+    except NothingFits:  # said where the run's own plan is made
+        return 1
+    assert plan.strategy is not None, "a plan of the search has a strategy"
+    return plan.strategy.sequence
 
 
 def demand(

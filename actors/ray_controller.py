@@ -23,7 +23,7 @@ from actors.exposition import Exposition, MetricsSettings
 from actors.feed import FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
-from actors.planning import demand, planners
+from actors.planning import demand, planners, team_size
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.recorder import Progress, Recorder
 from runtime.checkpoint import discard_after, newest_whole
@@ -316,6 +316,7 @@ class ControllerActor:
         settings, batch = self._settings, self._job.micro_batches
         first, most = settings.workers, settings.max_workers
         about = (ready.layout, ready.profile)
+        sharing = team_size(self._job, *about, most)
         stages = settings.stages if self._job.engine is None else 1
         terms = Terms(
             run=self._folder.name,
@@ -328,7 +329,7 @@ class ControllerActor:
             spares=settings.spares,
             next_worker=next_worker,
             aim=self._aim,
-            useful=demand(*about, batch, stages, first, most, self._job.sequence, self._job.paths),
+            useful=demand(*about, batch, stages, first, most, sharing, self._job.paths),
             starting=starting,
             patience=settings.patience,
         )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from actors.follower import Follower
+from actors.gauge import Gauge
 from actors.line import Line
 from runtime.fabric.interface import (
     ControlCallback,
@@ -28,9 +29,11 @@ from runtime.fabric.interface import (
     LostCallback,
     Message,
 )
-from runtime.plan import CONTROLLER, Plan, WorkerId
+from runtime.plan import CONTROLLER, WorkerId
 from runtime.protocol import (
     Change,
+    Echo,
+    Echoed,
     Failing,
     Greeting,
     Here,
@@ -44,7 +47,7 @@ from runtime.protocol import (
 )
 from runtime.pulse import Pulse
 from runtime.snapshots import ShardStore
-from strategies.boundary import flatten
+from strategies.boundary import Value, flatten
 from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import Model, build_model
@@ -96,6 +99,7 @@ class Worker:
         self._tell = self._line.tell
         self.pulse = Pulse()
         self._gone: set[WorkerId] = set()
+        self._gauge = Gauge(worker)
         lock = compute_lock or nullcontext()
         with lock:
             model = build_model(job.build_model, job.seed)
@@ -103,21 +107,27 @@ class Worker:
             inputs, targets = self.data.micro_batch(1, 0)
             for side in (inputs, targets) if job.sequence_slices > 1 else ():
                 cut(flatten(side)[0], job.sequence_slices)  # refused here, before anybody trains
-            self.profile: Profile = profile(
-                model,
-                inputs,
-                targets,
-                seed=job.seed,
-                precision=job.precision,
-                device=device,
-                detailed=job.search is not None,
-                joints=job.paths.joints if job.paths is not None else (),
-            )
+            self.profile: Profile = self._measure(model, inputs, targets, device)
         self.layout = model.layout
         self.store = ShardStore()
         self._compute_lock = compute_lock
         self.follower = self._make_follower(model, device, lock)
         self.endpoint = self._line.endpoint = make_endpoint(self._on_control, self._on_lost)
+
+    def _measure(self, model: Model, inputs: Value, targets: Value, device: torch.device) -> Profile:
+        """The warm-up. Raises ValueError for a model that cannot be trained layer by layer."""
+        job = self.job
+        return profile(
+            model,
+            inputs,
+            targets,
+            seed=job.seed,
+            precision=job.precision,
+            device=device,
+            detailed=job.search is not None,
+            shared=job.search is not None and max(job.search.sequences) > 1,
+            joints=job.paths.joints if job.paths is not None else (),
+        )
 
     def _make_follower(
         self, model: Model, device: torch.device, lock: AbstractContextManager[Any]
@@ -171,6 +181,10 @@ class Worker:
                 self._line.answer(command)
             case Greeting():
                 self._line.greeted(message.sender, command)
+            case Echo():
+                self._gauge.answer(self.endpoint, message.sender, command)
+            case Echoed():
+                self._gauge.answered(command)
             case Leave():
                 self._dismiss(command)
 
@@ -240,19 +254,25 @@ class Worker:
                 case Interrupt(generation):
                     if generation == self.endpoint.acknowledge():
                         self._tell(self.follower.held(generation))
-                case Resume(plan):
-                    self._guarded(plan, partial(self.follower.follow, command))
-                case Change(plan):
-                    self._guarded(plan, partial(self.follower.enter, command))
+                case Resume():
+                    self._guarded(command, partial(self.follower.follow, command))
+                case Change():
+                    self._guarded(command, partial(self.follower.enter, command))
 
-    def _guarded(self, plan: Plan, follow: Callable[[], None]) -> None:
-        """Enters the plan's generation and follows it until something else comes."""
-        generation = plan.generation
+    def _measure_link(self, command: Resume | Change) -> None:
+        """Only a search asks what links carry."""
+        if self.job.search is not None:
+            self._gauge.begin(self.endpoint, command.plan, command.addresses, self._line.linked)
+
+    def _guarded(self, command: Resume | Change, follow: Callable[[], None]) -> None:
+        """Enters the generation of the command's plan and follows it until something else comes."""
+        generation = command.plan.generation
         if generation >= self.endpoint.generation:
             self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
             return  # overtaken by a newer change, whose command waits in the queue
         try:
+            self._measure_link(command)
             follow()
         except Interrupted:
             return

@@ -13,18 +13,18 @@ from actors.ray_controller import RunSettings
 from jobs.amounts import bytes_of
 from jobs.builders import build_data, build_layers
 from jobs.deepspeed_config import engine_settings
-from jobs.recipe import Recipe
-from jobs.recipe_choices import AUTO
+from jobs.recipe.choices import AUTO
+from jobs.recipe.recipe import Recipe
 from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
 from strategies.optimizer import OptimizerSettings
-from strategies.paths import Paths, find_paths
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
 from strategies.sequence.phases import check_phases
 from strategies.shardings.offload import Offload
+from strategies.skippipe.paths import Paths, find_paths
 from strategies.stage import Precision
 
 
@@ -155,7 +155,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
         chunks=recipe.parallel.chunks,
         paths=paths_of(recipe, len(layers)),
-        sequence=recipe.parallel.sequence,
+        sequence=parallel.sequence if isinstance(parallel.sequence, int) else 1,
         sequence_slices=recipe.parallel.slices,
         sharding=recipe.parallel.sharding,
         offload=None if offload is None else Offload(offload.window, offload.move),
@@ -192,6 +192,8 @@ def _space(recipe: Recipe, recomputed: tuple[int, ...]) -> Space | None:
         schedules=(parallel.schedule,) if named else tuple(FORMULAS),
         chunks=parallel.chunks if named else None,
         shardings=(parallel.sharding,),
+        sequences=tuple(range(1, parallel.slices + 1)) if parallel.sequence == AUTO else (1,),
+        offloads=(None if parallel.offload is None else (parallel.offload.window, parallel.offload.move),),
         recompute=None if recipe.precision.recompute == AUTO else recomputed,
     )
 

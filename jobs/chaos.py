@@ -21,7 +21,7 @@ from jobs.assembly import assemble, run_settings
 from jobs.chaos_plan import SHORTEST_GAP, Outcome, Strike, account, schedule
 from jobs.chaos_strikes import SLOTS, Striker, watched_processes
 from jobs.exits import RunFailed
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.verify import verify
 from runtime.run_folder import RunFolder, default_path
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.checkpoint import CheckpointReader, Manifest
 from runtime.layout import Layout
 from runtime.run_folder import RunFolder

@@ -148,8 +148,9 @@ def bench(
     """Measures, prints a table and says whether the goal is met."""
     with _errors():
         from jobs.bench.report import run_bench
+        from jobs.terminal import table_console
 
-        run_bench(name, json, Console())
+        run_bench(name, json, table_console())
 
 
 @app.command()
@@ -283,7 +284,7 @@ def import_(
 ) -> None:
     """Makes a run of a recipe that goes on from a checkpoint: `reknit train --resume --run-folder ...`."""
     with _errors():
-        from jobs.recipe import load_recipe
+        from jobs.recipe.recipe import load_recipe
         from jobs.universal import import_checkpoint
 
         version = import_checkpoint(source, load_recipe(recipe, settings or ()), run_folder, step=step)

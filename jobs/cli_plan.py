@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from jobs.exits import errors
 
@@ -32,5 +31,6 @@ def plan(
     """Profiles a recipe's model here and explains which strategy suits so many workers best."""
     with errors():
         from jobs.plan import show_plan
+        from jobs.terminal import table_console
 
-        show_plan(recipe, settings or (), workers, memory, link, rows, Console())
+        show_plan(recipe, settings or (), workers, memory, link, rows, table_console())

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.recipe import Recipe
-from jobs.recipe_errors import RecipeError
+from jobs.recipe.errors import RecipeError
+from jobs.recipe.recipe import Recipe
 from strategies.engine import EngineSettings, rounds
 
 AUTO = "auto"

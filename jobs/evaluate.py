@@ -16,13 +16,13 @@ from torch import nn
 from jobs.assembly import data_arguments, paths_of
 from jobs.builders import build_data, build_layers
 from jobs.checkpoints import checkpoint_root, fill
-from jobs.recipe import load_recipe
+from jobs.recipe.recipe import load_recipe
 from jobs.reference import Loss
 from runtime.checkpoint import newest_whole
 from runtime.run_folder import RunFolder
 from strategies.model import describe
-from strategies.paths import find_paths
 from strategies.pipeline import Data
+from strategies.skippipe.paths import find_paths
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from jobs.curation.recipe import load_curation
 from jobs.dashboards.files import kubernetes_files
 from jobs.manifests import NAMESPACE, curation_files, training_files
 from jobs.pods import Machines, object_name
-from jobs.recipe import load_recipe
-from jobs.recipe_table import read_table
+from jobs.recipe.recipe import load_recipe
+from jobs.recipe.table import read_table
 
 SHIPPED = Path(__file__).parent.parent / "k8s"
 """The manifests that come with Reknit, beside its rooms in a checkout and in an installed package."""

@@ -26,7 +26,7 @@ from jobs.pods import (
     training_pod,
     training_replicas,
 )
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.yaml_text import to_yaml
 
 RESERVED, SPOT = 0, 1

@@ -14,19 +14,27 @@ from rich.table import Table
 
 from jobs.amounts import bytes_of
 from jobs.assembly import assemble
-from jobs.recipe import Recipe, load_recipe
-from strategies.costs import CostModel
+from jobs.recipe.recipe import Recipe, load_recipe
+from strategies.boundary import Value, flatten
 from strategies.job import Job
 from strategies.model import build_model
+from strategies.planning.costs import CostModel
 from strategies.profile import profile
 from strategies.search.cost import Problem
 from strategies.search.memory import SHARDINGS as COSTS
 from strategies.search.search import NothingFits, Proposal, in_words, search
 from strategies.search.space import Space
+from strategies.sequence.phases import cut
 from strategies.shardings.registry import SHARDINGS
 
 SIMULATED = 12
 """How many of the best of each micro-batch size are simulated too."""
+
+TEAMS = (1, 2, 4, 8)
+"""Which sequence degrees are weighed where the recipe does not say in how many slices a sequence is cut."""
+
+OFFLOAD = (2, 1)
+"""The window and the move that are weighed where the recipe names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +57,59 @@ def sizes_of(micro_batch_size: int, micro_batches: int) -> tuple[tuple[int, int]
 
 
 def measured_costs(job: Job, device: torch.device, link_bytes_per_second: float) -> CostModel:
-    """One micro-batch of the job through each layer, here and now."""
+    """One micro-batch of the job through each layer, here and now. Raises ValueError where its sequence
+    cannot be cut into the job's slices."""
     torch.set_num_threads(job.threads)
     model = build_model(job.build_model, job.seed)
     value, targets = job.build_data().micro_batch(1, 0)
     plain = replace(job.precision, recompute=())
-    found = profile(model, value, targets, seed=job.seed, precision=plain, device=device, detailed=True)
+    shared = _divisible(value, TEAMS[-1]) and _divisible(targets, TEAMS[-1])
+    if job.sequence_slices > 1:
+        for side in (value, targets):
+            cut(flatten(side)[0], job.sequence_slices)  # refused here as a worker would
+        shared = True
+    found = profile(
+        model,
+        value,
+        targets,
+        seed=job.seed,
+        precision=plain,
+        device=device,
+        detailed=True,
+        shared=shared,
+    )
     return CostModel.profiled(
-        model.layout, found, link_bytes_per_second=link_bytes_per_second, host_state=device.type == "cuda"
+        model.layout,
+        found,
+        link_bytes_per_second=link_bytes_per_second,
+        host_state=job.host_state,
+        slices=job.sequence_slices if job.sequence_slices > 1 else None,
+    )
+
+
+def _divisible(value: Value, slices: int) -> bool:
+    try:
+        cut(flatten(value)[0], slices)
+    except ValueError:
+        return False
+    return True
+
+
+def space_of(recipe: Recipe, costs: CostModel) -> Space:
+    """Everything that the recipe's values leave room for, but the size of micro-batches."""
+    # floating-point sums want an order, which only those shardings have that add up at home
+    shardings = tuple(name for name in COSTS if recipe.reduction == "exact" or SHARDINGS[name].ordered)
+    slices = recipe.parallel.slices
+    if slices > 1:  # in slices, whoever computes them: as the teams need it
+        whole = tuple(name for name in shardings if SHARDINGS[name].salvages)
+        return Space(shardings=whole, sequences=tuple(range(1, slices + 1)))
+    given = recipe.parallel.offload
+    offload = OFFLOAD if given is None else (given.window, given.move)
+    return Space(
+        shardings=shardings,
+        sequences=TEAMS if costs.sharing else (1,),
+        # where all is in one memory it takes more of it, and time
+        offloads=(None, offload) if costs.host_state else (None,),
     )
 
 
@@ -69,13 +122,15 @@ def propose(
 ) -> list[Row]:
     """The ``most`` best rows over all (size, number, costs) of micro-batches. Raises NothingFits."""
     rows, problems = [], []
-    # floating-point sums want an order, which only those shardings have that add up at home
-    shardings = tuple(name for name in COSTS if recipe.reduction == "exact" or SHARDINGS[name].ordered)
-    space = Space(shardings=shardings)
     for size, number, each in costs:
         try:
             found = search(
-                Problem(each, number), space, workers, limit, most=most, simulated=min(most, SIMULATED)
+                Problem(each, number),
+                space_of(recipe, each),
+                workers,
+                limit,
+                most=most,
+                simulated=min(most, SIMULATED),
             )
         except NothingFits as problem:
             problems.append(problem)
@@ -117,7 +172,7 @@ def show_plan(
     rows = propose(recipe, costs, count, limit, most)
     has = f"{count} worker{'s' * (count > 1)}" + (f" of {in_words(limit)}" if limit else "")
     console.print(table(f"{recipe.run.name}: {has}", rows))
-    for line in explanation(rows, costs, device, link):
+    for line in explanation(recipe, rows, costs, device):
         console.print(line, highlight=False, soft_wrap=True)
     return rows
 
@@ -128,11 +183,17 @@ def _faultless(settings: Sequence[str]) -> list[str]:
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """The choice first, then the runners-up; ``batches`` are the number of micro-batches x their size."""
+    """The choice first, then the runners-up; ``batches`` are the number of micro-batches x their size,
+    ``team`` the workers that compute each together, ``on device`` the layers whose parameters are not in host
+    memory."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("layers x workers")
     for column in ("schedule", "shards", "recomputed"):
         shown.add_column(column)
+    teams = any(row.proposal.strategy.sequence > 1 for row in rows)
+    offloads = any(row.proposal.strategy.offload is not None for row in rows)
+    for column in ("team",) * teams + ("on device",) * offloads:
+        shown.add_column(column, no_wrap=True)
     for column in ("batches", "step s", "behind", "bubble", "memory"):
         shown.add_column(column, justify="right", no_wrap=True)
     best = rows[0].proposal.step_seconds
@@ -143,6 +204,8 @@ def table(title: str, rows: Sequence[Row]) -> Table:
             strategy.schedule + (f" x{strategy.chunks}" if strategy.chunks > 1 else ""),
             strategy.sharding,
             layers_in_words(strategy.recompute),
+            *(str(strategy.sequence),) * teams,
+            *("all" if strategy.offload is None else "{}+{}".format(*strategy.offload),) * offloads,
             f"{row.micro_batches}x{row.micro_batch_size}",
             f"{each.step_seconds:.4g}" + ("" if each.simulated else "*"),
             f"{each.step_seconds / best - 1:.1%}",
@@ -173,7 +236,7 @@ def layers_in_words(layers: Sequence[int]) -> str:
 
 
 def explanation(
-    rows: Sequence[Row], costs: Sequence[tuple[int, int, CostModel]], device: torch.device, link: float
+    recipe: Recipe, rows: Sequence[Row], costs: Sequence[tuple[int, int, CostModel]], device: torch.device
 ) -> list[str]:
     """What the table rests on, and how to have the choice."""
     chosen = rows[0]
@@ -182,14 +245,16 @@ def explanation(
     lines = [
         f"by one micro-batch of {chosen.micro_batch_size} through {len(each.forward_seconds)} layers on this "
         f"machine's {device.type} ({seconds:.4g} s, of which {sum(each.forward_seconds):.4g} s forward) and "
-        f"links taken to carry {link / 1e9:g} GB/s; a layer of "
+        f"links taken to carry {each.link_bytes_per_second / 1e9:g} GB/s; a layer of "
         f"{in_words(max(each.parameter_bytes))} of parameters is the largest, "
         f"one of {in_words(max(each.kept_bytes))} of activations keeps most"
     ]
+    if any(row.proposal.strategy.offload is not None for row in rows):
+        lines.append(f"host memory taken to send {each.host_bytes_per_second / 1e9:g} GB/s to the device")
     if any(not row.proposal.simulated for row in rows):
         lines.append("* by the cost model alone; the others are simulated instruction by instruction")
     parallel = chosen.proposal.strategy
-    values = {
+    values: dict[str, object] = {
         "parallel.stages": len(chosen.proposal.sizes),
         "parallel.schedule": parallel.schedule,
         "parallel.chunks": parallel.chunks,
@@ -198,5 +263,16 @@ def explanation(
         "parallel.micro_batch_size": chosen.micro_batch_size,
         "precision.recompute": list(parallel.recompute) or "none",
     }
+    slices = max(recipe.parallel.slices, parallel.sequence)
+    if slices > 1:
+        values |= {"parallel.sequence": parallel.sequence, "parallel.sequence_slices": slices}
     wanted = " ".join(f"--set {key}={str(value).replace(' ', '')}" for key, value in values.items())
+    # what names its strategy searches for nothing, and then has no memory to keep to
+    without = ["parallel.memory"] * (recipe.parallel.memory is not None)
+    if parallel.offload is not None:
+        wanted += " --set 'parallel.offload={{window={},move={}}}'".format(*parallel.offload)
+    elif recipe.parallel.offload is not None:
+        without.append("parallel.offload")
+    if without:
+        wanted += f", without {' and '.join(without)}"
     return [*lines, f"to have it: {wanted}"]

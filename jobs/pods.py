@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 OVERHEAD_GIB = 3.0
 """What a pod takes beside its workers: Ray's object store of 1 GiB, and its daemons."""

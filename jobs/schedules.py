@@ -19,7 +19,7 @@ from runtime.simulation.schedule import draw, run
 from runtime.simulation.settings import Stages
 from runtime.simulation.toy import Cut
 from runtime.speeds import Speeds
-from strategies.mending import mended
+from strategies.planning.mending import mended
 
 SHOWN_EVERY = 500
 """Schedules between two lines of progress."""

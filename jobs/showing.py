@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.builders import load_builder
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import CheckpointWritten, Event
 
 

@@ -20,8 +20,8 @@ from runtime.simulation.fleet_report import FleetReport, FleetSettings
 from runtime.simulation.settings import Stages
 from runtime.simulation.toy import Cut, toy_layout
 from runtime.simulation.trace import Entry, read_trace, spot_trace
-from strategies.paths import Paths
 from strategies.profile import Profile
+from strategies.skippipe.paths import Paths
 
 SAMPLE_TRACE = Path(__file__).parent / "traces" / "spot.csv"
 

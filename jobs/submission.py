@@ -118,7 +118,7 @@ def _examined(task: Task, file: Path, overrides: Sequence[str]) -> tuple[str, st
         return "curate", hashlib.sha256(curation.model_dump_json().encode()).hexdigest(), None
     # only here: it takes seconds that the other commands need not wait
     from jobs.builders import load_builder
-    from jobs.recipe import load_recipe
+    from jobs.recipe.recipe import load_recipe
 
     recipe = load_recipe(file, overrides)
     for builder in (recipe.model.build, recipe.data.build):

@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.plan import Plan
-from strategies.path_search import search_paths, swaps_of
-from strategies.paths import stage_share, swaps_allowed
 from strategies.schedules.even import even_path_plan, even_plan
 from strategies.schedules.instructions import Work
 from strategies.schedules.registry import SCHEDULES, schedule_named, skipping_schedules
 from strategies.schedules.simulation import Span, StageSeconds, Timeline, simulate
+from strategies.skippipe.paths import stage_share, swaps_allowed
+from strategies.skippipe.search import search_paths, swaps_of
 
 LETTERS = {Work.FORWARD: "F", Work.BACKWARD: "B", Work.INPUT_GRADIENT: "I", Work.WEIGHT_GRADIENT: "W"}
 COLOURS = {
@@ -50,9 +50,9 @@ def show_schedule(
 ) -> Timeline:
     """Simulates one step of ``stages`` workers, one each, prints what it costs and draws it.
 
-    With ``taken`` every micro-batch passes so many stages, ``swaps`` of them late (``strategies.paths``);
-    stage 0, which all pass, is as much shorter that all workers have as much to do. The step of all stages
-    is printed beside it.
+    With ``taken`` every micro-batch passes so many stages, ``swaps`` of them late
+    (``strategies.skippipe.paths``); stage 0, which all pass, is as much shorter that all workers have as much
+    to do. The step of all stages is printed beside it.
 
     ``seconds`` are one micro-batch's at one worker, over all its ``chunks``; ``svg`` and ``spans`` (JSON) are
     written too. Raises ValueError for an unknown name, counts that the schedule cannot do, a deadlock, and

@@ -20,7 +20,7 @@ from jobs.assembly import assemble, run_settings, targets_folder_of
 from jobs.control import found
 from jobs.display import Display
 from jobs.exits import RunFailed
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.resuming import refuse_another_recipe
 from jobs.showing import Showing
 from runtime.checkpoint import list_checkpoints

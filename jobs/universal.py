@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.builders import build_layers
 from jobs.checkpoints import checkpoint_root
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from runtime.checkpoint import (
     ROWS,
     CheckpointReader,

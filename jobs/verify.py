@@ -13,7 +13,7 @@ from jobs.assembly import data_arguments, optimizer_settings, paths_of
 from jobs.audit import audit
 from jobs.builders import build_data, build_layers
 from jobs.checkpoints import checkpoint_root
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.reference import Reference
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
 from runtime.events import FeedWorkerLost, StepRecord, WorkerLost

@@ -35,6 +35,7 @@ from runtime.protocol import (
     Injecting,
     Leave,
     Leaving,
+    Linked,
     Measured,
     Moved,
     PeerLost,
@@ -133,6 +134,9 @@ class Controller(Recovery):
                 self.speeds.observe(report)
                 self._reached = max(self._reached, step)
                 return []
+            case Linked():
+                self.speeds.link(report)
+                return []
             case Repeated(_, step, attempt):
                 return [Note(StepRepeated(step, attempt))]
             case Written():
@@ -219,6 +223,7 @@ class Controller(Recovery):
         had_part = worker in self._with_a_part()
         self._notices.pop(worker, None)
         self._watch.forget(worker)
+        self.speeds.forget(worker)
         self._disputes.forget(worker)
         if not confirmed:
             self._out_of_reach.add(worker)

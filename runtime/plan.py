@@ -55,7 +55,8 @@ class Strategy:
 
     ``schedule`` and ``sharding`` are names of their registries; a stage group holds ``chunks`` stages, and
     ``sequence`` of its workers compute a micro-batch together. ``recompute``: the layers, ascending, whose
-    activations are computed again in backward.
+    activations are computed again in backward. ``offload``: parameters are in host memory, and of (window,
+    move) layers on the device.
     """
 
     schedule: str
@@ -63,6 +64,7 @@ class Strategy:
     sharding: str = "zero1"
     sequence: int = 1
     recompute: tuple[int, ...] = ()
+    offload: tuple[int, int] | None = None
 
 
 class Keeping(Enum):

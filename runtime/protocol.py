@@ -95,6 +95,24 @@ class Greeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """Worker to worker, on the control channel, with or without tensors: answer at once.
+
+    ``address`` is the sender's: a newcomer's peer hears from it before it is told of it.
+    """
+
+    number: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """Worker to worker: the answer to ``Echo`` ``number``."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Controller to worker: end the run at the next step boundary that all agree on."""
 
@@ -173,6 +191,16 @@ class Heard:
     worker: WorkerId
     number: int
     peers: frozenset[WorkerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """Worker to controller: what my link to ``peer`` takes for a message, however short, and then carries."""
+
+    worker: WorkerId
+    peer: WorkerId
+    seconds_per_message: float
+    bytes_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +349,7 @@ Report = (
     | Here
     | Beat
     | Heard
+    | Linked
     | Moved
     | Settled
     | Leaving
@@ -336,5 +365,5 @@ Report = (
 )
 
 # what all of these are made of; whatever else comes from the network is no message
-carry(*get_args(Command), *get_args(Report), Entry, Greeting, Timed, shared=(Plan,))
+carry(*get_args(Command), *get_args(Report), Echo, Echoed, Entry, Greeting, Timed, shared=(Plan,))
 carry(Holding, Keeping, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Strategy, Transfer)

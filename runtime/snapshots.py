@@ -7,7 +7,7 @@ version v, so whatever happens in mid-step leaves a whole version behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,8 +70,19 @@ class ShardStore:
         spare = self._spare.get(size)
         return spare.pop() if spare else torch.empty(ROWS, size)
 
+    def prepare(self, sizes: Sequence[int]) -> list[Tensor]:
+        """The buffers of states of these sizes, made ahead of time; none where states are kept already."""
+        if self._pieces:
+            return []
+        self._spare = {}
+        for size in sizes:
+            self._spare.setdefault(size, []).append(torch.empty(ROWS, size))
+        return [state for states in self._spare.values() for state in states]
+
     def drop(self, *, before: int = 0, after: int | None = None) -> None:
         """Forgets versions below ``before`` and above ``after``; their memory serves later versions."""
+        if not self._pieces:
+            return  # what was prepared is still to be used
         spare: dict[int, list[Tensor]] = {}
         for piece, versions in list(self._pieces.items()):
             for version in [v for v in versions if v < before or (after is not None and v > after)]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median, median_low
+from statistics import median, median_high, median_low
 from typing import TypeVar
 
 from runtime.plan import WorkerId
-from runtime.protocol import Measured
+from runtime.protocol import Linked, Measured
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Speeds:
     _backward: dict[int, list[float]] = field(default_factory=dict)
     _own: dict[WorkerId, list[float]] = field(default_factory=dict)
     _latest: dict[WorkerId, _Latest] = field(default_factory=dict)
+    _links: dict[WorkerId, Linked] = field(default_factory=dict)
     _common: dict[tuple[int, ...], tuple[int, float]] = field(default_factory=dict)
 
     def warm_up(self, forward: Sequence[float], backward: Sequence[float]) -> None:
@@ -71,6 +72,27 @@ class Speeds:
             _append(self._forward.setdefault(layer, []), seconds, WINDOW)
         for layer, seconds in report.backward.items():
             _append(self._backward.setdefault(layer, []), seconds, WINDOW)
+
+    def link(self, report: Linked) -> None:
+        """Takes in what a worker measured of one of its links."""
+        self._links[report.worker] = report
+
+    def forget(self, worker: WorkerId) -> None:
+        """Its link is no longer one of the run's."""
+        self._links.pop(worker, None)
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """What a usual link carries; None before one was measured. The lower median: one of two that seems
+        faster than it is would count half otherwise."""
+        rates = [link.bytes_per_second for link in self._links.values()]
+        return median_low(rates) if rates else None
+
+    @property
+    def seconds_per_message(self) -> float:
+        """What a usual link takes for a message, however short; 0.0 before one was measured. The upper
+        median, for the same reason."""
+        return median_high([link.seconds_per_message for link in self._links.values()] or [0.0])
 
     def _common_ratio(self, latest: _Latest) -> float:
         """How much longer than profiled a usual worker takes for the same layers: of those that hold them

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from strategies.differentiation import differentiate
+from strategies.differentiation import differentiate_ones
 
 RUNS = 2
 """The faster one counts."""
@@ -48,9 +47,9 @@ def anatomy(
         for output in outputs:
             keep(output)
         lap()
-        _differentiate(outputs, [tensor for tensor in inputs if tensor.requires_grad], again=True)
+        differentiate_ones(outputs, inputs, keep_graph=True)
         input_gradient = lap()
-        _differentiate(outputs, [each for each in layer.parameters() if each.requires_grad], again=False)
+        differentiate_ones(outputs, [*layer.parameters()])
         weight_gradient = lap()
         best = Anatomy(
             sum(kept.values()),
@@ -63,10 +62,3 @@ def anatomy(
 def place_of(tensor: Tensor) -> int:
     """Where the tensor's storage begins: equal for all views of it."""
     return tensor.untyped_storage().data_ptr()
-
-
-def _differentiate(outputs: Sequence[Tensor], wanted: Sequence[Tensor], *, again: bool) -> None:
-    roots = [output for output in outputs if output.requires_grad]
-    if roots and wanted:
-        gradients = [torch.ones_like(root) for root in roots]
-        differentiate(roots, gradients, wanted, keep_graph=again)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
@@ -33,3 +34,14 @@ def differentiate(
         True,  # some of them may be unused
         accumulate_grad=False,
     )
+
+
+def differentiate_ones(
+    outputs: Sequence[Tensor], wanted: Sequence[Tensor], *, keep_graph: bool = False
+) -> None:
+    """The work of ``differentiate``, with gradients of one, for whatever of ``outputs`` and ``wanted``
+    requires gradients; none where nothing does."""
+    roots = [output for output in outputs if output.requires_grad]
+    leaves = [tensor for tensor in wanted if tensor.requires_grad]
+    if roots and leaves:
+        differentiate(roots, [torch.ones_like(root) for root in roots], leaves, keep_graph=keep_graph)

@@ -9,13 +9,13 @@ from typing import Literal
 from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
-from strategies.paths import Paths
 from strategies.pipeline import Data
 from strategies.schedules.registry import DEFAULT
 from strategies.search.space import Space
 from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.shardings.registry import SHARDINGS
+from strategies.skippipe.paths import Paths
 from strategies.stage import Keeps, Precision
 
 
@@ -46,9 +46,9 @@ class Job:
     ``shardings.registry``; ``offload``: parameters are in host memory and come to the device as they are
     needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
     ``sequence_slices``: where more than one, layers are computed in so many slices
-    (``strategies.sequence``), by teams of up to ``sequence`` workers. ``search``: what every plan
-    may choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are elsewhere) and
-    with links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
+    (``strategies.sequence``), by teams of up to ``sequence`` workers or as a search wants them. ``search``:
+    what every plan may choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are
+    elsewhere) and with links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
     computed by DeepSpeed; ``precision``, ``reduction``, ``schedule`` and ``salvage`` then mean nothing, and
     ``optimizer`` only what the engine's own configuration leaves open.
     """
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def salvages(self) -> bool:
-        """Whether an interrupted step can go on from what survivors have of it."""
+        """Whether an interrupted step can go on from what survivors have of it, unless its plan has teams."""
         in_place = SHARDINGS[self.sharding].salvages and self.sequence == 1
         return self.salvage and self.reduction == "exact" and in_place
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -53,7 +54,9 @@ class Mover:
     """Brings a worker from what it holds to what ``resume`` wants of it.
 
     ``move`` returns as soon as the next forward can run, which needs parameters only; optimizer state, which
-    the update needs, may still be on its way and is taken in by ``settle``.
+    the update needs, may still be on its way and is taken in by ``settle``. It is sent to those alone who
+    have asked for it, as they do once their parameters have come: else the state of the first ones to be
+    ready would hold up the parameters that others stand still for.
     """
 
     job: Job
@@ -66,7 +69,8 @@ class Mover:
     bytes_received: int = 0
     on_settled: Callable[[], None] = lambda: None
     """Called once, when everything that was owed has come."""
-    _unsent: list[Transfer] = field(default_factory=list)
+    _unsent: dict[WorkerId, list[Transfer]] = field(default_factory=dict)
+    _asking: list[WorkerId] = field(default_factory=list)
     _missing: list[Shard] = field(default_factory=list)
     _fresh: dict[Shard, Tensor] = field(default_factory=dict)
     _owed: dict[tuple[WorkerId, object], Transfer] = field(default_factory=dict)
@@ -78,10 +82,7 @@ class Mover:
         stages = layers_of(plan, self.worker).values()
         if self.resume.source == "peers":
             self.store.drop(after=version)
-            mine = [transfer for transfer in self.resume.transfers if transfer.source == self.worker]
-            # from the held layers, which may be let go of now; what others wait for less, goes behind
-            self._send([transfer for transfer in mine if transfer.what == "parameters"])
-            self._unsent = [transfer for transfer in reversed(mine) if transfer.what != "parameters"]
+            self._begin_sending()  # from the held layers, which may be let go of now
             self.stage.hold(*stages)
             self._receive()
         else:
@@ -96,8 +97,12 @@ class Mover:
             self.stage.version[block] = version
 
     def serve(self) -> None:
-        """The part of a worker that has no work under the new plan: it sends what others need of it."""
-        self._send([transfer for transfer in self.resume.transfers if transfer.source == self.worker])
+        """The part of a worker that has no work under the new plan: it sends what others need of it, and
+        returns when they have asked for all of it."""
+        self._begin_sending()
+        while self._unsent:
+            if not self._send_next():
+                self._take(self.endpoint.receive_any(self._awaited()))
 
     def settle(self, *, wait: bool = True) -> None:
         """Sends the optimizer state that others are owed and takes in what this worker is;
@@ -107,21 +112,17 @@ class Mover:
         """
         if self._settled:
             return
-        while self._unsent:
-            self._send([self._unsent.pop()])
-            if not wait:
-                return
-        while self._missing:
-            shard = self._missing.pop()
-            self._fresh[shard] = self._local_parts(piece_of(shard), self.resume.version)
-            if not wait:
-                return
-        tag = Tag(self.resume.plan.generation, self.resume.version, 0, "move state")
-        while self._owed:
-            message = self.endpoint.receive_any([tag]) if wait else self.endpoint.poll_any([tag])
+        while self._unsent or self._missing or self._owed:
+            if self._send_next() or self._put_together_next():
+                if not wait:
+                    return
+                continue
+            # both at once: what comes unasked for meanwhile would pile up unread
+            awaited = self._awaited()
+            message = self.endpoint.receive_any(awaited) if wait else self.endpoint.poll_any(awaited)
             if message is None:
                 return
-            self._place(self._owed.pop((message.sender, message.tag.index)), message)
+            self._take(message)
         for shard, state_3N in self._fresh.items():
             self.store.put(piece_of(shard), self.resume.version, state_3N)
         self._fresh.clear()
@@ -133,11 +134,54 @@ class Mover:
 
     # --- from peers -------------------------------------------------------------------------
 
+    def _channel(self, what: str) -> Tag:
+        return Tag(self.resume.plan.generation, self.resume.version, 0, what)
+
     def _tag(self, transfer: Transfer) -> Tag:
-        plan = self.resume.plan
-        index = (transfer.block, transfer.start, transfer.stop)
         what = "move parameters" if transfer.what == "parameters" else "move state"
-        return Tag(plan.generation, self.resume.version, 0, what, index)
+        return self._channel(what)._replace(index=(transfer.block, transfer.start, transfer.stop))
+
+    def _begin_sending(self) -> None:
+        """Parameters: first to who needs the least of them, who can then go on the soonest."""
+        transfers = self.resume.transfers
+        needed = Counter[WorkerId]()
+        for transfer in transfers:
+            needed[transfer.target] += transfer.bytes if transfer.what == "parameters" else 0
+        mine = [transfer for transfer in transfers if transfer.source == self.worker]
+        parameters = [transfer for transfer in mine if transfer.what == "parameters"]
+        self._send(sorted(parameters, key=lambda transfer: needed[transfer.target]))
+        for transfer in reversed(mine):
+            if transfer.what != "parameters":
+                self._unsent.setdefault(transfer.target, []).append(transfer)
+
+    def _awaited(self) -> list[Tag]:
+        """Channels on which something is still to come."""
+        asks = [self._channel("move asks")] if self._unsent else []
+        return asks + ([self._channel("move state")] if self._owed else [])
+
+    def _take(self, message: Message) -> None:
+        if message.tag.what == "move asks":
+            self._asking.append(message.sender)
+        else:
+            self._place(self._owed.pop((message.sender, message.tag.index)), message)
+
+    def _send_next(self) -> bool:
+        """Sends one piece of state to a worker that has asked for its own; whether there was one."""
+        if not self._asking:
+            return False
+        owed = self._unsent[self._asking[0]]
+        self._send([owed.pop()])
+        if not owed:
+            del self._unsent[self._asking.pop(0)]
+        return True
+
+    def _put_together_next(self) -> bool:
+        """What this worker has of one shard that it is to keep; whether there was one."""
+        if not self._missing:
+            return False
+        shard = self._missing.pop()
+        self._fresh[shard] = self._local_parts(piece_of(shard), self.resume.version)
+        return True
 
     def _send(self, transfers: Iterable[Transfer]) -> None:
         version = self.resume.version
@@ -169,6 +213,8 @@ class Mover:
                 message = self.endpoint.receive(transfer.source, self._tag(transfer))
                 self.bytes_received += message.tensors[0].nbytes
                 self.stage.working[transfer.block][transfer.start : transfer.stop] = message.tensors[0]
+        for source in sorted({transfer.source for transfer in owed}):
+            self.endpoint.send(source, self._channel("move asks"), background=True)
 
     def _local_parts(self, piece: Piece, version: int) -> Tensor:
         state_3N = self.store.buffer(piece[2] - piece[1])

@@ -14,9 +14,10 @@ from runtime.contention import seconds_without_core
 from runtime.streams import seed_layer
 from strategies.anatomy import Anatomy, anatomy
 from strategies.boundary import Spec, Value, flatten, unflatten
-from strategies.differentiation import differentiate
+from strategies.differentiation import differentiate_ones
 from strategies.flops import FlopCounter
 from strategies.model import Model
+from strategies.sequence.sharing import Sharing, sharing_of
 from strategies.stage import Precision
 
 RUNS = 4
@@ -35,7 +36,8 @@ class Profile:
     """Seconds per micro-batch of each layer, and the bytes that each layer hands to the next. ``flops``: what
     each layer computes for a micro-batch, forward and backward, without what is computed again; None where
     it cannot be counted. Where it was asked for in detail: ``kept_bytes`` and ``split_seconds`` (input
-    gradient, weight gradient) of each layer as in ``anatomy``, and the bytes of the first layer's input."""
+    gradient, weight gradient) of each layer as in ``anatomy``, and the bytes of the first layer's input; and
+    how teams divide each layer, if all of them can be."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
@@ -44,6 +46,7 @@ class Profile:
     kept_bytes: tuple[int, ...] = ()
     split_seconds: tuple[tuple[float, float], ...] = ()
     entry_bytes: int = 0
+    sharing: tuple[Sharing, ...] = ()
 
 
 def profile(
@@ -55,10 +58,12 @@ def profile(
     precision: Precision,
     device: torch.device,
     detailed: bool = False,
+    shared: bool = False,
     joints: Sequence[int] = (),
 ) -> Profile:
     """Runs one micro-batch through the layers, one at a time, and through the loss. ``detailed``: with all
-    that a search wants to know, by two more runs. ``joints``: layers whose
+    that a search wants to know, by two more runs; ``shared``: and how teams divide the layers, by as many.
+    ``joints``: layers whose
     inputs must be of one form, since what comes between is skipped or done in another order (``paths``).
 
     Raises ValueError for a layer that changes its buffers in forward, for a loss that does not
@@ -70,6 +75,7 @@ def profile(
     boundary_bytes: list[int] = []
     flops: list[int | None] = []
     details: list[Anatomy] = []
+    sharings: list[Sharing | None] = []
     value = inputs
     for index, layer in enumerate(model.layers):
         layer.to(device)
@@ -93,10 +99,13 @@ def profile(
         flops.append(counted)
         if detailed:
             details.append(_detail(index, layer, tensors, spec, seed, precision, device))
+        if shared:
+            sharings.append(_sharing(layer, tensors, precision, device))
         value = unflatten(run.outputs, run.spec)
     _check_loss(model, value, targets, device)
     known = tuple(each for each in flops if each is not None)
     whole = known if len(known) == len(flops) else None
+    known_sharings = [each for each in sharings if each is not None]
     return Profile(
         tuple(forward),
         tuple(backward),
@@ -105,6 +114,7 @@ def profile(
         tuple(each.kept_bytes for each in details),
         tuple((each.input_gradient, each.weight_gradient) for each in details),
         sum(tensor.nbytes for tensor in flatten(inputs)[0]),
+        tuple(known_sharings) if len(known_sharings) == len(sharings) else (),
     )
 
 
@@ -165,7 +175,7 @@ def _run_once(
     forward = clock.lap()
     _refuse_changed_buffers(index, layer, buffers)
     clock.lap()
-    _backward(outputs, leaves, layer)
+    differentiate_ones(outputs, [*leaves, *layer.parameters()])
     _synchronise(device)
     return _Run(forward, clock.lap(), [tensor.detach() for tensor in outputs], output_spec)
 
@@ -195,6 +205,19 @@ def _detail(
     return anatomy(layer, leaves, run, lap)
 
 
+def _sharing(
+    layer: nn.Module, tensors: Sequence[Tensor], precision: Precision, device: torch.device
+) -> Sharing | None:
+    clock = _Clock()
+
+    def lap() -> float:
+        _synchronise(device)
+        return clock.lap()
+
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision.autocast):
+        return sharing_of(layer, tensors, lap)
+
+
 def _counted(once: Callable[[], _Run]) -> tuple[_Run, int | None]:
     """A run, and the operations in it; None where they cannot be counted."""
     counter = FlopCounter()
@@ -217,13 +240,6 @@ def _run(index: int, layer: nn.Module, value: Value) -> Value:
             f"layer {index} ({type(layer).__name__}) changes its input in place, but the layer before it may "
             "be on another worker: use the operation that returns a new tensor (inplace=False)"
         ) from error
-
-
-def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor], layer: nn.Module) -> None:
-    roots = [output for output in outputs if output.requires_grad]
-    wanted = [t for t in [*leaves, *layer.parameters()] if t.requires_grad]
-    if roots and wanted:
-        differentiate(roots, [torch.ones_like(root) for root in roots], wanted)
 
 
 def _refuse_changed_buffers(index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]) -> None:

@@ -221,7 +221,8 @@ class StageModel:
             self.pulse.enter()
             began = time.perf_counter()
             inputs, spec = flatten(value)
-            inputs = [leaf(tensor.to(self.device), train) for tensor in inputs]
+            # nobody is owed a gradient of what the data gives, an image's would be the dearest of all
+            inputs = [leaf(tensor.to(self.device), train and index > 0) for tensor in inputs]
             keep_graph = train and index not in self.recompute
             outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
             if train:

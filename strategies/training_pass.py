@@ -41,6 +41,7 @@ class TrainingPass:
     ) -> None:
         self._pipeline, self._plan, self._stage = pipeline, pipeline.plan, pipeline.stage
         self._progress, self._exponents, self._salvage = progress, exponents, salvage
+        self._keeps = progress.keeps and not self._plan.teams  # a step of teams is not gone on with
         self._place = Place.of(pipeline.plan, pipeline.worker, anew=salvage is None)
         self._stages = self._place.stages
         self._last = len(self._plan.stages) - 1
@@ -149,7 +150,7 @@ class TrainingPass:
         self._tallies[chunk].add(Work.FORWARD)
         following = self._plan.after(micro_batch, k)
         if following is not None:
-            if progress.keeps:
+            if self._keeps:
                 progress.values[task] = value
             if self._status(following, micro_batch) is None:
                 self._send_value(following, micro_batch, value, samples)
@@ -203,7 +204,7 @@ class TrainingPass:
         before = self._plan.before(micro_batch, k)
         if before is None:
             return
-        if progress.keeps:
+        if self._keeps:
             progress.gradients[task] = gradients
         if self._status(before, micro_batch) in (None, Status.FORWARD):
             self._send_gradients(before, micro_batch, gradients)

@@ -100,7 +100,7 @@ def test_bad_file_is_caught(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("jobs/a.py", "import ray, actors.worker, strategies.pipeline, runtime.plan, jobs.recipe"),
+        ("jobs/a.py", "import ray, actors.worker, strategies.pipeline, runtime.plan, jobs.recipe.recipe"),
         ("actors/a.py", "import ray\nfrom runtime.plan import Plan"),
         (SETTINGS, "import os\nos.environ"),
         ("runtime/a.py", "import jobserver, raylib"),

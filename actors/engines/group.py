@@ -8,9 +8,12 @@ cut); the calls that wait in it raise, and the next generation forms a group of 
 from __future__ import annotations
 
 import datetime
+import importlib
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 import torch
@@ -177,3 +180,32 @@ def prepare_deepspeed() -> None:
     # compiler, or while another process compiles it, an engine would not even start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger.setLevel(logging.ERROR)
+    _import_muon()
+
+
+def _import_muon() -> None:
+    """Whatever the optimizer, DeepSpeed imports Muon to compare the two, and Muon's module has torch compile
+    functions: every worker would import Inductor, two seconds of its start. Here they are compiled when
+    somebody calls them."""
+    from deepspeed.runtime import compiler
+
+    at_once = compiler.compile
+    compiler.compile = lambda: _compiled_when_called
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = at_once
+
+
+def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``torch.compile``, put off to the first call."""
+    compiled: Callable[..., Any] | None = None
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = torch.compile(function)
+        return compiled(*arguments, **named)
+
+    return call

@@ -22,7 +22,7 @@ from typing import Any
 from jobs.assembly import data_arguments
 from jobs.bench.kills import Commit
 from jobs.builders import build_data, build_layers
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 POLL_SECONDS = 0.005
 

@@ -25,7 +25,7 @@ from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
 from jobs.bench.simulated import Simulated, disturbance
 from jobs.bench.sleeping import recipe_of
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan
 

@@ -24,7 +24,7 @@ from jobs.bench.deepspeed_peer import RestartingRun
 from jobs.bench.kills import Recovery, phase_row, recovery, summary
 from jobs.bench.recovery import RECIPE, Measurement, measure
 from jobs.bench.report import BenchReport
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 GOAL_RATIO = 10.0
 STAGES = (1, 3)

@@ -29,7 +29,7 @@ from jobs.bench.ray_train_peer import Setting as RayTrainSetting
 from jobs.bench.resident import started
 from jobs.bench.struck import CALM_STEPS, PATIENCE_SECONDS, POLL_SECONDS, START_SECONDS, Watched, stopped
 from jobs.bench.witness import commits_seen, witnessed
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder

@@ -29,7 +29,7 @@ from jobs.data.augment import Augmentation, augmented
 from jobs.data.given_set import write_given_set
 from jobs.data.media import decode_pixels, encode_image
 from jobs.data.tokenizer import CaptionTokenizer
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 GOAL_RATIO, GOAL_WAIT = 1.0, 0.02
 IMAGE, TOKENS, SLOTS, ROWS, MICRO_BATCHES = 64, 10, 8, 2, 2

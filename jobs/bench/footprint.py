@@ -14,7 +14,7 @@ from jobs.assembly import assemble
 from jobs.bench import activations
 from jobs.bench.activations import Meter
 from jobs.bench.resident import Commits, started, wait_for
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.layout import Layout
 from runtime.plan import Plan, WorkerId
 from strategies.boundary import Value

@@ -14,7 +14,7 @@ from jobs.bench.places import NODE_BOOT_SECONDS, Places
 from jobs.bench.ray_train_peer import TUNED, RayTrainRun
 from jobs.bench.ray_train_peer import Setting as RayTrainSetting
 from jobs.bench.resident import started
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 if TYPE_CHECKING:  # torchft need not be installed
     from jobs.bench.torchft_peer import Replicas

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -25,15 +23,15 @@ from jobs.bench.footprint import footprint_rows
 from jobs.bench.pipelining_peer import PeerLayout, PipeliningPeer
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import (
-    Commits,
     Turn,
-    Turns,
-    core_seconds_per_step,
+    beside,
+    ratio,
+    resting,
     rounds_of_turns,
-    started,
+    turn_takers,
     wait_for,
 )
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 GOAL_EXACT, GOAL_FAST, GOAL_MEMORY = 0.98, 1.0, 1.1
 WORKERS, STAGES = 4, 2
@@ -70,11 +68,6 @@ def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: An
     )
 
 
-def ratio(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> float:
-    """Median over the rounds of peer's seconds per step over ours: above 1 we are faster."""
-    return median(median(p.seconds) / median(own.seconds) for own, p in zip(turns, peer_turns, strict=True))
-
-
 def run(console: Console) -> BenchReport:
     """Measures; takes about four minutes. Raises RuntimeError if a job stops by itself."""
     tokens = MICRO_BATCHES * MICRO_BATCH_SIZE * int(MODEL["context"])
@@ -82,40 +75,18 @@ def run(console: Console) -> BenchReport:
         turns, cuts = _throughput(Path(folder), console)
         console.print("measuring memory", highlight=False)
         memory = footprint_rows(recipe, Path(folder) / "memory")
-    rows: list[Mapping[str, str | float | int | None]] = []
-    ratios = {name: ratio(turns[name], turns[PEER]) for name in turns}
-    cores = {name: core_seconds_per_step(turns[name]) for name in turns}
-    for name, each in turns.items():
-        seconds = median(s for turn in each for s in turn.seconds)
-        rows.append(
-            {
-                "what": name,
-                "tokens_per_second": tokens / seconds,
-                "step_seconds": seconds,
-                "of_peer": ratios[name],
-                "core_seconds": cores[name],
-                "of_peer_by_core_seconds": cores[PEER] / cores[name],
-                "bytes_measured": None,
-                "bytes_in_theory": None,
-            }
-        )
-    for part in memory:
-        rows.append(
-            {
-                "what": part.name,
-                "tokens_per_second": None,
-                "step_seconds": None,
-                "of_peer": None,
-                "core_seconds": None,
-                "of_peer_by_core_seconds": None,
-                "bytes_measured": part.measured,
-                "bytes_in_theory": part.theory,
-            }
-        )
+    rows: list[Mapping[str, str | float | int | None]] = [
+        *beside(turns, PEER, tokens),
+        *(
+            {"what": part.name, "bytes_measured": part.measured, "bytes_in_theory": part.theory}
+            for part in memory
+        ),
+    ]
+    exact, fast = (ratio(turns[f"reknit {reduction}"], turns[PEER]) for reduction in ("exact", "fast"))
     over_theory = max(part.measured / part.theory for part in memory if part.theory and part.is_total)
     headline = {
-        "exact_ratio": ratios["reknit exact"],
-        "fast_ratio": ratios["reknit fast"],
+        "exact_ratio": exact,
+        "fast_ratio": fast,
         "memory_over_theory": over_theory,
     }
     return BenchReport(
@@ -123,9 +94,7 @@ def run(console: Console) -> BenchReport:
         headline=headline,
         goal=f"exact_ratio >= {GOAL_EXACT}, fast_ratio >= {GOAL_FAST:.1f}, "
         f"memory_over_theory <= {GOAL_MEMORY}",
-        met=ratios["reknit exact"] >= GOAL_EXACT
-        and ratios["reknit fast"] >= GOAL_FAST
-        and over_theory <= GOAL_MEMORY,
+        met=exact >= GOAL_EXACT and fast >= GOAL_FAST and over_theory <= GOAL_MEMORY,
         rows=tuple(rows),
         notes=(
             f"GPT of width {MODEL['width']}, depth {MODEL['depth']}, {tokens} tokens a step in "
@@ -143,27 +112,18 @@ def run(console: Console) -> BenchReport:
 
 def _throughput(folder: Path, console: Console) -> tuple[dict[str, list[Turn]], dict[str, Bounds]]:
     """Seconds of the steps by name and round, and the layers' cuts: the peer takes over that of exact."""
-    with ExitStack() as stack:
-        runs = {}
-        for name in ("exact", "fast"):
-            console.print(f"starting reknit {name}", highlight=False)
-            run = stack.enter_context(started(recipe(name), folder / name))
-            commits = Commits(run)
-            wait_for(f"the first steps of {name}", lambda commits=commits: len(commits()) >= WARM_UP_STEPS)  # type: ignore[misc]
-            stack.enter_context(Turns({name: list(run.processes().values())}))
-            runs[name] = run
-        cuts = {f"reknit {name}": _cut(run) for name, run in runs.items()}
+    names = {f"reknit {reduction}": recipe(reduction) for reduction in ("exact", "fast")}
+    with resting(names, folder, WARM_UP_STEPS, console) as runs:
+        cuts = {name: _cut(run) for name, run in runs.items()}
         cuts[PEER] = cuts["reknit exact"]
         console.print("starting the peer", highlight=False)
-        niceness = os.getpriority(os.PRIO_PROCESS, next(iter(runs["exact"].processes().values())))
+        niceness = os.getpriority(os.PRIO_PROCESS, next(iter(runs["reknit exact"].processes().values())))
         job = assemble(recipe("exact"), str(folder))
-        peer = stack.enter_context(PipeliningPeer(PeerLayout(cuts[PEER], WORKERS // STAGES), job, niceness))
-        wait_for("the first steps of the peer", lambda: len(peer.poll(0.1)) >= WARM_UP_STEPS)
-        jobs: dict[str, tuple[list[int], Callable[[], Sequence[float]]]] = {
-            f"reknit {name}": (list(run.processes().values()), Commits(run)) for name, run in runs.items()
-        }
-        jobs[PEER] = (list(peer.processes().values()), partial(peer.poll, 0.0))
-        return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console), cuts
+        with PipeliningPeer(PeerLayout(cuts[PEER], WORKERS // STAGES), job, niceness) as peer:
+            wait_for("the first steps of the peer", lambda: len(peer.poll(0.1)) >= WARM_UP_STEPS)
+            jobs = turn_takers(runs)
+            jobs[PEER] = (list(peer.processes().values()), partial(peer.poll, 0.0))
+            return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console), cuts
 
 
 def _cut(run: RayRun) -> Bounds:

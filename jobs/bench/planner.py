@@ -21,14 +21,15 @@ from rich.console import Console
 
 from actors.cluster import connect
 from jobs.assembly import assemble
+from jobs.bench.activations import read_peak
 from jobs.bench.report import BenchReport
 from jobs.bench.schedules import measure
 from jobs.bench.sleeping import recipe_of
 from jobs.plan import measured_costs
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member
-from strategies.costs import CostModel
+from strategies.planning.costs import CostModel
 from strategies.search.cost import Problem
 from strategies.search.planning import searched_plan
 from strategies.search.search import Proposal, in_words, search
@@ -58,10 +59,11 @@ PLANNING_LAYERS, PLANNING_WORKERS = 32, 64
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A strategy as it was predicted and as it ran. Seconds are of the pass of forwards and backwards of one
-    step."""
+    step, ``memory_bytes`` those of the fullest worker, received messages left out."""
 
     proposal: Proposal
     seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,9 @@ def proposals(costs: CostModel) -> tuple[list[Case], list[Proposal]]:
     return [Case(limit, each) for limit, each in zip(limits, chosen, strict=True)], runs
 
 
-def recipe(proposal: Proposal | None = None) -> Recipe:
-    """A run of that strategy (None: whichever). It would go on for longer than the bench lasts."""
+def recipe(proposal: Proposal | None = None, peaks: Path | None = None) -> Recipe:
+    """A run of that strategy (None: whichever). It would go on for longer than the bench lasts. ``peaks``: a
+    folder in which its workers note the most that activations take."""
     name = "planner"
     parallel: dict[str, Any] = {
         "workers": WORKERS,
@@ -121,6 +124,9 @@ def recipe(proposal: Proposal | None = None) -> Recipe:
     plain = recipe_of(name, parallel, layers=LAYERS, forward_seconds=FORWARD_SECONDS, width=WIDTH)
     given = plain.model_dump() | {"precision": {"recompute": recompute or "none"}}
     given["data"]["arguments"] = {"width": WIDTH}
+    if peaks is not None:
+        metered = {"of": given["model"]["build"], "folder": str(peaks), **given["model"]["arguments"]}
+        given["model"] = {"build": "jobs.bench.activations:build", "arguments": metered}
     return Recipe.model_validate(given)
 
 
@@ -178,6 +184,7 @@ def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequen
             "share_of_best_uniform": min(shares),
             "seconds_at_64": slowest,
             "worst_prediction": max(abs(m.seconds / m.proposal.step_seconds - 1) for m in results),
+            "worst_memory": max(abs(m.memory_bytes / m.proposal.memory_bytes - 1) for m in results),
         },
         goal=f"share_of_best_uniform >= {GOAL}, seconds_at_64 <= {PLANNING_GOAL}",
         met=min(shares) >= GOAL and slowest <= PLANNING_GOAL,
@@ -191,7 +198,8 @@ def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequen
                 "measured_seconds": each.seconds,
                 "deviation": each.seconds / each.proposal.step_seconds - 1,
                 "bubble": each.proposal.bubble,
-                "memory": in_words(each.proposal.memory_bytes),
+                "predicted_memory": in_words(each.proposal.memory_bytes),
+                "measured_memory": in_words(each.memory_bytes),
                 "chosen_with": ", ".join(
                     names[case.limit] for case in cases if same(case.chosen, each.proposal)
                 ),
@@ -203,7 +211,8 @@ def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequen
             "and as long for its weights'; actors, messages and sums are real",
             f"{LAYERS} equal layers on {WORKERS} workers, {MICRO_BATCHES} micro-batches; every number of "
             "stages that divides the workers with every schedule; seconds are those of a step's pass; "
-            "predictions rest on a profile, memory is predicted",
+            "predictions rest on a profile; measured memory is that of the fullest worker's parameters, "
+            "sums, shards and backups, and the most that layers kept at once",
             *(
                 f"the fastest uniform strategy over the chosen one, memory {names[case.limit]}: {share:.3f}"
                 for case, share in zip(cases, shares, strict=True)
@@ -226,11 +235,17 @@ def run(console: Console) -> BenchReport:
         results = []
         with connect(None, WORKERS, 1.0, 0.0):
             for number, each in enumerate(runs):
-                seconds = measure(recipe(each), Path(folder) / f"{number}", steps=STEPS).seconds
-                results.append(Measured(each, seconds))
+                peaks = Path(folder) / f"peaks-{number}"
+                found = measure(recipe(each, peaks), Path(folder) / f"{number}", steps=STEPS)
+                memory = max(
+                    resident + read_peak(peaks, found.processes[worker])
+                    for worker, resident in found.resident_bytes.items()
+                )
+                results.append(Measured(each, found.seconds, memory))
                 console.print(
                     f"{each.strategy.schedule}, {len(each.sizes)} stages: {results[-1].seconds:.3f} s, "
-                    f"predicted {each.step_seconds:.3f} s",
+                    f"predicted {each.step_seconds:.3f} s; {in_words(memory)}, predicted "
+                    f"{in_words(each.memory_bytes)}",
                     highlight=False,
                 )
     return report(results, cases, plannings)

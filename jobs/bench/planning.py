@@ -19,8 +19,8 @@ from runtime.change import boundary_transfers
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from runtime.resharding import Holding, Transfer, newest_complete_version, plan_transfers
-from strategies.planner import CostModel, choose_plan
-from strategies.ranking import step_seconds
+from strategies.planning.planner import CostModel, choose_plan
+from strategies.planning.ranking import step_seconds
 
 GOALS = {1_000: 0.05, 100_000: 2.0}
 """Workers -> seconds."""

@@ -25,7 +25,7 @@ from jobs.assembly import data_arguments
 from jobs.bench.goodput_trace import Step
 from jobs.bench.kills import Commit
 from jobs.builders import build_data, build_layers
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 TUNED: Mapping[str, str] = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

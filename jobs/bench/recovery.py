@@ -30,7 +30,7 @@ from jobs.bench.faults import FaultRow
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, phase_row, recovery, summary
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import Recovered, StepRecord, WorkerLost
 from runtime.run_folder import RunFolder
 

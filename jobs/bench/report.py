@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,22 @@ NAMES = (
 )
 
 
+Row = Mapping[str, str | float | int | None]
+
+
 @dataclass(frozen=True)
 class BenchReport:
     """``headline`` maps a name to its number; ``goal`` says in words what is aimed at and ``met`` whether
-    it was reached; ``rows`` make up the table, all with the same keys; ``notes`` say what the figures
-    do not show by themselves (emulation, missing peers).
+    it was reached; ``rows`` make up the table, or one table after the other where the next rows share no
+    key with those before but the first, their name; ``notes`` say what the figures do not show by
+    themselves (emulation, missing peers).
     """
 
     bench: str
     headline: Mapping[str, float | None]
     goal: str
     met: bool
-    rows: tuple[Mapping[str, str | float | int | None], ...]
+    rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -81,14 +85,14 @@ def run_bench(name: str, path: Path | None, console: Console) -> BenchReport:
 
 def show(report: BenchReport, console: Console) -> None:
     """The table, the headline, the goal and whether it was met."""
-    table = Table(title=report.bench)
-    for key in report.rows[0]:
-        table.add_column(
-            key.replace("_", " "), justify="right" if key != next(iter(report.rows[0])) else "left"
-        )
-    for row in report.rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    for rows in _tables(report.rows):
+        table = Table(title=report.bench)
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        for key in keys:
+            table.add_column(key.replace("_", " "), justify="right" if key != keys[0] else "left")
+        for row in rows:
+            table.add_row(*(_cell(row.get(key)) for key in keys))
+        console.print(table)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     for name, value in report.headline.items():
@@ -96,6 +100,18 @@ def show(report: BenchReport, console: Console) -> None:
     console.print(
         f"goal: {report.goal}: {'met' if report.met else 'NOT met'}", highlight=False, soft_wrap=True
     )
+
+
+def _tables(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each table."""
+    name = next(iter(rows[0]))
+    tables: list[list[Row]] = []
+    for row in rows:
+        if tables and any(row.keys() & before.keys() - {name} for before in tables[-1]):
+            tables[-1].append(row)
+        else:
+            tables.append([row])
+    return tables
 
 
 def _cell(value: str | float | int | None) -> str:

@@ -6,8 +6,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from actors.cluster import RayRun
 from jobs.assembly import assemble, run_settings
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.run_folder import RunFolder
 
 PATIENCE_SECONDS = 180.0
@@ -127,14 +128,41 @@ class Turns:
         return Turn(whole_steps(commits(), begin, end), marks[0], marks[-1])
 
 
+@contextmanager
+def resting(
+    recipes: Mapping[str, Recipe], folder: Path, steps: int, console: Console
+) -> Iterator[dict[str, RayRun]]:
+    """A run of each recipe, by name, past its first ``steps`` steps and stopped by a signal until its turn;
+    they are recorded below ``folder``. While the next one starts, those before it rest."""
+    with ExitStack() as stack:
+        runs = {}
+        for name, recipe in recipes.items():
+            console.print(f"starting {name}", highlight=False)
+            run = runs[name] = stack.enter_context(started(recipe, folder / name.replace(" ", "-")))
+            wait_for(f"the first steps of {name}", partial(_has_committed, Commits(run), steps))
+            stack.enter_context(Turns({name: list(run.processes().values())}))
+        yield runs
+
+
+def _has_committed(commits: Commits, steps: int) -> bool:
+    return len(commits()) >= steps
+
+
+TurnTaker = tuple[Sequence[int], Callable[[], Sequence[float]]]
+"""The process ids of a job, and what tells the times of all its commits so far."""
+
+
+def turn_takers(runs: Mapping[str, RayRun]) -> dict[str, TurnTaker]:
+    return {name: (list(run.processes().values()), Commits(run)) for name, run in runs.items()}
+
+
 def rounds_of_turns(
-    jobs: Mapping[str, tuple[Sequence[int], Callable[[], Sequence[float]]]],
+    jobs: Mapping[str, TurnTaker],
     rounds: int,
     steps: int,
     console: Console,
 ) -> dict[str, list[Turn]]:
-    """``steps`` whole steps of each job in every round, another job first in each. ``jobs``: process ids, and
-    what tells the times of all commits so far."""
+    """``steps`` whole steps of each job in every round, another job first in each."""
     turns: dict[str, list[Turn]] = {name: [] for name in jobs}
     names = list(jobs)
     with Turns({name: processes for name, (processes, _) in jobs.items()}) as control:
@@ -145,6 +173,29 @@ def rounds_of_turns(
             last = ", ".join(f"{name} {median(turns[name][-1].seconds):.3f} s" for name in names)
             console.print(f"round {turn + 1} of {rounds}: {last}", highlight=False)
     return turns
+
+
+def beside(turns: Mapping[str, Sequence[Turn]], peer: str, tokens: int) -> list[dict[str, str | float]]:
+    """A row for each job of ``turns``: its throughput, with ``tokens`` in a step, and that as a share of the
+    peer's. A share of seconds is the median over the rounds."""
+    cores = {name: core_seconds_per_step(each) for name, each in turns.items()}
+    seconds = {name: median(s for turn in each for s in turn.seconds) for name, each in turns.items()}
+    return [
+        {
+            "what": name,
+            "tokens_per_second": tokens / seconds[name],
+            "step_seconds": seconds[name],
+            "of_peer": ratio(each, turns[peer]),
+            "core_seconds": cores[name],
+            "of_peer_by_core_seconds": cores[peer] / cores[name],
+        }
+        for name, each in turns.items()
+    ]
+
+
+def ratio(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> float:
+    """Median over the rounds of peer's seconds per step over ours: above 1 we are faster."""
+    return median(median(p.seconds) / median(own.seconds) for own, p in zip(turns, peer_turns, strict=True))
 
 
 def core_seconds(processes: Iterable[int]) -> float:

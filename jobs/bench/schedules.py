@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +20,7 @@ from jobs.bench.emulated import BACKWARD
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
 from jobs.bench.sleeping import recipe_of
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.plan import Plan, WorkerId
 from runtime.protocol import Measured
 from strategies.schedules.registry import schedule_named
@@ -122,12 +122,15 @@ def recipe(schedule: str, micro_batches: int, chunks: int) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class PassSeconds:
-    """Of a run under ``plan``: the medians over some steps."""
+    """Of a run under ``plan``: the medians over some steps. ``resident_bytes``: what each worker has all the
+    time, in the last of them; ``processes``: the workers' ids."""
 
     plan: Plan
     bubble: float
     seconds: float
     handling: float
+    resident_bytes: Mapping[WorkerId, int] = field(default_factory=dict)
+    processes: Mapping[WorkerId, int] = field(default_factory=dict)
 
 
 def measure(recipe: Recipe, folder: Path, works: int = 2, steps: int = STEPS) -> PassSeconds:
@@ -136,6 +139,7 @@ def measure(recipe: Recipe, folder: Path, works: int = 2, steps: int = STEPS) ->
     workers = recipe.parallel.workers
     with started(recipe, folder) as run:
         found: dict[int, tuple[float, float, float]] = {}
+        resident: dict[WorkerId, int] = {}
 
         def enough() -> bool:
             measured, plan = _whole_step(run, workers), run.plan()
@@ -143,13 +147,16 @@ def measure(recipe: Recipe, folder: Path, works: int = 2, steps: int = STEPS) ->
                 seconds = max(each.seconds["pipeline"] for each in measured.values())
                 handling = handling_seconds(plan, measured, works)
                 found[step] = measured_bubble(plan, measured), seconds, handling
+                for worker, each in measured.items():
+                    kinds = each.resident_bytes
+                    resident[worker] = sum(kinds[kind] for kind in ("parameters", "accumulators", "shards"))
             return len(found) >= steps
 
         wait_for(f"{steps} steps of {recipe.parallel.schedule}", enough, poll_seconds=0.1)
-        plan = run.plan()
+        plan, processes = run.plan(), run.processes()
         assert plan is not None, "a run that has committed steps has a plan"
     bubble, seconds, handling = (median(each) for each in zip(*found.values(), strict=True))
-    return PassSeconds(plan, bubble, seconds, handling)
+    return PassSeconds(plan, bubble, seconds, handling, resident, processes)
 
 
 def _whole_step(run: RayRun, workers: int) -> Mapping[WorkerId, Measured]:

@@ -31,7 +31,7 @@ from jobs.bench import plain_serve
 from jobs.bench.report import BenchReport
 from jobs.bench.untrained import write_checkpoint
 from jobs.builders import build_layers
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.serve import serving
 from jobs.serving.scheduler import Limits
 from runtime.run_folder import RunFolder

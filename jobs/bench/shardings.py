@@ -19,7 +19,7 @@ from actors.cluster import connect
 from jobs.assembly import assemble
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import started, wait_for
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.protocol import Measured
 from strategies.model import build_model
 from strategies.shardings.offload import Offload

@@ -9,8 +9,8 @@ from typing import Literal
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan, WorkerId
-from strategies.planner import CostModel, choose_plan
-from strategies.ranking import step_seconds
+from strategies.planning.planner import CostModel, choose_plan
+from strategies.planning.ranking import step_seconds
 
 SOUND = 1.25
 """How many times the simulated seconds an undisturbed step may take. If it takes longer, workers wait for the

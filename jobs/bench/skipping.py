@@ -19,7 +19,7 @@ from jobs.bench.emulated import BACKWARD
 from jobs.bench.report import BenchReport
 from jobs.bench.schedules import PassSeconds, measure
 from jobs.bench.sleeping import recipe_of
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.plan import Plan
 from strategies.schedules.registry import schedule_named
 from strategies.schedules.simulation import StageSeconds, simulate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 
 def recipe_of(

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 from rich.console import Console
 
 from actors.cluster import connect
 from jobs.bench.deepspeed_peer import RestartingRun
-from jobs.bench.overhead import MODEL, ratio
+from jobs.bench.overhead import MODEL
 from jobs.bench.overhead import recipe as overhead_recipe
 from jobs.bench.report import BenchReport
 from jobs.bench.resident import (
-    Commits,
     Turn,
-    Turns,
-    core_seconds_per_step,
+    beside,
+    ratio,
+    resting,
     rounds_of_turns,
-    started,
-    wait_for,
+    turn_takers,
 )
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 GOAL = 1.0
 ROUNDS, STEPS_PER_TURN, WARM_UP_STEPS = 7, 3, 3
@@ -61,54 +57,30 @@ def run(console: Console) -> BenchReport:
 
 
 def _turns(folder: Path, console: Console) -> dict[str, list[Turn]]:
-    jobs: dict[str, tuple[list[int], Callable[[], Sequence[float]]]] = {}
-    with ExitStack() as stack:
-        for reduction in ("exact", "fast"):
-            name = f"reknit {reduction}"
-            console.print(f"starting {name}", highlight=False)
-            run = stack.enter_context(started(recipe_of(reduction), folder / reduction))
-            commits = Commits(run)
-            wait_for(f"the first steps of {name}", partial(_reached, commits))
-            jobs[name] = list(run.processes().values()), commits
-            stack.enter_context(Turns({name: jobs[name][0]}))
+    names = {f"reknit {reduction}": recipe_of(reduction) for reduction in ("exact", "fast")}
+    with resting(names, folder, WARM_UP_STEPS, console) as runs:
+        jobs = turn_takers(runs)
         console.print(f"starting {PEER}", highlight=False)
         niceness = os.getpriority(os.PRIO_PROCESS, next(iter(jobs.values()))[0][0])
         (folder / "peer").mkdir()
-        peer = RestartingRun(recipe_of("fast", deepspeed=True), folder / "peer", niceness)
-        stack.enter_context(peer)
-        peer.wait_for(WARM_UP_STEPS, 0, PATIENCE_SECONDS)
-        jobs[PEER] = [rank.pid for rank in peer.ranks], lambda: [commit.at for commit in peer.commits()]
-        return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console)
-
-
-def _reached(commits: Commits) -> bool:
-    return len(commits()) >= WARM_UP_STEPS
+        with RestartingRun(recipe_of("fast", deepspeed=True), folder / "peer", niceness) as peer:
+            peer.wait_for(WARM_UP_STEPS, 0, PATIENCE_SECONDS)
+            jobs[PEER] = [rank.pid for rank in peer.ranks], lambda: [commit.at for commit in peer.commits()]
+            return rounds_of_turns(jobs, ROUNDS, STEPS_PER_TURN, console)
 
 
 def report(turns: Mapping[str, Sequence[Turn]]) -> BenchReport:
     """The table and the headline. Pure."""
     parallel = recipe_of("exact").parallel
     tokens = parallel.micro_batches * parallel.micro_batch_size * int(MODEL["context"])
-    ratios = {name: ratio(each, turns[PEER]) for name, each in turns.items()}
-    cores = {name: core_seconds_per_step(each) for name, each in turns.items()}
-    seconds = {name: median(s for turn in each for s in turn.seconds) for name, each in turns.items()}
-    exact, fast = ratios["reknit exact"], ratios["reknit fast"]
+    rows = beside(turns, PEER, tokens)
+    exact, fast = (ratio(turns[f"reknit {reduction}"], turns[PEER]) for reduction in ("exact", "fast"))
     return BenchReport(
         bench="throughput",
         headline={"exact_ratio": exact, "fast_ratio": fast},
         goal=f"both at least {GOAL:.1f} times DeepSpeed's",
         met=min(exact, fast) >= GOAL,
-        rows=tuple(
-            {
-                "what": name,
-                "tokens_per_second": tokens / seconds[name],
-                "step_seconds": seconds[name],
-                "of_peer": ratios[name],
-                "core_seconds": cores[name],
-                "of_peer_by_core_seconds": cores[PEER] / cores[name],
-            }
-            for name in turns
-        ),
+        rows=tuple(rows),
         notes=(
             f"GPT of width {MODEL['width']}, depth {MODEL['depth']}, {tokens} tokens a step in "
             f"{parallel.micro_batches} micro-batches; one stage of {parallel.workers} workers of one thread",

@@ -35,7 +35,7 @@ from jobs.assembly import data_arguments
 from jobs.bench.goodput_trace import Step
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, recovery
 from jobs.builders import build_data, build_layers
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 MIN_REPLICAS = 2
 QUORUM_TICK_MS = 100

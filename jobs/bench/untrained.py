@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.checkpoint import ROWS, write_manifest, write_shards
 from runtime.run_folder import RunFolder
 from strategies.model import Model, describe, flat_parameters

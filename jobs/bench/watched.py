@@ -16,7 +16,7 @@ from actors.cluster import RayRun
 from actors.recorder import Progress
 from jobs.bench.resident import started, wait_for
 from jobs.bench.sleeping import recipe_of
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import LoggedEvent, RunFolder

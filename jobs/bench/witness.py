@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jobs.bench.kills import Commit
 from jobs.builders import build_data
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 _SUFFIX = ".begun"
 

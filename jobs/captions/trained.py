@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from jobs.checkpoints import checkpoint_root, fill
 from jobs.data.curated import CuratedSet, open_set
 from jobs.data.multimodal import MultimodalData
 from jobs.models.captioner import Embedding, Row
-from jobs.recipe import Recipe, load_recipe
+from jobs.models.gpt import IGNORED
+from jobs.recipe.recipe import Recipe, load_recipe
 from runtime.checkpoint import list_checkpoints, load_manifest
 from runtime.run_folder import RunFolder
 from strategies.model import LossFunction, describe
@@ -31,21 +33,28 @@ MOST_TOKENS = 40
 """A caption is cut off there, if the model does not end it before."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trained:
-    """The state after ``version`` steps of a run of ``recipe``, ready to be asked."""
+    """The state after ``version`` steps of a run of ``recipe``, whose checkpoints are in ``root``."""
 
     recipe: Recipe
+    root: str
     version: int
     layers: list[nn.Module]
     loss: LossFunction
     curated: CuratedSet
+
+    def turn_to(self, version: int) -> None:
+        """Becomes the state of another of the run's checkpoints, for a fraction of what ``load`` costs."""
+        fill(self.layers, describe(self.layers), self.root, load_manifest(self.root, version))
+        self.version = version
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Those that it was trained on."""
         return tuple(self.recipe.data.arguments.get("languages") or self.curated.tokenizer.languages)
 
+    @cached_property
     def data(self) -> MultimodalData:
         """The run's data with one row in a micro-batch, so that a split ends where its rows do."""
         arguments = {**data_arguments(self.recipe), "micro_batch_size": 1, "micro_batches": 1}
@@ -71,11 +80,12 @@ def load(run: str | Path, version: int | None = None) -> Trained:
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     if not isinstance(layers[0], Embedding):
         raise ValueError(f"the model of {folder.path} is no captioner: it writes no captions")
-    manifest = load_manifest(root, versions[-1] if version is None else version)
-    fill(layers, describe(layers), root, manifest)
     for layer in layers:
         layer.eval()
-    return Trained(recipe, manifest.version, layers, loss, open_set(source))
+    wanted = versions[-1] if version is None else version
+    trained = Trained(recipe, root, wanted, layers, loss, open_set(source))
+    trained.turn_to(wanted)
+    return trained
 
 
 def checkpoints(run: str | Path) -> list[int]:
@@ -121,23 +131,30 @@ def captions(
 
 
 @torch.no_grad()
-def held_out_loss(trained: Trained, *, exchanged: bool = False) -> tuple[float, int]:
-    """(mean loss per token over the whole held-out split, number of tokens).
+def held_out_loss(
+    trained: Trained, *, exchanged: bool = False, spoken: bool = False, muted: bool = False
+) -> tuple[float, int]:
+    """(mean loss per token over the held-out split, number of tokens; 0 and 0 where there is none).
 
-    ``exchanged``: every sample sees the image of its row's next sample instead of its own.
+    ``exchanged``: every sample sees the image of its row's next sample instead of its own. ``spoken``: only
+    samples that have a clip count. ``muted``: no clip is heard.
     """
-    data = trained.data()
+    data = trained.data
     total, tokens = 0.0, 0
     for number in range(data.held_out_order.rows_of(0)):
         inputs, targets_BT = data.held_out(number)
         if exchanged:
             there = int(inputs["segment"].max()) + 1
             for name in ("image", "has_image"):
-                inputs[name] = inputs[name].clone()
                 inputs[name][:, :there] = inputs[name][:, :there].roll(1, dims=1)
+        if spoken:
+            has_clip_BT = inputs["has_audio"].gather(1, inputs["segment"].clamp(min=0))
+            targets_BT = targets_BT.masked_fill(has_clip_BT == 0, IGNORED)
+        if muted:
+            inputs["has_audio"].zero_()
         value: Any = inputs
         for layer in trained.layers:
             value = layer(value)
         loss, count = trained.loss(value, targets_BT)
         total, tokens = total + float(loss), tokens + int(count)
-    return total / tokens, tokens
+    return total / max(1, tokens), tokens

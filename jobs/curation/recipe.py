@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from jobs.recipe_section import Natural, PositiveFloat, Section
-from jobs.recipe_table import read_model
+from jobs.recipe.section import Natural, PositiveFloat, Section
+from jobs.recipe.table import read_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Bits = Annotated[int, Field(ge=0, le=32)]

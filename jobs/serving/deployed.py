@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from ray import serve
 
 from actors.serving import Replicas, Scale, application
-from jobs.recipe_section import Section
+from jobs.recipe.section import Section
 from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits

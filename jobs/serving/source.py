@@ -11,7 +11,7 @@ from torch import nn
 from jobs.builders import build_layers
 from jobs.checkpoints import checkpoint_root, fill
 from jobs.data.curated import open_set
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.serving.decoder import CaptionDecoder, Decoder, decoder_of
 from jobs.serving.service import Service
 from runtime.checkpoint import (

@@ -177,11 +177,13 @@ class Boundary(Progress):
             return []
         assert self.plan is not None
         outputs: list[Output] = []
-        for worker in sorted(set(self._notices) - set(self.plan.workers)):
+        # after a loss in mid-step the plan has only those who finish the step: others are missing at its end
+        for worker in sorted(set(self._notices) - {*self.plan.workers, *self._chosen()}):
             notice = self._notices.pop(worker)
             del self.members[worker]
             self._fenced.add(worker)
             self._watch.forget(worker)
+            self.speeds.forget(worker)
             after = len(self.plan.workers)
             left = WorkerLeft(
                 step=self._reached + 1,

@@ -63,6 +63,8 @@ class Recovery(Boundary):
 
     def _decide(self, now: float) -> list[Output]:
         """All survivors have told what they hold: go on, or wait for what is missing."""
+        if not self.members and self.stopping:
+            return self._end("interrupted", "stopped while there was no worker")
         if not self.members or (len(self.members) < self.terms.min_workers and not self.stopping):
             return self._wait(now, ())
         holdings = {worker: held.holdings for worker, held in self._held.items()}

@@ -176,8 +176,9 @@ class Checks:
                 self.lost.add(worker)
 
     def released(self, worker: WorkerId) -> None:
-        """A controller says that nobody needs ``worker`` any more."""
+        """A controller says that nobody needs ``worker`` any more: the others have all that it had."""
         self._released.add(worker)
+        self._keepers -= {worker}
 
     # --- controllers ------------------------------------------------------------------------
 

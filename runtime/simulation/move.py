@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from runtime.fabric.interface import Message, Tag
@@ -33,6 +33,7 @@ class SimMover:
         self._on_settled = on_settled
         self._fresh: dict[Shard, list[int | None]] = {}
         self._owed: dict[tuple[WorkerId, object], Transfer] = {}
+        self._unsent: dict[WorkerId, list[Transfer]] = {}
         self._settled = False
 
     def move(self) -> Waits[None]:
@@ -40,7 +41,7 @@ class SimMover:
         stages = layers_of(plan, self.me).values()
         if self.resume.source == "peers":
             self.store.drop(after=version)
-            self._send()
+            self._begin_sending()
             yield from self.worker.fault("move")
             self.stage.hold(*stages)
             yield from self._receive()
@@ -52,34 +53,49 @@ class SimMover:
             self._load()
         self.stage.version = dict.fromkeys(self.stage.version, version)
 
-    def serve(self) -> None:
+    def serve(self) -> Waits[None]:
         """The part of a worker that has no work under the new plan."""
-        self._send()
+        self._begin_sending()
+        while self._unsent:
+            self._take((yield from self.endpoint.receive_any([self._channel("move asks")])))
 
     def settle(self, *, wait: bool) -> Waits[None]:
         if self._settled:
             return
-        tag = Tag(self.resume.plan.generation, self.resume.version, 0, "move state")
-        while self._owed:
-            message = (yield from self.endpoint.receive_any([tag])) if wait else self.endpoint.poll_any([tag])
+        tags = [self._channel("move asks"), self._channel("move state")]
+        while self._unsent or self._owed:
+            message = (yield from self.endpoint.receive_any(tags)) if wait else self.endpoint.poll_any(tags)
             if message is None:
                 return
-            self._place(self._owed.pop((message.sender, message.tag.index)), message)
+            self._take(message)
         for shard in list(self._fresh):
             self._put(shard)
         self._settled = True
         self._on_settled()
 
-    def _tag(self, transfer: Transfer) -> Tag:
-        index = (transfer.block, transfer.start, transfer.stop)
-        what = "move parameters" if transfer.what == "parameters" else "move state"
-        return Tag(self.resume.plan.generation, self.resume.version, 0, what, index)
+    def _channel(self, what: str) -> Tag:
+        return Tag(self.resume.plan.generation, self.resume.version, 0, what)
 
-    def _send(self) -> None:
+    def _tag(self, transfer: Transfer) -> Tag:
+        what = "move parameters" if transfer.what == "parameters" else "move state"
+        return self._channel(what)._replace(index=(transfer.block, transfer.start, transfer.stop))
+
+    def _begin_sending(self) -> None:
+        mine = [transfer for transfer in self.resume.transfers if transfer.source == self.me]
+        self._send([transfer for transfer in mine if transfer.what == "parameters"])
+        for transfer in mine:
+            if transfer.what != "parameters":
+                self._unsent.setdefault(transfer.target, []).append(transfer)
+
+    def _take(self, message: Message) -> None:
+        if message.tag.what == "move asks":
+            self._send(self._unsent.pop(message.sender))
+        else:
+            self._place(self._owed.pop((message.sender, message.tag.index)), message)
+
+    def _send(self, transfers: Iterable[Transfer]) -> None:
         version = self.resume.version
-        for transfer in self.resume.transfers:
-            if transfer.source != self.me:
-                continue
+        for transfer in transfers:
             piece = (transfer.block, transfer.start, transfer.stop)
             if transfer.what == "parameters" and self.stage.version.get(transfer.block) == version:
                 values: tuple[int, ...] | None = self.stage.read(*piece)
@@ -111,6 +127,8 @@ class SimMover:
                 message = yield from self.endpoint.receive(transfer.source, self._tag(transfer))
                 self.received += transfer.bytes
                 self.stage.write(transfer.block, transfer.start, message.note)
+        for source in sorted({transfer.source for transfer in owed}):
+            self.endpoint.send(source, self._channel("move asks"), background=True)
 
     def _local_parts(self, shard: Shard) -> list[int | None]:
         values: list[int | None] = [None] * (shard.size // ALIGNMENT)

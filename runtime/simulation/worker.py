@@ -31,6 +31,7 @@ from runtime.protocol import (
     Settled,
     Stepped,
 )
+from runtime.salvage import layers_of
 from runtime.simulation.control import ControlEnd, SimJob
 from runtime.simulation.move import SimMover
 from runtime.simulation.network import Network
@@ -139,12 +140,14 @@ class SimWorker(ControlEnd):
         yield from self.fault("recovery")
         if self.worker not in resume.plan.workers:
             self._plan = None
-            self._mover(resume).serve()
+            yield from self._mover(resume).serve()
             return
         yield from self._train(resume, (yield from self._move(resume)))
 
     def _enter(self, change: Change) -> Waits[None]:
         tag = Tag(change.plan.generation, 0, 0, "entry")
+        self.progress.begin(0, 0, {})  # the sums that it may speak of do not survive other layers
+        self.stage.hold(*layers_of(change.plan, self.worker).values())
         entry: Entry = (yield from self.endpoint.receive(change.usher, tag)).note
         yield from self.fault("entry")
         resume = at_boundary(change, entry)
@@ -165,7 +168,7 @@ class SimWorker(ControlEnd):
         if self.worker in change.plan.workers:
             return resume
         self._plan = None
-        self._mover(resume).serve()
+        yield from self._mover(resume).serve()
         return None
 
     def _mover(self, resume: Resume) -> SimMover:

@@ -27,6 +27,8 @@ class Work(Enum):
     WEIGHT_GRADIENT = "weight gradient"
     """The rest, which nobody waits for before the end of the step."""
 
+    __hash__ = object.__hash__  # Enum's own is a call of Python code, of which a simulation makes thousands
+
 
 class Instruction(NamedTuple):
     """``work`` for the next micro-batch of the worker's ``chunk``-th stage (from 0, first layers first)."""

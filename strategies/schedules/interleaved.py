@@ -32,9 +32,13 @@ def instructions(place: Place, tallies: Sequence[Tally]) -> Iterator[Offer]:
 def _in_order(groups: int, warm_up: int, tallies: Sequence[Tally]) -> Iterator[Offer]:
     chunks = len(tallies)
     total = sum(tally.total for tally in tallies)
-    while not all(tally.is_finished for tally in tallies):
-        forwards = sum(tally.started for tally in tallies)
-        backwards = forwards - sum(tally.in_flight for tally in tallies)
+    while True:
+        forwards = backwards = 0
+        for tally in tallies:
+            forwards += tally.started
+            backwards += tally.started - tally.in_flight
+        if backwards == total:
+            return
         if forwards < min(total, warm_up + 1 + backwards):
             yield (Instruction(Work.FORWARD, forwards // groups % chunks),)
         else:

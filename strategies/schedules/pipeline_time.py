@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from runtime.plan import Plan, Stage, Strategy, WorkerId
-from strategies.partition import deal_micro_batches
+from strategies.planning.partition import deal_micro_batches
 from strategies.schedules.registry import schedule_named
 from strategies.schedules.simulation import StageSeconds, simulate
 

@@ -1,7 +1,7 @@
 """SkipPipe: micro-batches on paths of their own over part of the stages (Blagoev et al., 2025).
 
-The plan says who takes which path (``Plan.paths``, found by ``strategies.path_search``). Without paths, or
-where nothing is skipped and nothing reordered, this is a 1F1B with several stages a worker.
+The plan says who takes which path (``Plan.paths``, found by ``strategies.skippipe.search``). Without paths,
+or where nothing is skipped and nothing reordered, this is a 1F1B with several stages a worker.
 """
 
 from __future__ import annotations

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
-from strategies.costs import BYTES_PER_PARAMETER, CostModel
+from runtime.plan import Strategy
+from strategies.planning.costs import BYTES_PER_PARAMETER, CostModel
 from strategies.search.formulas import FORMULAS, Held
 from strategies.search.memory import SHARDINGS
 from strategies.search.space import Combination
+from strategies.search.teams import PLAIN, Form, costs_in_form, form_of
+from strategies.shardings.theory import PARAMETER
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,17 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Problem:
-    """Measured costs, the step's micro-batches and the workers' mean speed, summed up once for all."""
+    """Measured costs, the step's micro-batches and the workers' mean speed, summed up once for all.
+
+    ``form``: the costs are those of teams, or of workers whose parameters are offloaded (``of``); ``again``:
+    then each layer's forward where it is computed again, for which nothing is sent or fetched.
+    """
 
     costs: CostModel
     micro_batches: int
     speed: float = 1.0
+    form: Form | None = None
+    again: tuple[float, ...] = ()
     forward: list[float] = field(init=False)
     split: tuple[list[float], list[float]] = field(init=False)
     whole: tuple[list[float], list[float]] = field(init=False)
@@ -45,8 +54,12 @@ class Problem:
     kept: list[int] = field(init=False)
     saved: tuple[int, ...] = field(init=False)
     """Bytes per micro-batch that a layer does not keep where it is computed again."""
+    least_input: int = field(init=False)
+    """Bytes that a stage after the first keeps of a micro-batch's input at least."""
     least_crossing: float = field(init=False)
     """Seconds in which a micro-batch passes the boundary where that is fastest, and back."""
+    fills: dict[tuple[str, int], float] = field(init=False, default_factory=dict, compare=False, repr=False)
+    forms: dict[Form, Problem] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         costs, layers = self.costs, self.layers
@@ -63,12 +76,27 @@ class Problem:
         set_(self, "kept", list(accumulate(kept, initial=0)))
         saved = (max(all_ - output, 0) for all_, output in zip(kept, boundary, strict=True))
         set_(self, "saved", tuple(saved))
+        set_(self, "again", self.again or costs.forward_seconds)
+        inputs = (self.input_bytes(first) for first in range(1, layers))
+        set_(self, "least_input", min(inputs, default=0))
         crossings = (self.crossing_seconds(first) for first in range(1, layers))
         set_(self, "least_crossing", min(crossings, default=0.0))
 
     @property
     def layers(self) -> int:
         return len(self.costs.forward_seconds)
+
+    def of(self, combination: Combination) -> Problem:
+        """As it is for the combination's teams and for where its parameters are. All others ask this one."""
+        if self.form is not None:
+            return self
+        form = form_of(combination.strategy)
+        if form == PLAIN:
+            return self
+        if form not in self.forms:
+            costs, again = costs_in_form(self.costs, form, self.speed)
+            self.forms[form] = Problem(costs, self.micro_batches, self.speed, form, again)
+        return self.forms[form]
 
     def input_bytes(self, first: int) -> int:
         """What the layer ``first`` takes in, of one micro-batch."""
@@ -78,7 +106,11 @@ class Problem:
 
     def crossing_seconds(self, first: int) -> float:
         """One micro-batch over the boundary before ``first`` and back."""
-        return 2 * self.input_bytes(first) / self.costs.link_bytes_per_second if first else 0.0
+        if not first:
+            return 0.0
+        costs = self.costs
+        bytes_ = self.input_bytes(first)
+        return float(2 * (bytes_ / costs.link_bytes_per_second + costs.link_seconds_per_message))
 
     def rounds(self, combination: Combination, size: Any) -> Any:
         """How many micro-batches the busiest team of a group of ``size`` workers (or an array) computes."""
@@ -100,7 +132,7 @@ class Problem:
         first, stop = bounds[k], bounds[k + 1]
         again = [layer for layer in range(first, stop) if layer in recompute]
         seconds = stage_seconds(self, combination, first, stop)
-        extra = sum(self.costs.forward_seconds[layer] for layer in again) / self.pace(combination)
+        extra = sum(self.again[layer] for layer in again) / self.speed
         size = combination.size(k)
         added, beyond, each = timed(self, combination, size, seconds, extra)
         parameters = strategy.chunks * (self.parameters[stop] - self.parameters[first])
@@ -109,8 +141,9 @@ class Problem:
         kept -= sum(self.saved[layer] for layer in again)
         held = int(self.held(combination, k, stop - first, bounds[1]))
         working = max(self.saved[first:stop]) if again else 0
-        memory = self.resident(combination, size, parameters, widest(self.layer_parameters[first:stop]))
-        memory += -(-held * kept // strategy.sequence) + -(-working // strategy.sequence)
+        most = widest(self.layer_parameters[first:stop], streamed_layers(strategy))
+        memory = self.resident(combination, size, parameters, most)
+        memory += held * kept + working
         return StageCost(
             added + self.crossing_seconds(first),
             beyond + sent / self.costs.link_bytes_per_second,
@@ -127,9 +160,14 @@ class Problem:
 
     def resident(self, combination: Combination, size: Any, parameters: Any, widest: Any) -> Any:
         """A worker's bytes beside activations, of a group of ``size`` workers that holds so many parameters,
-        ``widest`` in two consecutive layers (or arrays)."""
+        ``widest`` in ``streamed_layers`` consecutive layers (or arrays)."""
         sharding = SHARDINGS[combination.strategy.sharding]
-        bytes_ = sharding.device_bytes(parameters, widest, size)
+        if combination.strategy.offload is not None:
+            bytes_ = PARAMETER * widest
+            if not self.costs.host_state:  # what is at home and its window are in one memory
+                bytes_ = bytes_ + sharding.device_bytes(parameters, parameters, size)
+        else:
+            bytes_ = sharding.device_bytes(parameters, widest, size)
         if not self.costs.host_state:
             bytes_ = bytes_ + sharding.host_bytes(parameters, size, backed_up=sum(combination.sizes) > 1)
         return bytes_
@@ -137,22 +175,23 @@ class Problem:
     def split_fill(self, combination: Combination) -> float:
         """What all layers add to fill and drain if each is a stage by itself: no stages together add more."""
         inputs, weights = self.split
-        fill, chunks = FORMULAS[combination.strategy.schedule].fill, combination.strategy.chunks
+        schedule, chunks = combination.strategy.schedule, combination.strategy.chunks
+        if (schedule, chunks) in self.fills:
+            return self.fills[schedule, chunks]
+        fill = FORMULAS[schedule].fill
         before = zip(self.forward, inputs, weights, strict=True)
         fills = (fill(f - a, i - b, w - c, chunks) for (a, b, c), (f, i, w) in pairwise(before))
-        return float(sum(fills)) / self.pace(combination)
-
-    def pace(self, combination: Combination) -> float:
-        """How many times the profile's speed a team has."""
-        return self.speed * combination.strategy.sequence
+        self.fills[schedule, chunks] = float(sum(fills)) / self.speed
+        return self.fills[schedule, chunks]
 
 
 def stage_seconds(
     problem: Problem, combination: Combination, first: int, stop: int
 ) -> tuple[float, float, float]:
-    """(forward, input gradient, weight gradient) of one micro-batch, nothing recomputed, by one team."""
+    """(forward, input gradient, weight gradient) of one micro-batch, nothing recomputed, by one team; of a
+    ``problem`` that is that ``of`` the combination."""
     inputs, weights = problem.split if FORMULAS[combination.strategy.schedule].splits else problem.whole
-    pace = problem.pace(combination)
+    pace = problem.speed
     return (
         (problem.forward[stop] - problem.forward[first]) / pace,
         (inputs[stop] - inputs[first]) / pace,
@@ -160,9 +199,16 @@ def stage_seconds(
     )
 
 
-def widest(parameters: Sequence[int]) -> int:
-    """The most in two consecutive layers."""
-    return max([sum(pair) for pair in pairwise(parameters)] or parameters)
+def streamed_layers(strategy: Strategy) -> int:
+    """Of how many consecutive layers a worker has parameters, where it does not have all."""
+    return 2 if strategy.offload is None else sum(strategy.offload)
+
+
+def widest(parameters: Sequence[int], layers: int = 2) -> int:
+    """The most in so many consecutive layers."""
+    return max(
+        sum(parameters[first : first + layers]) for first in range(max(len(parameters) - layers, 0) + 1)
+    )
 
 
 def least_seconds(problem: Problem, combination: Combination, extra: float = 0.0) -> float:
@@ -172,9 +218,10 @@ def least_seconds(problem: Problem, combination: Combination, extra: float = 0.0
     The slowest stage takes no less beyond its fill than any weighed mean of them; weighed by 1 / rounds, all
     loads together are the model's seconds, however it is cut.
     """
+    problem = problem.of(combination)
     stages, layers = combination.stages, problem.layers
     formula, chunks = FORMULAS[combination.strategy.schedule], combination.strategy.chunks
-    again = extra / problem.pace(combination)
+    again = extra / problem.speed
     forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
     fill = formula.fill(forward, inputs + again, weights, chunks)
     fills = problem.split_fill(combination) + again if formula.splits else fill
@@ -214,7 +261,7 @@ def evaluate(
     problem: Problem, combination: Combination, bounds: Sequence[int], recompute: Sequence[int]
 ) -> Evaluation:
     """The step that the dynamic programme minimises and a brute force would compare."""
-    again = frozenset(recompute)
+    again, problem = frozenset(recompute), problem.of(combination)
     stages = [problem.stage(combination, bounds, k, again) for k in range(combination.stages)]
     seconds = sum(each.added for each in stages) + max(each.beyond for each in stages)
     busy = sum(each.busy for each in stages)

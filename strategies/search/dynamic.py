@@ -15,6 +15,7 @@ from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import ALIKE, Matrix, least_sum_and_maximum
 from strategies.search.space import Combination
 from strategies.search.tables import StageTables
+from strategies.search.teams import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +57,35 @@ class CutSearch:
     ) -> None:
         self._problem, self._limit, self._recompute = problem, limit, recompute
         self._tolerance = tolerance
-        self._tables = StageTables(problem, limit, recompute)
-        again = sum(problem.saved[layer] for layer in recompute or ())
-        self._most_kept = problem.kept[-1] - again
-        self._least_kept = problem.kept[-1] - (sum(problem.saved) if recompute is None else again)
-        inputs = [problem.input_bytes(first) for first in range(1, problem.layers)]
-        self._least_input = min(inputs, default=0)
+        self._tables: dict[Form | None, StageTables] = {}
+        self._kept: dict[Form | None, tuple[int, int]] = {}
         self._floors: dict[Combination, list[tuple[float, float]]] = {}
+
+    def _tables_of(self, combination: Combination) -> StageTables:
+        problem = self._problem.of(combination)
+        if problem.form not in self._tables:
+            self._tables[problem.form] = StageTables(problem, self._limit, self._recompute)
+        return self._tables[problem.form]
+
+    def _kept_of(self, combination: Combination) -> tuple[int, int]:
+        """Bytes that all layers keep of a micro-batch, at most and at least."""
+        problem = self._problem.of(combination)
+        if problem.form not in self._kept:
+            again = sum(problem.saved[layer] for layer in self._recompute or ())
+            most = sum(problem.saved) if self._recompute is None else again
+            self._kept[problem.form] = problem.kept[-1] - again, problem.kept[-1] - most
+        return self._kept[problem.form]
 
     def least(self, combination: Combination) -> float:
         """Seconds that no cut of a combination takes less than, without looking at any."""
         extra = 0.0
         if self._limit is not None and self._recompute is None:
-            resident, held, left = self._weighed(combination, self._most_kept)
+            kept, _ = self._kept_of(combination)
+            resident, held, left = self._weighed(combination, kept)
             if min(resident) + min(held) > left and max(held) > 0:
                 # as much of what is kept has to go, counted where it goes furthest
-                least = (min(resident) + min(held) - left) / max(held) * self._most_kept
-                extra = self._tables.least_extra(int(least))
+                least = (min(resident) + min(held) - left) / max(held) * kept
+                extra = self._tables_of(combination).least_extra(int(least))
         return least_seconds(self._problem, combination, extra)
 
     def root(self, combination: Combination) -> list[Branch]:
@@ -80,7 +93,9 @@ class CutSearch:
         longest = self._problem.layers - combination.stages + 1
         lengths = (1, longest) if combination.stages > 1 else (longest, longest)
         # where not even the best share-out of what is kept fits, the cut with memory in plenty is no help
-        return self._branch(combination, lengths, limited=not self._may_fit(combination, self._most_kept))
+        return self._branch(
+            combination, lengths, limited=not self._may_fit(combination, self._kept_of(combination)[0])
+        )
 
     def settle(self, branch: Branch) -> Choice | list[Branch]:
         """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
@@ -104,7 +119,7 @@ class CutSearch:
         return [each for half in halves for each in self._branch(combination, half, limited=True)]
 
     def _branch(self, combination: Combination, lengths: tuple[int, int], *, limited: bool) -> list[Branch]:
-        if limited and not self._may_fit(combination, self._least_kept):
+        if limited and not self._may_fit(combination, self._kept_of(combination)[1]):
             return []
         cut = self._cut(combination, lengths, limited=limited)
         return [] if cut is None else [Branch(cut[0], combination, lengths, cut[1], limited)]
@@ -128,7 +143,7 @@ class CutSearch:
         may end. Only the first one begins with the first layer, only the last one ends with the last."""
         least, most = lengths
         stages, views = combination.stages, dict[tuple[object, ...], tuple[Matrix, Matrix]]()
-        tables = self._tables.seconds(combination, least, limited=limited)
+        tables = self._tables_of(combination).seconds(combination, least, limited=limited)
         result = []
         for k in range(stages):
             firsts = slice(0, 1) if k == 0 else slice(least, most + 1) if k == 1 else slice(1, -1)
@@ -156,25 +171,26 @@ class CutSearch:
         """(w r, w k) of a stage of every group, and what the limit leaves to all stages, weighed."""
         assert self._limit is not None
         resident, held, left, chunks = [], [], 0.0, combination.strategy.chunks
+        least_input = self._problem.of(combination).least_input
         for k, (each, in_flight) in enumerate(self._floor(combination)):
             weight = 1 / max(each + in_flight * kept, 1.0)
             resident.append(weight * each)
             held.append(weight * in_flight * kept)
-            left += chunks * weight * (self._limit - (in_flight * self._least_input if k else 0.0))
+            left += chunks * weight * (self._limit - (in_flight * least_input if k else 0.0))
         return resident, held, left * (1 + 1e-9)
 
     def _floor(self, combination: Combination) -> list[tuple[float, float]]:
         """(bytes beside activations if it had the whole model, micro-batches that a worker keeps at least) of
         every group."""
         if combination not in self._floors:
-            problem, strategy = self._problem, combination.strategy
+            problem, strategy = self._problem.of(combination), combination.strategy
             all_, fine = strategy.chunks * problem.parameters[-1], 1 << 20  # what is rounded up is little
             resident = {
                 size: float(problem.resident(combination, size, fine * all_, 0)) / fine
                 for size in {*combination.sizes}
             }
             self._floors[combination] = [
-                (resident[size], float(problem.held(combination, k, problem.layers, 1)) / strategy.sequence)
+                (resident[size], float(problem.held(combination, k, problem.layers, 1)))
                 for k, size in enumerate(combination.sizes)
             ]
         return self._floors[combination]
@@ -182,7 +198,7 @@ class CutSearch:
     def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
         """The best choice with this cut; None where it does not fit."""
         assert self._limit is not None
-        recompute = self._tables.recomputed(combination, bounds)
+        recompute = self._tables_of(combination).recomputed(combination, bounds)
         if recompute is None:
             return None
         cost = evaluate(self._problem, combination, bounds, recompute)

@@ -75,6 +75,8 @@ def _limit(held: Held, stage: int) -> Count:
     limit, equal = _group_limit(held.sizes, held.chunks, stage)
     if equal:
         return limit
+    if isinstance(held.layers, int):  # NumPy takes its time for a single number, of which there are many
+        return max(limit + 1, min(limit + BURSTS, held.total // held.layers))
     return np.maximum(limit + 1, np.minimum(limit + BURSTS, held.total // held.layers))
 
 

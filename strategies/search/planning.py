@@ -13,16 +13,17 @@ from itertools import pairwise
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, Stage, Strategy
-from strategies.candidates import nearest_groups, spread_over_domains
-from strategies.costs import CostModel, Predictor
-from strategies.folding import folded, unfolded
-from strategies.partition import deal_micro_batches
-from strategies.planner import choose_plan
+from strategies.planning.candidates import nearest_groups, spread_over_domains
+from strategies.planning.costs import CostModel, Predictor
+from strategies.planning.folding import folded, unfolded
+from strategies.planning.partition import deal_micro_batches
+from strategies.planning.planner import choose_plan
 from strategies.schedules.pipeline_time import plan_pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
 from strategies.search.search import NothingFits, Proposal, search
 from strategies.search.space import Combination, Space
+from strategies.sequence.teams import Teaming, teamed
 from strategies.sharding import shard_blocks
 
 TOLERANCE = 2e-3
@@ -64,7 +65,12 @@ def searched_plan(
         leanest = replace(space, recompute=everything)
         found = sorted(search(problem, leanest, len(members), None, most=100), key=lambda p: p.memory_bytes)
     proposal = _kept(found, previous)
-    plans = list(_plans(generation, members, layout, problem, proposal, previous))
+    team = proposal.strategy.sequence
+    teaming = Teaming(team, costs.slices or team)
+    plans = [
+        teamed(plan, teaming, members)
+        for plan in _plans(generation, members, layout, problem, proposal, previous)
+    ]
     if len(plans) == 1:
         return plans[0]
     fitting = [plan for plan in plans if limit is None or _memory(plan, problem, proposal.strategy) <= limit]
@@ -77,18 +83,20 @@ def plan_seconds(plan: Plan, members: Sequence[Member], costs: CostModel) -> flo
     problem = Problem(costs, plan.micro_batches)
     speed = {member.worker: member.speed for member in members}
     speeds = {worker: speed.get(worker, 1.0) for worker in plan.workers}
+    speeds |= {team[0]: min(speeds[worker] for worker in team) for team in plan.teams}
     return plan_pipeline_seconds(plan, plan.strategy, _stage_seconds(problem, plan), speeds)
 
 
 def _stage_seconds(problem: Problem, plan: Plan) -> list[StageSeconds]:
     assert plan.strategy is not None
     combination = Combination(plan.strategy, ())
+    problem = problem.of(combination)
     seconds = []
     for stage in plan.stages:
         forward, inputs, weights = stage_seconds(problem, combination, stage.first, stage.stop)
         again = [layer for layer in plan.strategy.recompute if stage.first <= layer < stage.stop]
-        extra = sum(problem.costs.forward_seconds[layer] for layer in again)
-        seconds.append(StageSeconds(forward, inputs + extra / plan.strategy.sequence, weights))
+        extra = sum(problem.again[layer] for layer in again)
+        seconds.append(StageSeconds(forward, inputs + extra, weights))
     return seconds
 
 
@@ -112,7 +120,7 @@ def _plans(
     previous: Plan | None,
 ) -> Iterator[Plan]:
     """The proposal's own cut and group sizes; where workers are unequal, also what ``choose_plan`` makes of
-    its number of stages."""
+    its number of stages, which knows no teams."""
     strategy, costs, micro_batches = proposal.strategy, problem.costs, problem.micro_batches
     before = None if previous is None else folded(previous)
     predictor = Predictor(costs, members, micro_batches, before)
@@ -132,7 +140,7 @@ def _plans(
     shards = shard_blocks(layout, stages, members)
     assignment = tuple(rows[k % count] for k in range(len(stages)))
     yield Plan(generation, stages, assignment, shards, strategy=strategy)
-    if predictor.alike(spread):
+    if predictor.alike(spread) or strategy.sequence > 1:
         return
     again = frozenset(strategy.recompute)
     backward = tuple(

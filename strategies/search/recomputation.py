@@ -63,9 +63,16 @@ class Staircases:
         """The least seconds in which so many bytes are saved per micro-batch, for every range of layers (as
         ``range_index`` counts them); infinite where not even all layers save as much."""
         can_R = needed_R <= self._most_R
-        units_R = -(-np.where(can_R, needed_R, 0) // self._unit)
+        units_R = np.where(can_R, needed_R, 0)
+        if self._unit > 1:
+            units_R = -(-units_R // self._unit)
         seconds_R: NDArray[np.float64] = self._seconds_N[self._ends_N.searchsorted(self._before_R + units_R)]
         return np.where(can_R, seconds_R, np.inf)
+
+    def least_seconds_of_all(self, needed: int) -> float:
+        """As ``least_seconds``, of all layers together, which can save so many bytes."""
+        units = self._before_R[self._layers - 1] - -needed // self._unit
+        return float(self._seconds_N[self._ends_N.searchsorted(units)])
 
     def most(self, first: int, stop: int) -> int:
         """Bytes per micro-batch that all layers of a range save."""

@@ -164,28 +164,26 @@ def _pipelines(problem: Problem, choice: Choice) -> tuple[float, float]:
     """Seconds of the pipeline alone, simulated and by the cost model. Of a large step a smaller one is
     simulated, with fewer micro-batches and as many times fewer workers, and scaled."""
     combination, strategy = choice.combination, choice.combination.strategy
-    free = replace(problem.costs, link_bytes_per_second=math.inf)
-    closed = evaluate(replace(problem, costs=free), combination, choice.bounds, choice.recompute).step_seconds
+    problem = problem.of(combination)
+    free = replace(problem.costs, link_bytes_per_second=math.inf, link_seconds_per_message=0.0)
+    problem = replace(problem, costs=free)
+    closed = evaluate(problem, combination, choice.bounds, choice.recompute).step_seconds
     teams = [size // strategy.sequence for size in combination.sizes]
     tasks = (2 + FORMULAS[strategy.schedule].splits) * combination.stages * problem.micro_batches
     scale = min(-(-tasks // LARGEST_SIMULATION), *teams, problem.micro_batches)
-    smaller = Combination(replace(strategy, sequence=1), tuple(max(round(each / scale), 1) for each in teams))
+    alone = replace(strategy, sequence=1, offload=None)
+    smaller = Combination(alone, tuple(max(round(each / scale), 1) for each in teams))
     micro_batches = max(round(problem.micro_batches * sum(smaller.sizes) / sum(teams)), 1)
     if tasks > scale * LARGEST_SIMULATION:  # no fewer workers, so fewer rounds, but enough to fill and drain
         groups = len(teams)
         rounds = round(micro_batches * scale * LARGEST_SIMULATION / tasks / groups)
         micro_batches = min(micro_batches, max(rounds, 2) * groups)
-    little = replace(
-        problem,
-        costs=free,
-        micro_batches=micro_batches,
-        speed=problem.pace(combination),
-    )
+    little = replace(problem, micro_batches=micro_batches)
     again = frozenset(choice.recompute)
     seconds = []
     for first, stop in pairwise(choice.bounds):
         forward, inputs, weights = stage_seconds(little, smaller, first, stop)
-        extra = sum(problem.costs.forward_seconds[layer] for layer in again & {*range(first, stop)})
+        extra = sum(little.again[layer] for layer in again & {*range(first, stop)})
         seconds.append(StageSeconds(forward, inputs + extra / little.speed, weights))
     speeds = tuple((1.0,) * size for size in smaller.sizes)
     simulated = pipeline_seconds(strategy, choice.bounds, speeds, little.micro_batches, seconds)

@@ -43,8 +43,8 @@ def least_sum_and_maximum(
         return best
     # stages in the middle have their tables in common
     apart = {id(each): each for each in beyond}.values()
-    limits = np.unique(np.concatenate([each[(each > lowest) & (each < highest)] for each in apart])).tolist()
-    limits = [lowest, *limits, highest]
+    between = [each[(each > lowest) & (each < highest)] for each in apart]
+    limits = np.unique(np.concatenate([*between, (lowest, highest)]))
     intervals = [(freest[0] + lowest, 0, len(limits) - 1, freest[0])]
     while intervals:
         bound, low, high, least = heappop(intervals)

@@ -9,6 +9,7 @@ from runtime.plan import Strategy
 from strategies.search.formulas import FORMULAS
 from strategies.search.memory import SHARDINGS
 from strategies.shardings.registry import DEFAULT
+from strategies.shardings.registry import SHARDINGS as REGISTRY
 
 MOST_STAGES = 8
 """Up to how many stages are tried where their number is free."""
@@ -17,7 +18,8 @@ MOST_STAGES = 8
 @dataclass(frozen=True, slots=True)
 class Space:
     """``stages`` None: 1 to ``MOST_STAGES``. ``chunks`` None: as many as each schedule has a use for.
-    ``recompute`` None: whichever layers must be for the rest to fit into memory.
+    ``recompute`` None: whichever layers must be for the rest to fit into memory. ``offloads``: (window, move)
+    of layers on the device, None: parameters are not in host memory.
     """
 
     stages: tuple[int, ...] | None = None
@@ -25,6 +27,7 @@ class Space:
     chunks: int | None = None
     shardings: tuple[str, ...] = (DEFAULT,)
     sequences: tuple[int, ...] = (1,)
+    offloads: tuple[tuple[int, int] | None, ...] = (None,)
     recompute: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +81,17 @@ def combinations(space: Space, workers: int, layers: int, micro_batches: int) ->
                         for sequence in space.sequences:
                             if any(size % sequence for size in sizes):
                                 continue
-                            yield Combination(Strategy(schedule, chunks, sharding, sequence), sizes)
+                            for offload in space.offloads:
+                                if _may_be(sharding, sequence, offload):
+                                    strategy = Strategy(schedule, chunks, sharding, sequence, (), offload)
+                                    yield Combination(strategy, sizes)
+
+
+def _may_be(sharding: str, sequence: int, offload: tuple[int, int] | None) -> bool:
+    """Teams need workers that keep all parameters and sums, and what is offloaded must be kept."""
+    if sequence > 1 and (offload is not None or not REGISTRY[sharding].salvages):
+        return False
+    return offload is None or REGISTRY[sharding].keeps.parameters
 
 
 def _sizes(workers: int, count: int) -> tuple[tuple[int, ...], ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.search.cost import Problem, timed
+from strategies.search.cost import Problem, streamed_layers, timed
 from strategies.search.formulas import FORMULAS
 from strategies.search.recomputation import Staircases, range_index
 from strategies.search.shortest import NEVER, Matrix
@@ -23,7 +23,8 @@ Tables = list[tuple[Matrix, Matrix]]
 
 
 class StageTables:
-    """Of one problem. What combinations, stages and lengths of the first stage share is worked out once.
+    """Of one problem, in one form. What combinations, stages and lengths of the first stage share is worked
+    out once.
 
     ``limit``: bytes a worker has (None: plenty). ``recompute``: those layers and no others; None: as needed.
     """
@@ -37,7 +38,7 @@ class StageTables:
         self._crossing_R = crossing_F[self._first_R]
         self._span_R = self._stop_R - self._first_R
         self._largest_R = _largest(problem.saved)[self._first_R, self._stop_R]
-        self._widest_R = _widest(problem.layer_parameters)[self._first_R, self._stop_R]
+        self._widest_R: dict[int, Ranges] = {}
         self._parameters_R = self._of_ranges(problem.parameters)
         self._kept_R = self._of_ranges(problem.kept) + inputs_F[self._first_R]
         self._forward_R = self._of_ranges(problem.forward)
@@ -45,6 +46,11 @@ class StageTables:
         self._whole_R = self._of_ranges(problem.whole[0]), self._of_ranges(problem.whole[1])
         self._staircases: Staircases | None = None
         self._known: dict[tuple[object, ...], Tables] = {}
+        self._of_size: dict[tuple[object, ...], Ranges] = {}
+        places = np.zeros((size, size), dtype=np.int64)
+        places[self._first_R, self._stop_R] = 1 + np.arange(len(self._first_R))
+        self._places_FS = places.ravel()
+        """Where each entry of a matrix comes from: 0 where the range is empty."""
 
     def seconds(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
         """(seconds added, seconds beyond) of every group's stages, [first layer, stop layer]; of at most
@@ -62,9 +68,7 @@ class StageTables:
         staircase, layers = self._staircase(), self._problem.layers
         if not 0 < needed <= staircase.most(0, layers):
             return 0.0
-        needed_R = np.zeros(len(self._span_R), dtype=np.int64)
-        needed_R[layers - 1] = needed
-        return float(staircase.least_seconds(needed_R)[layers - 1])
+        return staircase.least_seconds_of_all(needed)
 
     def recomputed(self, combination: Combination, bounds: Sequence[int]) -> tuple[int, ...] | None:
         """The layers that are computed again in the least time in which all stages fit; None: they do not."""
@@ -74,14 +78,15 @@ class StageTables:
         for k, (first, stop) in enumerate(pairwise(bounds)):
             held = self._problem.held(combination, k, stop - first, bounds[1])
             place = range_index(first, stop, self._problem.layers)
-            needed = int(self._needed(combination, combination.size(k), held, slice(place, place + 1))[0])
+            size = combination.size(k)
+            needed = int(self._needed(combination, [size], held, slice(place, place + 1))[0, 0])
             if needed > self._staircase().most(first, stop):
                 return None
             layers += self._staircase().layers(first, stop, needed)
         return layers
 
     def _timed(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
-        problem, strategy, pace = self._problem, combination.strategy, self._problem.pace(combination)
+        problem, strategy, pace = self._problem, combination.strategy, self._problem.speed
         held = [0] * len(combination.sizes)
         if limited:
             held = [self._held(combination, k, first_length) for k in range(len(combination.sizes))]
@@ -91,33 +96,53 @@ class StageTables:
             for k, (size, each) in enumerate(zip(combination.sizes, held, strict=True))
         ]
         apart = list(dict.fromkeys(kinds))
-        sizes_N1 = np.asarray([size for size, _ in apart])[:, None]
+        sizes = [size for size, _ in apart]
+        sizes_N1 = np.asarray(sizes)[:, None]
         extra_NR = self._settled_R[None, :]
         if limited:
-            held_NR = [np.broadcast_to(held[kinds.index(kind)], self._span_R.shape) for kind in apart]
-            extra_NR = self._extra_seconds(combination, sizes_N1, np.stack(held_NR))
+            held_NR = np.empty((len(apart), len(self._span_R)), dtype=np.int64)
+            for row_R, kind in zip(held_NR, apart, strict=True):
+                row_R[:] = held[kinds.index(kind)]
+            extra_NR = self._extra_seconds(combination, sizes, held_NR)
         inputs_R, weights_R = self._split_R if FORMULAS[strategy.schedule].splits else self._whole_R
         seconds = (self._forward_R / pace, inputs_R / pace, weights_R / pace)
         fits_NR = extra_NR < NEVER
-        again_NR = np.where(fits_NR, extra_NR, 0.0)
-        added_NR, beyond_NR, _ = timed(problem, combination, sizes_N1, seconds, again_NR / pace)
-        sent_NR = problem.sent_bytes(combination, sizes_N1, strategy.chunks * self._parameters_R)
-        beyond_NR = beyond_NR + sent_NR / problem.costs.link_bytes_per_second
+        again_NR = np.where(fits_NR, extra_NR / pace, 0.0)
+        added_NR, beyond_NR, _ = timed(problem, combination, sizes_N1, seconds, again_NR)
+        beyond_NR = beyond_NR + self._by_size(self._sending_seconds, combination, sizes)
         added, beyond = (
             self._matrices(values_NR, fits_NR, len(apart))
             for values_NR in (added_NR + self._crossing_R, beyond_NR)
         )
         return [(added[place], beyond[place]) for place in map(apart.index, kinds)]
 
+    def _by_size(
+        self, of_size: Callable[[Combination, int], Ranges], combination: Combination, sizes: Sequence[int]
+    ) -> Ranges:
+        """[size, range]; what depends on a group's size and the strategy alone is worked out once."""
+        rows = []
+        for size in sizes:
+            key = (of_size.__name__, combination.strategy, size)
+            if key not in self._of_size:
+                self._of_size[key] = of_size(combination, size)
+            rows.append(self._of_size[key])
+        return np.stack(rows)
+
+    def _sending_seconds(self, combination: Combination, size: int) -> Ranges:
+        chunks = combination.strategy.chunks
+        sent_R: Ranges = self._problem.sent_bytes(combination, size, chunks * self._parameters_R)
+        return sent_R / self._problem.costs.link_bytes_per_second
+
     def _matrices(self, values_NR: Ranges, usable_NR: Ranges, kinds: int) -> list[Matrix]:
-        matrices = np.full((kinds, *(self._problem.layers + 1,) * 2), NEVER)
-        matrices[:, self._first_R, self._stop_R] = np.where(usable_NR, values_NR, NEVER)
-        return list(matrices)
+        values_N1R = np.full((kinds, 1 + len(self._span_R)), NEVER)
+        np.copyto(values_N1R[:, 1:], values_NR, where=usable_NR)
+        size = self._problem.layers + 1
+        return list(values_N1R.take(self._places_FS, axis=1).reshape(kinds, size, size))
 
     @property
     def _settled_R(self) -> Ranges:
         """Forward seconds of the layers that are computed again whatever the memory, at speed 1."""
-        return self._of_layers(self._problem.costs.forward_seconds)
+        return self._of_layers(self._problem.again)
 
     def _of_layers(self, values: Sequence[float]) -> Ranges:
         """Sums over the layers of ``recompute``."""
@@ -126,40 +151,47 @@ class StageTables:
         chosen[again] = np.asarray(values)[again]
         return self._of_ranges(np.concatenate(([0], chosen.cumsum())))
 
-    def _extra_seconds(self, combination: Combination, sizes: Any, held: Ranges) -> Ranges:
+    def _extra_seconds(self, combination: Combination, sizes: Sequence[int], held: Ranges) -> Ranges:
         """Forward seconds that are computed again at speed 1; infinite where memory does not suffice."""
         if self._recompute is None:
-            return self._staircase().least_seconds(self._needed(combination, sizes, held))
-        sequence, again_R = combination.strategy.sequence, self._of_layers([1] * self._problem.layers) > 0
+            return self._staircase().least_seconds(self._needed(combination, sizes, held, slice(None)))
+        again_R = self._of_layers([1] * self._problem.layers) > 0
         kept_R = self._kept_R - self._of_layers(self._problem.saved)
-        bytes_NR = -(-held * kept_R // sequence) - (-self._largest_R // sequence) * again_R
-        return np.where(bytes_NR <= self._room(combination, sizes, slice(None)), self._settled_R, NEVER)
+        bytes_NR = held * kept_R + self._largest_R * again_R
+        return np.where(bytes_NR <= self._by_size(self._room, combination, sizes), self._settled_R, NEVER)
 
-    def _room(self, combination: Combination, sizes: Any, which: slice) -> Any:
+    def _room(self, combination: Combination, size: int) -> Ranges:
         """Bytes that parameters, sums and states leave to activations."""
         assert self._limit is not None
-        parameters_R = combination.strategy.chunks * self._parameters_R[which]
-        return self._limit - self._problem.resident(combination, sizes, parameters_R, self._widest_R[which])
+        parameters_R = combination.strategy.chunks * self._parameters_R
+        widest_R = self._widest(streamed_layers(combination.strategy))
+        room_R: Ranges = self._limit - self._problem.resident(combination, size, parameters_R, widest_R)
+        return room_R
+
+    def _widest(self, layers: int) -> Ranges:
+        if layers not in self._widest_R:
+            widest = _widest(self._problem.layer_parameters, layers)
+            self._widest_R[layers] = widest[self._first_R, self._stop_R]
+        return self._widest_R[layers]
 
     def _held(self, combination: Combination, k: int, first_length: int) -> Any:
         firsts_R = self._span_R if k == 0 else first_length
         return self._problem.held(combination, k, self._span_R, firsts_R)
 
     def _needed(
-        self, combination: Combination, sizes: Any, held: Any, which: slice = slice(None)
+        self, combination: Combination, sizes: Sequence[int], held: Any, which: slice
     ) -> NDArray[np.int64]:
         """Bytes that must be saved per micro-batch so that ranges (``which``) fit into groups of so many
         workers, of whom each keeps ``held`` micro-batches."""
-        sequence, kept_R = combination.strategy.sequence, self._kept_R[which]
-        room = self._room(combination, sizes, which)
-        working_R = -(-self._largest_R[which] // sequence)
-        needed = kept_R - (room - working_R) * sequence // held
-        plain = -(-held * kept_R // sequence) <= room
+        kept_R = self._kept_R[which]
+        room = self._by_size(self._room, combination, sizes)[:, which]
+        needed = kept_R - (room - self._largest_R[which]) // held
+        plain = held * kept_R <= room
         return np.where(plain, 0, np.maximum(needed, 1))
 
     def _staircase(self) -> Staircases:
         if self._staircases is None:
-            self._staircases = Staircases(self._problem.saved, self._problem.costs.forward_seconds)
+            self._staircases = Staircases(self._problem.saved, self._problem.again)
         return self._staircases
 
     def _of_ranges(self, before: Sequence[float] | NDArray[Any]) -> Ranges:
@@ -178,10 +210,14 @@ def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
     return largest
 
 
-def _widest(parameters: Sequence[int]) -> NDArray[np.int64]:
-    """The most of a range in two consecutive layers, [first layer, stop layer]."""
-    pairs = [first + second for first, second in pairwise(parameters)]
-    widest = np.zeros((len(parameters) + 1, len(parameters) + 1), dtype=np.int64)
-    widest[:-1, 1:] = _largest(pairs) if pairs else 0
-    widest[range(len(parameters)), range(1, len(parameters) + 1)] = parameters
+def _widest(parameters: Sequence[int], layers: int) -> NDArray[np.int64]:
+    """The most of a range in so many consecutive layers, [first layer, stop layer]."""
+    before = np.concatenate(([0], np.cumsum(np.asarray(parameters, dtype=np.int64))))
+    within = np.maximum(before[None, :] - before[:, None], 0)
+    length = np.arange(len(before))[None, :] - np.arange(len(before))[:, None]
+    runs = (before[layers:] - before[:-layers]).tolist()
+    longer = np.zeros_like(within)
+    if runs:
+        longer[: len(runs) + 1, layers - 1 :] = _largest(runs)
+    widest: NDArray[np.int64] = np.where(length <= layers, within, longer)
     return widest

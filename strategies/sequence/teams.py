@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from runtime.plan import Member, Plan, WorkerId
-from strategies.partition import deal_micro_batches
+from strategies.planning.partition import deal_micro_batches
 from strategies.sequence.division import team_sizes, team_speed
 
 

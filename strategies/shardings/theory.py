@@ -23,8 +23,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from runtime.layout import Layout
-from runtime.plan import Plan, WorkerId
+from runtime.plan import Keeping, Plan, WorkerId
 from strategies.shardings.offload import Offload
+from strategies.shardings.registry import SHARDINGS
 
 PARAMETER, ROUNDED, SUM, STATE, VERSIONS = 4, 4, 8, 12, 2
 """Bytes of a parameter, of a micro-batch's rounded gradient, of an exact sum and of a shard's state, each
@@ -162,18 +163,20 @@ def even_part(layers: Sequence[float], group: int, micro_batches: float, *, alon
 
 def resident_bytes(sharding: str, part: Part, offload: Offload | None = None) -> Resident:
     """Of a worker that has made at least two steps, activations and messages under way left out."""
+    entry = SHARDINGS[sharding]
+    replicated = entry.keeping is Keeping.STATE
     held = [block for block in part.blocks if block.held]
     whole, owned = sum(block.size for block in held), sum(block.owned for block in held)
-    backed_up = sum(block.backed_up for block in part.blocks if sharding != "ddp" or not block.held)
-    kept = whole if sharding == "ddp" else owned
+    backed_up = sum(block.backed_up for block in part.blocks if not (replicated and block.held))
+    kept = whole if replicated else owned
     parameters, host = PARAMETER * whole, 0.0
-    if sharding == "zero3":
+    if not entry.keeps.parameters:
         parameters = PARAMETER * widest(part, 2)
     elif offload is not None:
         parameters, host = PARAMETER * widest_in_chunks(part, offload), PARAMETER * whole
     return Resident(
         parameters=parameters,
-        sums=SUM * (owned if sharding in ("zero2", "zero3") else whole),
+        sums=SUM * (whole if entry.keeps.sums else owned),
         shards=VERSIONS * STATE * kept,
         backups=VERSIONS * STATE * backed_up,
         host_parameters=host,
@@ -183,20 +186,22 @@ def resident_bytes(sharding: str, part: Part, offload: Offload | None = None) ->
 def sent_bytes(sharding: str, part: Part, *, split_backward: bool = False) -> Sent:
     """In a step without held-out passes or repetition; ``split_backward``: the schedule computes weights'
     gradients apart, for which ZeRO-3 fetches parameters a third time."""
+    entry = SHARDINGS[sharding]
     reduce = gather = fetch = backup = 0.0
     for block in part.blocks:
         missing = block.size - block.owned if block.held else 0.0
         spread = PARAMETER * block.owned * (block.holders - 1)
-        if sharding in ("zero2", "zero3"):
-            reduce += ROUNDED * missing * block.uses
-        else:
+        if entry.keeps.sums:
             reduce += SUM * missing
-        if sharding == "zero3":
+        else:
+            reduce += ROUNDED * missing * block.uses
+        if not entry.keeps.parameters:
             fetch += PARAMETER * block.owned * block.others_uses * (3 if split_backward else 2)
             backup += STATE * (block.backed_by_holders + block.backed_elsewhere)
         else:
             gather += spread
-            at_holders = 0.0 if sharding == "ddp" else (STATE - PARAMETER) * block.backed_by_holders
+            replicated = entry.keeping is Keeping.STATE
+            at_holders = 0.0 if replicated else (STATE - PARAMETER) * block.backed_by_holders
             backup += at_holders + STATE * block.backed_elsewhere
     return Sent(reduce, gather, fetch, backup)
 

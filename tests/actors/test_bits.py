@@ -65,12 +65,19 @@ def untied() -> Any:
     return layers, loss
 
 
-@pytest.mark.parametrize(("workers", "stages"), FEW_LAYOUTS)
-@pytest.mark.parametrize("recompute", [(), (0, 2, 4), (0, 1, 2, 3, 4)], ids=["keep", "some", "all"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("autocast", "recompute", "workers", "stages"),
+    [
+        (autocast, recompute, *FEW_LAYOUTS[(row + column) % 3])
+        for row, autocast in enumerate((False, False, True, True))
+        for column, recompute in enumerate(((), (0, 2, 4), (0, 1, 2, 3, 4)))
+        if autocast or recompute
+    ],
+)
 def test_precision(
-    tmp_path: Path, workers: int, stages: Stages, recompute: tuple[int, ...], autocast: bool
+    tmp_path: Path, autocast: bool, recompute: tuple[int, ...], workers: int, stages: Stages
 ) -> None:
+    """The usual one, float32 with nothing recomputed, is that of all other tests."""
     result = run_toy(tmp_path, workers, stages, precision=Precision(autocast, recompute))
     assert_bits(result, reference_bits(autocast=autocast))
 
@@ -80,8 +87,10 @@ def test_untied(tmp_path: Path, workers: int, stages: Stages) -> None:
     assert_bits(run_toy(tmp_path, workers, stages, build_model=untied), reference_bits(build_model=untied))
 
 
-@pytest.mark.parametrize("recompute", [(), (1, 2)], ids=["keep", "some"])
-@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (2, 2), (4, 2), (4, 4), (5, 3)])
+@pytest.mark.parametrize(
+    ("workers", "stages", "recompute"),
+    [(1, 1, ()), (2, 2, (1, 2)), (4, 2, ()), (4, 4, ()), (4, 4, (1, 2)), (5, 3, (1, 2))],
+)
 def test_tuples_and_dicts_between_layers(
     tmp_path: Path, workers: int, stages: Stages, recompute: tuple[int, ...]
 ) -> None:
@@ -91,8 +100,10 @@ def test_tuples_and_dicts_between_layers(
     assert_bits(result, reference_bits(build_model=build_values))
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2, 7])
-@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (3, 1), (4, 2), (6, 3)])
+@pytest.mark.parametrize(
+    ("workers", "stages", "micro_batches"),
+    [(3, 1, 1), (4, 2, 1), (6, 3, 1), (3, 1, 2), (6, 3, 2), (1, 1, 7), (4, 2, 7), (6, 3, 7)],
+)
 def test_micro_batches_that_do_not_divide(
     tmp_path: Path, workers: int, stages: Stages, micro_batches: int
 ) -> None:

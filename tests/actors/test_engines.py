@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -160,6 +162,24 @@ def test_an_interrupted_step_leaves_nothing_behind(world: None) -> None:
     life.begin(life.initial(), 0, None)
     assert life.train(range(1, 4)) == losses
     life.engine.close()
+
+
+START = """
+import sys
+from actors.engines.group import prepare_deepspeed
+prepare_deepspeed()
+from deepspeed.runtime.zero.muon import original_muon
+print("torch._inductor.compile_fx" in sys.modules)
+import torch
+torch.compile = lambda function: lambda *arguments: ("compiled", function.__name__, *arguments)
+print(*original_muon.zeropower_via_newtonschulz5(1, 2))
+"""
+
+
+def test_what_a_worker_does_not_call_is_not_compiled_at_its_start() -> None:
+    pytest.importorskip("deepspeed")
+    found = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-2:] == ["False", "compiled zeropower_via_newtonschulz5 1 2"]
 
 
 def test_only_the_connections_of_known_ports_are_cut() -> None:

@@ -6,9 +6,10 @@ different sizes agree within a tolerance, runs of the same size bit for bit.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,34 +18,37 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.cluster import RayRun, connect
+from actors.cluster import RayRun
 from actors.recorder import Progress
 from jobs.assembly import optimizer_settings
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.train import train
 from jobs.universal import import_checkpoint
 from runtime.checkpoint import CheckpointReader, load_manifest
-from runtime.events import Recovered, WorkerJoined
+from runtime.events import Event, Recovered, StepRecord, WorkerJoined
 from runtime.run_folder import RunFolder
 from strategies.model import describe
 from tests.support.expected import reference_steps
 from tests.support.models import build
+from tests.support.ray_cluster import local_ray
 from tests.support.ray_jobs import toy_recipe, wait_until
 from tests.support.watched import FOR_EVER, start
 
-pytestmark = pytest.mark.ray
-pytest.importorskip("deepspeed")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
+]
 
 STEPS = 12
 TOLERANCE = 2e-5
 """Relative, of every loss: measured deviations are below 1e-6 in these few steps."""
 
-PACED = {"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.02}}
+PACED = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with connect(None, 4, 0.25, 0):
+    with local_ray(1):
         yield
 
 
@@ -64,45 +68,41 @@ def started(folder: Path, recipe: Recipe) -> Iterator[RayRun]:
 
 
 def to_the_end(run: RayRun) -> Progress:
-    wait_until(lambda: run.wait(0.05), "the end")
+    wait_until(lambda: run.wait(1.0), "the end")
     run.finish()
     progress = run.progress(0, 0)
     assert progress.outcome == "completed", progress.message
     return progress
 
 
-def assert_close(recipe: Recipe, progress: Progress) -> None:
-    """Losses and final parameters are those of one process within the tolerance."""
-    expected = reference_steps(recipe.run.steps, optimizer=optimizer_settings(recipe))
-    assert [step.step for step in progress.steps] == list(range(1, recipe.run.steps + 1))
-    assert all(step.samples == 10 for step in progress.steps), "the batch never shrinks"
-    for found, wanted in zip(progress.steps, expected, strict=True):
-        assert found.loss == pytest.approx(wanted.loss, rel=TOLERANCE)
-        if recipe.engine.settings["zero_optimization"]["stage"]:
+def assert_close(recipe: Recipe, steps: Sequence[StepRecord]) -> None:
+    """Losses are those of one process within the tolerance, gradient norms where DeepSpeed says them."""
+    expected = reference_steps(len(steps), optimizer=optimizer_settings(recipe))
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    assert all(step.samples == 10 for step in steps), "the batch never shrinks"
+    for found, wanted in zip(steps, expected, strict=True):
+        # deviations add up in a run that is stopped when the test has seen enough
+        tolerance = TOLERANCE if found.step <= STEPS else 1e-3
+        assert found.loss == pytest.approx(wanted.loss, rel=tolerance)
+        if found.step <= STEPS and recipe.engine.settings["zero_optimization"]["stage"]:
             assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
 
 
-def lost(progress: Progress) -> list[int]:
-    events = [event for event in progress.events if isinstance(event, Recovered)]
-    assert all(event.source == "peers" for event in events), "no step is taken from disk"
-    return [worker for event in events for worker in event.lost]
+def lost(events: Iterable[Event]) -> list[int]:
+    recovered = [event for event in events if isinstance(event, Recovered)]
+    assert all(event.source == "peers" for event in recovered), "no step is taken from disk"
+    return [worker for event in recovered for worker in event.lost]
 
 
-@pytest.mark.parametrize(
-    ("stage", "at", "workers"),
-    [(0, "backward", 2), (1, "optimizer", 2), (2, "exchange", 2), (3, "forward", 3)],
-)
-def test_the_run_goes_on_when_a_worker_is_lost(
-    tmp_path: Path, cluster: None, stage: int, at: str, workers: int
-) -> None:
-    recipe = recipe_of(
-        f"zero{stage}", stage, parallel={"workers": workers}, faults=[{"step": 6, "worker": 1, "at": at}]
-    )
+@pytest.mark.parametrize(("stage", "at"), [(0, "backward"), (2, "exchange")])
+def test_the_run_goes_on_when_a_worker_is_lost(tmp_path: Path, cluster: None, stage: int, at: str) -> None:
+    """Below, the same for ZeRO-1 and ZeRO-3."""
+    recipe = recipe_of(f"zero{stage}", stage, faults=[{"step": 6, "worker": 1, "at": at}])
     with started(tmp_path, recipe) as run:
         progress = to_the_end(run)
-    assert lost(progress) == [1]
-    assert {step.workers for step in progress.steps} == {workers, workers - 1}
-    assert_close(recipe, progress)
+    assert lost(progress.events) == [1]
+    assert {step.workers for step in progress.steps} == {2, 1}
+    assert_close(recipe, progress.steps)
 
 
 def test_a_group_of_the_same_size_gives_the_same_bits(tmp_path: Path, cluster: None) -> None:
@@ -112,14 +112,14 @@ def test_a_group_of_the_same_size_gives_the_same_bits(tmp_path: Path, cluster: N
     with started(tmp_path / "hurt", recipe) as run:
         wait_until(lambda: len(run.processes()) == 3 and run.progress(0, 0).steps_total, "a spare worker")
         os.kill(run.processes()[0], signal.SIGKILL)
-        wait_until(lambda: lost(run.progress(0, 0)), "the loss is dealt with")
+        wait_until(lambda: lost(run.progress(1 << 30, 0).events), "the loss is dealt with")
         reached = run.progress(0, 0).steps_total + 3
         wait_until(lambda: run.progress(0, 0).steps_total >= reached, "more steps")
         hurt = run.progress(0, 0)
-    assert lost(hurt) == [0] and {step.workers for step in hurt.steps} == {2}
+    assert lost(hurt.events) == [0] and {step.workers for step in hurt.steps} == {2}
     with started(tmp_path / "calm", recipe_of("calm", 2, len(hurt.steps))) as run:
         calm = to_the_end(run)
-    assert not lost(calm)
+    assert not lost(calm.events)
     assert bits(hurt) == bits(calm)
 
 
@@ -127,9 +127,12 @@ def bits(progress: Progress) -> list[tuple[float, float, int]]:
     return [(step.loss, step.grad_norm, step.fingerprint) for step in progress.steps]
 
 
-def test_a_worker_joins_and_the_run_changes_engines(tmp_path: Path, cluster: None) -> None:
-    """Steps by DeepSpeed with a newcomer on the way, then by Reknit's own engine, then by DeepSpeed again."""
-    recipe = recipe_of("joined", 3, FOR_EVER, parallel={"workers": 2, "max_workers": 3}, data=PACED)
+def test_one_is_lost_another_one_joins_and_the_run_changes_engines(tmp_path: Path, cluster: None) -> None:
+    """Steps by DeepSpeed's ZeRO-3 with a loss and a newcomer on the way, then by Reknit's own engine, then by
+    DeepSpeed again, whose ZeRO-1 loses a worker too."""
+    parallel = {"workers": 3, "max_workers": 3}
+    faults = [{"step": 6, "worker": 1, "at": "forward"}]
+    recipe = recipe_of("joined", 3, FOR_EVER, parallel=parallel, data=PACED, faults=faults)
     with started(tmp_path / "joined", recipe) as run:
 
         def joined() -> list[Any]:
@@ -139,22 +142,24 @@ def test_a_worker_joins_and_the_run_changes_engines(tmp_path: Path, cluster: Non
         reached = run.progress(1 << 30, 0).steps_total + 3
         wait_until(lambda: run.progress(1 << 30, 0).steps_total >= reached, "steps of three")
         run.stop()
-        wait_until(lambda: run.wait(0.05), "the end")
+        wait_until(lambda: run.wait(1.0), "the end")
         run.finish()
         first = run.progress(0, 0)
-    assert first.outcome == "interrupted" and first.steps[-1].workers == 3 and not lost(first)
+    assert first.outcome == "interrupted" and lost(first.events) == [1]
+    workers = [step.workers for step in first.steps]
+    assert [size for size, before in zip(workers, [0, *workers], strict=False) if size != before] == [3, 2, 3]
     version = len(first.steps)
     own = recipe_of("own", 0, version + 3, parallel={"workers": 1}, engine={"name": "reknit"})
     assert import_checkpoint(tmp_path / "joined", own, tmp_path / "own") == version
     assert torch.equal(state(tmp_path / "joined", version), state(tmp_path / "own", version))
     second = train(own, resume=True, run_folder=tmp_path / "own", console=Console(quiet=True))
-    back = recipe_of("back", 1, version + 6)
+    faults = [{"step": version + 6, "worker": 1, "at": "optimizer"}]
+    back = recipe_of("back", 1, version + 8, faults=faults)
     assert import_checkpoint(tmp_path / "own", back, tmp_path / "back") == version + 3
     assert torch.equal(state(tmp_path / "own", version + 3), state(tmp_path / "back", version + 3))
     third = train(back, resume=True, run_folder=tmp_path / "back", console=Console(quiet=True))
-    losses = [step.loss for step in (*first.steps, *second.steps, *third.steps)]
-    expected = reference_steps(version + 6, optimizer=optimizer_settings(recipe))
-    assert losses == pytest.approx([step.loss for step in expected], rel=1e-3)
+    assert lost(third.events) == [1] and {step.workers for step in third.steps} == {2, 1}
+    assert_close(recipe, (*first.steps, *second.steps, *third.steps))
 
 
 def state(folder: Path, version: int) -> torch.Tensor:

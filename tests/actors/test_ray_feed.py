@@ -1,4 +1,8 @@
-"""Feed workers on real Ray: one is killed, then a training worker; bits and ledger stay as they are."""
+"""Feed workers on real Ray: a training worker is killed, a node is left, a feed worker is killed; bits and
+ledger stay as they are.
+
+One run goes through all of it, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import io
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +20,23 @@ from rich.console import Console
 
 from actors.cluster import RayRun
 from actors.local_cluster import SLOT, LocalCluster
+from actors.names import LEFT_NODE
 from jobs.assembly import assemble, run_settings
 from jobs.data.curated import open_set
-from jobs.recipe import Recipe
+from jobs.data.multimodal import MultimodalData
+from jobs.recipe.recipe import Recipe
 from jobs.verify import verify
 from runtime.events import FeedWorkerLost, FeedWorkerReplaced, Recovered
 from runtime.run_folder import RunFolder
 from tests.support.captions import SIZE, write_set
+from tests.support.paced_captions import PacedCaptions
 from tests.support.ray_cluster import ray_cluster
 from tests.support.ray_jobs import began_at, toy_recipe, wait_until
 
 pytestmark = pytest.mark.ray
+
+FEED_WORKERS = 3
+"""One for each node, the head among them."""
 
 MANY = 100_000
 """Steps of a run that is stopped when the test has seen enough."""
@@ -34,11 +44,11 @@ MANY = 100_000
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with ray_cluster(nodes=2, slots=1) as cluster:
+    with ray_cluster(nodes=2, slots=2) as cluster:
         yield cluster
 
 
-def captions_recipe(source: Path, **parallel: Any) -> Recipe:
+def captions_recipe(source: Path) -> Recipe:
     return toy_recipe(
         "feed",
         MANY,
@@ -58,9 +68,9 @@ def captions_recipe(source: Path, **parallel: Any) -> Recipe:
             },
         },
         data={
-            "build": "tests.support.ray_jobs:build_paced_captions",
-            "arguments": {"source": str(source), "context": 20, "slots": 3, "crop": 0.2, "seconds": 0.01},
-            "feed_workers": 2,
+            "build": "tests.support.paced_captions:build_paced_captions",
+            "arguments": {"source": str(source), "context": 20, "slots": 3, "crop": 0.2, "seconds": 0.1},
+            "feed_workers": FEED_WORKERS,
             "feed_cpus": 0.1,
         },
         parallel={
@@ -69,70 +79,93 @@ def captions_recipe(source: Path, **parallel: Any) -> Recipe:
             "micro_batches": 5,
             "micro_batch_size": 1,
             "cpus_per_worker": 0.1,
-            **parallel,
+            "resources": {SLOT: 1.0},
         },
     )
 
 
-def test_a_feed_worker_and_a_training_worker_are_killed(tmp_path: Path, cluster: LocalCluster) -> None:
-    recipe = captions_recipe(write_set(tmp_path / "set"))
-    folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
-    job = assemble(recipe, str(folder.checkpoints))
-    with RayRun(job, run_settings(recipe, folder.path)) as run:
+@dataclass
+class Fed:
+    run: RayRun
+    folder: RunFolder
+    cluster: LocalCluster
 
-        def events(kind: type[Any]) -> list[Any]:
-            return [event for event in run.progress(MANY, 0).events if isinstance(event, kind)]
+    def events(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.run.progress(MANY, 0).events if isinstance(event, kind)]
 
-        def steps() -> int:
-            return run.progress(MANY, MANY).steps_total
+    def at_work(self) -> tuple[int, ...]:
+        plan = self.run.plan()
+        return plan.workers if plan is not None else ()
 
-        feeders = wait_until(lambda: len(run.feed_processes()) == 2 and run.feed_processes(), "feed workers")
-        wait_until(lambda: steps() >= 3, "steps")
-        os.kill(feeders[0], signal.SIGKILL)
-        (lost,) = wait_until(lambda: events(FeedWorkerLost), "the loss is noticed")
-        assert lost.feed_worker == 0 and "died" in lost.reason
-        (replaced,) = wait_until(lambda: events(FeedWorkerReplaced), "another one is there")
-        assert replaced.feed_worker == 0 and run.feed_processes()[0] != feeders[0]
-        seen = steps()
-        wait_until(lambda: steps() >= seen + 3, "the run goes on with it")
-
-        os.kill(run.processes()[1], signal.SIGKILL)
-        (recovered,) = wait_until(lambda: events(Recovered), "the recovery")
-        assert recovered.lost == (1,)
-        seen = steps()
-        wait_until(lambda: steps() >= seen + 3, "the run goes on without it")
-        ours = [*run.feed_processes().values(), *run.processes().values()]
-        run.stop()
-        wait_until(lambda: run.wait(0.1), "the end")
-        assert run.progress(0, 0).outcome == "interrupted"
-        assert len(events(FeedWorkerLost)) == 1, "the end of the run is no loss"
-        wait_until(lambda: not any(map(began_at, ours)), "all processes of the run have ended")
-    output = io.StringIO()
-    assert verify(folder.path, Console(file=output, width=200)), output.getvalue()
-    assert "no sample lost or repeated" in output.getvalue() and "2 losses" in output.getvalue()
+    def goes_on(self, what: str) -> None:
+        reached = self.run.progress(MANY, MANY).steps_total + 3
+        wait_until(lambda: self.run.progress(MANY, MANY).steps_total >= reached, what)
 
 
-def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(
-    tmp_path: Path, cluster: LocalCluster
-) -> None:
+@pytest.fixture(scope="module")
+def fed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
+    base = tmp_path_factory.mktemp("fed")
+    recipe = captions_recipe(write_set(base / "set"))
+    folder = RunFolder.create(base / "run", recipe.to_toml(), {"device": "cpu"})
+    with RayRun(assemble(recipe, str(folder.checkpoints)), run_settings(recipe, folder.path)) as run:
+        fed = Fed(run, folder, cluster)
+        wait_until(lambda: len(run.feed_processes()) == FEED_WORKERS, "feed workers")
+        fed.goes_on("steps")
+        yield fed
+
+
+def test_a_training_worker_is_killed(fed: Fed) -> None:
+    """One of the two that share a node: the run goes on without it, with a worker on each node."""
+    placed = fed.run.domains()
+    nodes = list(placed.values())
+    victim = next(worker for worker, node in placed.items() if nodes.count(node) == 2)
+    os.kill(fed.run.processes()[victim], signal.SIGKILL)
+    (recovered,) = wait_until(lambda: fed.events(Recovered), "the recovery")
+    assert recovered.lost == (victim,)
+    fed.goes_on("the run goes on without it")
+    assert len(fed.run.feed_processes()) == FEED_WORKERS and not fed.events(FeedWorkerLost)
+
+
+def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(fed: Fed) -> None:
     """Or no autoscaler could take it back."""
-    recipe = captions_recipe(write_set(tmp_path / "set"), workers=2, stages=1, resources={SLOT: 1.0})
-    folder = RunFolder.create(tmp_path / "run", recipe.to_toml(), {"device": "cpu"})
-    job = replace(assemble(recipe, str(folder.checkpoints)), feed_workers=3)
-    with RayRun(job, run_settings(recipe, folder.path)) as run:
 
-        def idle(node: str) -> bool:
-            there = available_resources_per_node()[node]
-            return all(there.get(name) == total for name, total in {"CPU": 1.0, SLOT: 1.0}.items())
+    def idle(node: str) -> bool:
+        there = available_resources_per_node()[node]
+        return all(there.get(name) == total for name, total in {"CPU": 1.0, SLOT: 2.0}.items())
 
-        wait_until(lambda: len(run.feed_processes()) == 3, "feed workers")
-        plan = wait_until(lambda: (p := run.plan()) and len(p.workers) == 2 and p, "both at work")
-        placed = run.domains()
-        assert set(placed.values()) == set(cluster.nodes())
-        before = dict(run.feed_processes())
-        run.resize(1)
-        (staying,) = wait_until(lambda: len(run.plan().workers) == 1 and run.plan().workers, "one at work")
-        (left,) = {placed[worker] for worker in plan.workers if worker != staying}
-        wait_until(lambda: idle(left), "nothing of the run is on the node that was left")
-        wait_until(lambda: len(set(run.feed_processes().items()) - set(before.items())) == 1, "one moved")
-        assert not idle(placed[staying])
+    before, members, placed = dict(fed.run.feed_processes()), fed.at_work(), fed.run.domains()
+    assert {placed[worker] for worker in members} == set(fed.cluster.nodes())
+    fed.run.resize(1)
+    (staying,) = wait_until(lambda: len(fed.at_work()) == 1 and fed.at_work(), "one at work")
+    (left,) = {placed[worker] for worker in members if worker != staying}
+    wait_until(lambda: idle(left), "nothing of the run is on the node that was left")
+    wait_until(lambda: len(set(fed.run.feed_processes().items()) - set(before.items())) == 1, "one moved")
+    (moved,) = fed.events(FeedWorkerReplaced)
+    assert fed.run.feed_processes()[moved.feed_worker] != before[moved.feed_worker]
+    assert [event.reason for event in fed.events(FeedWorkerLost)] == [LEFT_NODE]
+    assert not idle(placed[staying])
+
+
+def test_a_feed_worker_is_killed(fed: Fed) -> None:
+    feeders = dict(fed.run.feed_processes())
+    os.kill(feeders[0], signal.SIGKILL)
+    _, lost = wait_until(lambda: (all_ := fed.events(FeedWorkerLost))[1:] and all_, "the loss is noticed")
+    assert lost.feed_worker == 0 and "died" in lost.reason
+    _, replaced = wait_until(
+        lambda: (all_ := fed.events(FeedWorkerReplaced))[1:] and all_, "another one is there"
+    )
+    assert replaced.feed_worker == 0 and fed.run.feed_processes()[0] != feeders[0]
+    fed.goes_on("the run goes on with it")
+
+
+def test_the_end_is_no_loss_and_every_sample_was_read_once(fed: Fed, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = [*fed.run.feed_processes().values(), *fed.run.processes().values()]
+    fed.run.stop()
+    wait_until(lambda: fed.run.wait(1.0), "the end")
+    assert fed.run.progress(0, 0).outcome == "interrupted"
+    assert len(fed.events(FeedWorkerLost)) == 2, "the end of the run is no loss"
+    wait_until(lambda: not any(map(began_at, ours)), "all processes of the run have ended")
+    monkeypatch.setattr(PacedCaptions, "inputs", MultimodalData.inputs)  # nobody has to be left time here
+    output = io.StringIO()
+    assert verify(fed.folder.path, Console(file=output, width=200)), output.getvalue()
+    assert "no sample lost or repeated" in output.getvalue() and "3 losses" in output.getvalue()

@@ -18,7 +18,7 @@ import pytest
 from actors.crew import worker_names
 from actors.local_cluster import LocalCluster
 from jobs.control import drain
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.train import attach
 from runtime.checkpoint import list_checkpoints
 from runtime.events import (
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "jobs.cli"]
-SLOTS = 2
-"""Of each node."""
+SLOTS = 1
+"""Of each node: one of them stands by."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    recipe = recipe_of("events")
+    recipe = recipe_of("events", checkpoint={"every": 10, "keep": 2})
     folder = tmp_path_factory.mktemp("events")
     with start(folder, recipe) as run:
         watched = Watched(run, RunFolder(folder), Expected(recipe))
@@ -165,13 +165,35 @@ def test_a_lost_node_takes_nothing_with_it(cluster: LocalCluster, watched: Watch
     watched.assert_same_bits()
 
 
+def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
+    cluster: LocalCluster, watched: Watched
+) -> None:
+    """More than any shard has copies: it goes on from what is on disk, and the log says so."""
+    members = watched.full()
+    placed = watched.run.domains()
+    assert len({placed[worker] for worker in members}) == len(members), "there is room for one on each node"
+    watched.until(lambda: list_checkpoints(watched.folder.checkpoints), "a checkpoint")
+    watched.goes_on()
+    shard = next(shard for shard in watched.plan().shards if shard.backup is not None)
+    assert shard.backup is not None
+    gone = (shard.owner, shard.backup)
+    cluster.lose(*(placed[worker] for worker in gone))
+    recovered = watched.until(
+        lambda: [event for event in watched.events(Recovered) if set(gone) & set(event.lost)], "recovery"
+    )
+    watched.goes_on()
+    assert recovered[-1].source == "checkpoint" and recovered[-1].from_version >= 10
+    assert "from the checkpoint" in sentence(recovered[-1])
+    watched.assert_same_bits()
+
+
 def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
-    """Asked for while there is no controller: the next one sees to it."""
-    watched.full()
+    """Asked for while there is no controller: the next one sees to it. Whether or not workers are on their
+    way."""
     processes = watched.run.processes()
     os.kill(watched.run.controller_process(), signal.SIGKILL)
     watched.run.stop()
-    wait_until(lambda: watched.run.wait(0.05), "the end")
+    wait_until(lambda: watched.run.wait(1.0), "the end")
     watched.run.finish()
     progress = watched.run.progress(0, 0)
     assert progress.outcome == "interrupted", progress.message
@@ -231,29 +253,3 @@ def test_a_run_that_is_not_detached_ends_with_its_driver(cluster: LocalCluster, 
         wait_until(lambda: not worker_names(name), "the workers have ended")
         with pytest.raises(ValueError, match="it has ended"):
             attach(folder.path)
-
-
-def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
-    cluster: LocalCluster, tmp_path: Path
-) -> None:
-    """More than any shard has copies: it goes on from what is on disk, and the log says so."""
-    # the owner and the backup of a shard are read from the plan, which must not change before they are lost
-    recipe = recipe_of("nodes", resources=SLOTS, checkpoint={"every": 10, "keep": 2})
-    with start(tmp_path, recipe) as run:
-        watched = Watched(run, RunFolder(tmp_path), Expected(recipe))
-        members = watched.full()
-        placed = run.domains()
-        assert len({placed[worker] for worker in members}) == NODES, "there is room for one on each node"
-        watched.until(lambda: list_checkpoints(watched.folder.checkpoints), "a checkpoint")
-        watched.goes_on()
-        shard = next(shard for shard in watched.plan().shards if shard.backup is not None)
-        assert shard.backup is not None
-        gone = (shard.owner, shard.backup)
-        cluster.lose(*(placed[worker] for worker in gone))
-        recovered = watched.until(
-            lambda: [event for event in watched.events(Recovered) if set(gone) & set(event.lost)], "recovery"
-        )
-        watched.goes_on()
-        assert recovered[-1].source == "checkpoint" and recovered[-1].from_version >= 10
-        assert "from the checkpoint" in sentence(recovered[-1])
-        watched.assert_same_bits()

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -19,24 +18,15 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from actors.cluster import connect
 from actors.serving import APPLICATION, REPLICAS, Piece, Replicas, Scale, ServedApplication, application
+from tests.support.counts import Count
+from tests.support.ray_cluster import local_ray
 from tests.support.ray_jobs import wait_until
 
 pytestmark = pytest.mark.ray
 
 LENGTH = 60
 CLIENTS = 5
-
-
-@dataclass(frozen=True)
-class Count:
-    """Asks for 0, 1, ... up to LENGTH - 1."""
-
-    given: tuple[int, ...] = ()
-
-    def continued(self, given: tuple[int, ...], version: int) -> Count:
-        return replace(self, given=given)
 
 
 class Counter:
@@ -113,7 +103,7 @@ def test_replicas_come_with_the_load_and_one_that_hangs_costs_no_answer() -> Non
         return answers
 
     try:
-        with connect(None, 2, 1.0, 0.0), ServedApplication(app, "127.0.0.1", port) as served:
+        with local_ray(2), ServedApplication(app, "127.0.0.1", port) as served:
             assert running() == {"RUNNING": 1}
             answers = asyncio.run(load(served))
             assert [each[:-1] for each in answers] == [list(range(LENGTH))] * len(answers)

@@ -24,10 +24,14 @@ from tests.support.ray_jobs import wait_until
 STEPS = 5
 LOSSES = [
     (workers, stages, victim, at, micro_batch)
-    for workers, stages, victims in ((3, 1, (1,)), (4, 2, (0, 1, 2, 3)), (6, 3, (2, 3)))
-    for victim in victims
-    for at, micro_batch in (("forward", 4), ("backward", 3), ("reduce", None), ("exchange", None))
+    for workers, stages, victims in ((3, 1, (1, 1)), (4, 2, (0, 1, 2, 3)), (6, 3, (2, 3)))
+    for row, victim in enumerate(victims)
+    for column, (at, micro_batch) in enumerate(
+        (("forward", 4), ("backward", 3), ("reduce", None), ("exchange", None))
+    )
+    if (row + column) % 2 == 0
 ]
+"""Every layout meets every point; every victim meets two of them."""
 
 
 def run(folder: Path, workers: int, stages: int, faults: tuple[Fault, ...], **changes: Any) -> ChaosRun:
@@ -107,8 +111,10 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
     assert [event.kept for event in recoveries(result)] == [0.0]
 
 
-@pytest.mark.parametrize("second", [0, 2, 3])
-@pytest.mark.parametrize("at", ["recovery", "forward", "reduce", "gather"])
+@pytest.mark.parametrize(
+    ("second", "at"),
+    [(0, "recovery"), (2, "recovery"), (3, "recovery"), (0, "forward"), (2, "reduce"), (3, "gather")],
+)
 def test_a_further_loss_while_the_step_is_finished(tmp_path: Path, second: int, at: str) -> None:
     faults = (Fault(1, 3, "exchange"), Fault(second, 3, at))
     result = run(tmp_path, 6, 2, faults).run()

@@ -35,7 +35,7 @@ from tests.support.expected import reference_bits, toy_bits
 from tests.support.models import build
 from tests.support.ray_jobs import wait_until
 
-STEPS = 5
+STEPS = 4
 WORKERS, STAGES = 4, 2
 SHARDED: dict[str, dict[str, Any]] = {
     **{name: {"sharding": name} for name in SHARDINGS if name != DEFAULT},

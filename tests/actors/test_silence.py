@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from ray.exceptions import ActorDiedError
 
 from actors.serving import ATTEMPTS, Piece, Replicas, Scale, Unavailable
 from actors.silence import SIGN_SECONDS, Silent, attended
+from tests.support.counts import Count
 
 SECONDS = Scale().silence_seconds
 LENGTH = 6
@@ -41,16 +41,6 @@ class Loop(asyncio.SelectorEventLoop):
 def simulated(work: Coroutine[Any, Any, list[int]]) -> list[int]:
     with asyncio.Runner(loop_factory=Loop) as runner:
         return runner.run(work)
-
-
-@dataclass(frozen=True)
-class Count:
-    """Asks for 0, 1, ... up to LENGTH - 1."""
-
-    given: tuple[int, ...] = ()
-
-    def continued(self, given: tuple[int, ...], version: int) -> Count:
-        return replace(self, given=given)
 
 
 class Stream:

@@ -15,7 +15,7 @@ from runtime.checkpoint import load_manifest
 from runtime.events import WorkerJoined
 from strategies.job import Fault
 from strategies.model import describe
-from strategies.paths import find_paths
+from strategies.skippipe.paths import find_paths
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, recoveries
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import Bits, reference_bits

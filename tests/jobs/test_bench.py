@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jobs.bench.kills import Commit, Recovery, phase_row, recovery, summary
 from jobs.bench.recovery import RECIPE, Measurement, PeerMeasurement, report, same_bits
-from jobs.bench.report import show
+from jobs.bench.report import BenchReport, show
 
 HEADLINES = {"median_seconds", "worst_seconds", "torchft_best_median_seconds"}
 
@@ -136,3 +136,18 @@ def test_the_goal_is_missed(seconds: tuple[float, ...], peer: float | None) -> N
     assert not whole.met
     assert whole.headline.keys() == HEADLINES
     assert (whole.headline["torchft_best_median_seconds"] is None) == (peer is None)
+
+
+def test_rows_that_share_no_key_are_tables_of_their_own() -> None:
+    rows = (
+        {"what": "run", "seconds": 1.5},
+        {"what": "peer", "of_peer": 1.0, "seconds": 2.0},
+        {"what": "bytes", "kept": 8},
+    )
+    console = Console(file=StringIO(), width=100)
+    show(BenchReport(bench="two", headline={}, goal="none", met=True, rows=rows), console)
+    printed = console.file.getvalue()
+    assert printed.count("what") == 2
+    cells = {row[0].strip(): row[1:] for row in (line.strip("│").split("│") for line in printed.splitlines())}
+    assert [cell.strip() for cell in cells["peer"]] == ["2", "1"]
+    assert [cell.strip() for cell in cells["bytes"]] == ["8"]

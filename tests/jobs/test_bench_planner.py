@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jobs.bench import planner
 from jobs.bench.planner import Case, Measured, Planning
 from runtime.layout import ALIGNMENT, Block, Layout
-from strategies.costs import CostModel
+from strategies.planning.costs import CostModel
 
 LAYOUT = Layout(
     planner.LAYERS,
@@ -41,21 +42,22 @@ def test_every_uniform_strategy_and_every_choice_has_a_run_of_its_own() -> None:
         assert any(planner.same(case.chosen, each) for each in runs)
         assert case.limit is None or case.chosen.memory_bytes <= case.limit
     for each in runs:
-        recipe = planner.recipe(each)
+        recipe = planner.recipe(each, Path("peaks"))
+        assert recipe.model.arguments["of"] == planner.recipe(each).model.build
         assert recipe.parallel.schedule == each.strategy.schedule
         assert recipe.parallel.stages == len(each.sizes)
 
 
 def test_the_report_says_how_far_the_choice_is_behind() -> None:
     cases, runs = planner.proposals(COSTS)
-    exact = [Measured(each, each.step_seconds) for each in runs]
+    exact = [Measured(each, each.step_seconds, each.memory_bytes) for each in runs]
     report = planner.report(exact, cases[:1], PLANNINGS)
     assert report.headline["share_of_best_uniform"] == pytest.approx(1.0)
-    assert report.headline["worst_prediction"] == 0.0
+    assert report.headline["worst_prediction"] == report.headline["worst_memory"] == 0.0
     assert report.met and len(report.rows) == len(runs)
     assert [row["chosen_with"] for row in report.rows].count("all") == 1
     chosen = cases[0].chosen
-    late = [Measured(m.proposal, m.seconds * (1.5 if m.proposal == chosen else 1)) for m in exact]
+    late = [replace(m, seconds=m.seconds * (1.5 if m.proposal == chosen else 1)) for m in exact]
     report = planner.report(late, cases[:1], PLANNINGS)
     share = report.headline["share_of_best_uniform"]
     assert share is not None and share < 0.8 and not report.met
@@ -66,6 +68,6 @@ def test_the_report_says_how_far_the_choice_is_behind() -> None:
 def test_what_does_not_fit_is_no_rival() -> None:
     _, runs = planner.proposals(COSTS)
     fastest, leaner = runs[0], next(p for p in runs if p.memory_bytes < runs[0].memory_bytes)
-    results = [Measured(fastest, 1.0), Measured(leaner, 2.0)]
+    results = [Measured(fastest, 1.0, 1), Measured(leaner, 2.0, 1)]
     assert Case(None, leaner).share(results) == 0.5
     assert Case(fastest.memory_bytes - 1, leaner).share(results) == 1.0

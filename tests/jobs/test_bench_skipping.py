@@ -22,9 +22,9 @@ from jobs.bench.skipping import (
     simulated,
 )
 from runtime.plan import Member, Plan
-from strategies.costs import CostModel
 from strategies.model import build_model
-from strategies.path_planning import choose_path_plan
+from strategies.planning.costs import CostModel
+from strategies.skippipe.planning import choose_path_plan
 
 
 def plan_of(taken: int) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from rich.console import Console
 
 from jobs.assembly import assemble
+from jobs.builders import build_layers
 from jobs.captions import show
-from jobs.captions.page import held_out_items, losses, render, write_page
-from jobs.captions.trained import captions, checkpoints, held_out_loss, load
+from jobs.captions.losses import Spoken, losses
+from jobs.captions.page import held_out_items, render, write_page
+from jobs.captions.trained import Trained, captions, checkpoints, held_out_loss, load
 from jobs.data.curated import open_set
-from jobs.data.media import decode_pixels, encode_image
+from jobs.data.media import decode_pixels, decode_samples, encode_image
 from jobs.data.tokenizer import CaptionTokenizer
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.showing import Showing
 from runtime.events import CheckpointWritten, WorkerLost
 from runtime.run_folder import RunFolder
@@ -127,7 +130,7 @@ def test_the_checkpoint_is_the_model(run: Path) -> None:
     table = trained.curated.table("held_out").to_pylist()
     assert tokens == sum(len(row["tokens"]) + 1 for row in table), "every sample of the split once"
     total = 0.0
-    data = trained.data()
+    data = trained.data
     with torch.no_grad():
         for number in range(data.held_out_order.rows_of(0)):
             value: Any
@@ -173,6 +176,54 @@ def test_the_baseline_counts_at_its_best(run: Path, blind: Path) -> None:
     assert found.blind == min(of_version.values()) == of_version[found.blind_version or 0]
 
 
+def alone(trained: Trained, place: int, clip: bytes | None) -> tuple[float, int]:
+    """(sum of losses, tokens) of one held-out sample by itself in a row, which hears ``clip``."""
+    row = trained.curated.table("held_out").to_pylist()[place]
+    samples = np.zeros(1280, dtype=np.int16)
+    if clip is not None:
+        given = decode_samples(clip)[:1280]
+        samples[: len(given)] = given
+    image = np.zeros((SIZE, SIZE, 3), np.uint8) if row["image"] is None else decode_pixels(row["image"])
+    tokenizer = trained.curated.tokenizer
+    tokens = [tokenizer.language(row["language"]), *row["tokens"]]
+    value: Any = {
+        "image": torch.from_numpy(image.copy())[None, None],
+        "has_image": torch.tensor([[row["image"] is not None]]),
+        "audio": torch.from_numpy(samples)[None, None],
+        "has_audio": torch.tensor([[clip is not None]]),
+        "tokens": torch.tensor([tokens]),
+        "segment": torch.zeros(1, len(tokens), dtype=torch.int64),
+        "position": torch.arange(len(tokens))[None],
+    }
+    for layer in trained.layers:
+        value = layer(value)
+    loss, count = trained.loss(value, torch.tensor([[*row["tokens"], tokenizer.end]]))
+    return float(loss), int(count)
+
+
+def test_what_a_clip_is_worth(tmp_path: Path) -> None:
+    """Over the samples that have one, and no others; the rest of the row hears nothing of it."""
+    source = write_set(tmp_path / "drawn")
+    recipe = recipe_of(source, images=True)
+    torch.manual_seed(3)
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    for layer in layers:
+        layer.eval()
+    trained = Trained(recipe, "", 0, layers, loss, open_set(source))
+    clips = [row["audio"] for row in trained.curated.table("held_out", ["audio"]).to_pylist()]
+    there = [(place, clip) for place, clip in enumerate(clips) if clip is not None]
+    assert 0 < len(there) < len(clips)
+    with torch.no_grad():
+        heard = [alone(trained, place, clip) for place, clip in there]
+        muted = [alone(trained, place, None) for place, _ in there]
+    tokens = sum(count for _, count in heard)
+    found = losses(trained, None).spoken
+    assert found is not None and found.tokens == tokens
+    assert found.heard == pytest.approx(sum(each for each, _ in heard) / tokens, rel=1e-5)
+    assert found.muted == pytest.approx(sum(each for each, _ in muted) / tokens, rel=1e-5)
+    assert abs(found.heard - found.muted) > 1e-4
+
+
 def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> None:
     output = io.StringIO()
     page = write_page(run, blind, Console(file=output, width=300))
@@ -182,6 +233,9 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
     found = losses(load(run), blind)
     for value in (found.seeing, found.exchanged, found.prior, found.blind):
         assert f"{value:.3f}" in text and f"{value:.4f}" in output.getvalue()
+    assert found.spoken is None and "clip" not in text, "no held-out sample has one"
+    spoken = render(load(run), replace(found, spoken=Spoken(9, 1.125, 1.25)), [])
+    assert "1.125" in spoken and "1.250" in spoken
     without = render(load(run), losses(load(run), None), [])
     assert "trained without images" in text and "trained without images" not in without
 
@@ -191,7 +245,7 @@ def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
         load(tmp_path)
     with pytest.raises(ValueError, match="no checkpoint of step 7"):
         load(run, 7)
-    text = toy_recipe("plain", 1, 1, 1, data={"build": "tests.support.ray_jobs:build_tokens"})
+    text = toy_recipe("plain", 1, 1, 1, data={"build": "tests.support.toys:build_tokens"})
     folder = RunFolder.create(tmp_path / "plain", text.to_toml(), {})
     with pytest.raises(ValueError, match="no checkpoint"):
         load(folder.path)

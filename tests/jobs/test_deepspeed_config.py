@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.deepspeed_config import engine_settings
-from jobs.recipe import Recipe, RecipeError, load_recipe
+from jobs.recipe.recipe import Recipe, RecipeError, load_recipe
 from tests.support.ray_jobs import toy_recipe
 
 ADAM = {"type": "AdamW", "params": {"lr": 1e-3}}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jobs.assembly import assemble
 from jobs.cli import app
 from jobs.evaluate import evaluate
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.verify import verify
 from runtime.run_folder import RunFolder
 from tests.support.cluster import LocalRun, Result
@@ -41,7 +41,7 @@ def recipe_of(**sections: object) -> Recipe:
         2,
         model=MODEL,
         data={
-            "build": "tests.support.ray_jobs:build_tokens",
+            "build": "tests.support.toys:build_tokens",
             "held_out_every": 3,
             "held_out_micro_batches": 4,
         },

@@ -15,7 +15,7 @@ from jobs.cli import app
 from jobs.curation.recipe import load_curation
 from jobs.kubernetes import SHIPPED, render
 from jobs.pods import Machines
-from jobs.recipe import load_recipe
+from jobs.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = ROOT / "jobs" / "recipes"

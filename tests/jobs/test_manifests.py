@@ -12,7 +12,7 @@ import yaml
 from jobs.curation.recipe import CurationRecipe, load_curation
 from jobs.manifests import curation_files, training_files
 from jobs.pods import Machines
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parent.parent.parent / "jobs" / "recipes"
 MACHINES = Machines("registry.example.com/reknit:1")

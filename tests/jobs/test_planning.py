@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs.bench import planning
-from strategies.planner import CostModel, choose_plan
+from strategies.planning.planner import CostModel, choose_plan
 
 
 def test_every_case_is_planned_and_the_slowest_is_reported() -> None:

@@ -18,7 +18,7 @@ from jobs.pods import (
     training_pod,
     training_replicas,
 )
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 
 IMAGE = "registry.example.com/reknit:1"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipe import load_recipe
+from jobs.recipe.recipe import load_recipe
 from tests.support.ray_jobs import recipe_bits
 
 pytestmark = pytest.mark.ray

@@ -22,7 +22,7 @@ from actors.crew import LEFT_NODE
 from actors.jobs import Jobs
 from jobs.cli import app
 from jobs.control import drain, found
-from jobs.recipe import load_recipe
+from jobs.recipe.recipe import load_recipe
 from jobs.submission import watch
 from runtime.checkpoint import list_checkpoints
 from runtime.events import Resized, WorkerLeft
@@ -95,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         1_000_000,
         1,
         1,
-        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
         parallel={
             "workers": 1,
             "max_workers": 2,
@@ -201,7 +201,8 @@ def test_a_stop_writes_a_checkpoint_and_the_other_run_goes_on(site: Site) -> Non
 
 def test_a_stopped_run_goes_on_as_another_job_with_the_same_bits(site: Site) -> None:
     steps = site.steps("a") + 5
-    shown = site.submit("a-2", "--resume", "a", "--set", f"run.steps={steps}")
+    sets = ["--set", f"run.steps={steps}", "--set", "parallel.max_workers=1"]
+    shown = site.submit("a-2", "--resume", "a", *sets)
     assert shown.exit_code == 0, shown.output
     assert "started from the checkpoint of step" in shown.output and "completed with" in shown.output
     recipe = load_recipe(site.folder("a").recipe)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipe import Recipe, load_recipe
+from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.resuming import refuse_another_recipe
 from jobs.train import train
 from runtime.run_folder import RunFolder

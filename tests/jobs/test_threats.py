@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli, cli_watch
-from jobs.recipe import Metrics as MetricsSection
+from jobs.recipe.recipe import Metrics as MetricsSection
 from jobs.serve import serve
 from runtime.metrics import Metrics
 

@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.universal import export_checkpoint, import_checkpoint
 from runtime.checkpoint import (
     ROWS,

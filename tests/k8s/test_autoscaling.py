@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.forming import nodes_may_come
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from runtime.events import DrainNotice, Recovered, Resized, RunStarted, WorkerJoined, WorkerLeft, WorkerLost
 from runtime.plan import WorkerId
 from runtime.run_folder import RunFolder
@@ -31,7 +31,7 @@ def recipe() -> Recipe:
         FOR_EVER,
         1,
         1,
-        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
         parallel={
             "workers": 1,
             "max_workers": USEFUL + 1,

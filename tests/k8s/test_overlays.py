@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from jobs.builders import load_builder
 from jobs.kubernetes import render
 from jobs.pods import Machines
-from jobs.recipe import load_recipe
+from jobs.recipe.recipe import load_recipe
 from tests.support.kubernetes_api import discovery
 from tests.support.manifests import (
     CUSTOM,

@@ -24,6 +24,7 @@ from runtime.protocol import (
     Injecting,
     Interrupt,
     Leave,
+    Linked,
     Measured,
     Moved,
     PeerLost,
@@ -136,6 +137,17 @@ def test_a_loss_interrupts_agrees_and_goes_on() -> None:
     assert recovered.moved_bytes == 150
     seconds = recovered.seconds
     assert (seconds.agree, seconds.plan, seconds.move, seconds.redo) == (2.0, 1.0, 2.0, 0.5)
+
+
+def test_a_lost_workers_link_counts_no_more() -> None:
+    run = Run().form()
+    for worker, rate in enumerate((1e9, 2e9, 3e9)):
+        run.tell(Linked(worker, (worker + 1) % 3, 1e-4, rate))
+    assert run.controller.speeds.bytes_per_second == 2e9
+    run.tell(Lost(0, "died"))
+    run.tell(Lost(1, "died"))
+    run.tell(Linked(0, 1, 1e-4, 1e9))
+    assert run.controller.speeds.bytes_per_second == 3e9
 
 
 def test_the_newest_version_that_is_whole_counts() -> None:

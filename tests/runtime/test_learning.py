@@ -7,7 +7,7 @@ from typing import Any
 from runtime.controller import Controller
 from runtime.events import WorkerLeft
 from runtime.plan import Member
-from runtime.protocol import Here, Leave, Leaving, Settled
+from runtime.protocol import Here, Leave, Leaving, Linked, Settled
 from runtime.signals import Learn, Output, Terms
 from runtime.speeds import Speeds
 from tests.support.controlled import LAYOUT, choose, notes, sent
@@ -37,5 +37,8 @@ def test_a_leaver_that_owes_nothing_is_let_go() -> None:
 def test_a_leaver_stays_until_nobody_waits_for_its_state() -> None:
     controller, outputs = restarted(settled=False)
     assert not sent(outputs, Leave)
+    controller.handle(Linked(2, 0, 1e-4, 1e9), 2.0)
+    assert controller.speeds.bytes_per_second == 1e9
     assert not sent(controller.handle(Settled(0, 2), 3.0), Leave)
     assert list(sent(controller.handle(Settled(1, 2), 4.0), Leave)) == [2]
+    assert controller.speeds.bytes_per_second is None, "its link went with it"

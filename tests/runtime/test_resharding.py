@@ -24,8 +24,8 @@ from runtime.resharding import (
     plan_transfers,
     subtract,
 )
-from strategies.folding import folded, unfolded
-from strategies.planner import CostModel, choose_plan
+from strategies.planning.folding import folded, unfolded
+from strategies.planning.planner import CostModel, choose_plan
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=5)
 VERSION = 7

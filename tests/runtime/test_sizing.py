@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from runtime.controller import Controller
 from runtime.events import DrainNotice, Resized, WorkerLeft, WorkerLost
+from runtime.plan import Member, Plan
 from runtime.protocol import Change, Leave, Moved, Resume, Settled
-from runtime.signals import Dismiss, Hire, Joined, Learn, Lost, Output, Resize, StopRequested, Terms
+from runtime.salvage import Salvage
+from runtime.signals import Dismiss, End, Hire, Joined, Learn, Lost, Output, Resize, StopRequested, Terms
 from runtime.sizing import problem_of_size, surplus
 from tests.support.controlled import LAYOUT, Run, choose, notes, of, sent
 
@@ -181,3 +183,34 @@ def test_after_a_loss_those_who_are_to_leave_get_no_work() -> None:
     for worker in (1, 2, 3):
         outputs = run.holds(worker, 0, plan=plan)
     assert run.controller.plan is not None and set(run.controller.plan.workers) == {1, 2}
+
+
+def test_those_who_are_to_leave_stay_while_too_few_would_be_left() -> None:
+    """A loss comes before the change: the interrupted step is finished by who is left of those at work."""
+    run = Run(4, min_workers=2)
+    terms = Terms("r", LAYOUT, 9, 4, 2, max_workers=4)
+
+    def finish(generation: int, *_: Any) -> tuple[Plan, Salvage]:
+        return choose(generation, [Member(0, "node-0")], run.controller.speeds, None), Salvage(
+            5, frozenset({0}), ({},)
+        )
+
+    run.controller = Controller(terms, choose, mend_plan=finish)
+    run.join(*range(4))
+    settle(run)
+    run.tell(Resize(2))
+    run.tell(Lost(1, "process died"))
+    for worker in (0, 2, 3):
+        run.holds(worker, 4)
+    assert run.controller.plan is not None and run.controller.plan.workers == (0,)
+    run.tell(Moved(0, run.controller.generation, 0.0, 0))
+    outputs = settle(run)
+    assert [left.worker for left in notes(outputs, WorkerLeft)] == [3]
+    assert sent(outputs, Change)[0].plan.workers == (0, 2)
+
+
+def test_a_run_that_is_being_stopped_ends_with_its_last_worker() -> None:
+    run = run_of(1, 2)
+    run.tell(StopRequested())
+    (end,) = of(run.tell(Lost(0, "process died")), End)
+    assert (end.outcome, end.message) == ("interrupted", "stopped while there was no worker")

@@ -11,6 +11,7 @@ from runtime.resharding import Holding
 from runtime.snapshots import ROWS, Piece, ShardStore
 
 BLOCK = torch.arange(ROWS * 256, dtype=torch.float32).view(ROWS, 256)
+SIZE = 64
 
 
 def state(piece: Piece, version: int = 1) -> Tensor:
@@ -113,3 +114,17 @@ def test_clear_forgets_everything() -> None:
     store.drop(before=2)
     store.clear()
     assert store.holdings() == () and store.bytes() == 0
+
+
+def test_memory_that_was_prepared_is_taken_first() -> None:
+    store = ShardStore()
+    prepared = store.prepare([SIZE, SIZE])
+    store.drop(after=3)  # as every move begins: nothing is kept that could be dropped
+    taken = [store.buffer(SIZE) for _ in range(3)]
+    assert [any(buffer is one for one in prepared) for buffer in taken] == [True, True, False]
+
+
+def test_a_store_that_keeps_states_prepares_none() -> None:
+    store = ShardStore()
+    store.put((0, 0, SIZE), 1, torch.zeros(3, SIZE))
+    assert store.prepare([SIZE]) == []

@@ -8,78 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from jobs.assembly import optimizer_settings
-from jobs.data.multimodal import MultimodalData
-from jobs.data.multimodal import build as build_captions
-from jobs.recipe import Recipe
-from runtime.samples import Read
+from jobs.recipe.recipe import Recipe
 from tests.support.expected import Bits, reference_bits
-from tests.support.models import Tokens, build
 
 TOKEN = "REKNIT_TEST_TOKEN"
 """Set in the environment of a child, and so in that of all processes that come from it."""
-
-
-def build_tokens(micro_batch_size: int, micro_batches: int, seed: int) -> Tokens:
-    """The recipe's data builder."""
-    return Tokens(5, micro_batch_size)
-
-
-class PacedTokens(Tokens):
-    """The same tokens; reading a micro-batch takes time, and leaves the processor to others."""
-
-    def __init__(self, seed: int, micro_batch_size: int, seconds: float) -> None:
-        super().__init__(seed, micro_batch_size)
-        self._seconds = seconds
-
-    def micro_batch(self, step: int, micro_batch: int) -> Any:
-        time.sleep(self._seconds)
-        return super().micro_batch(step, micro_batch)
-
-
-def build_paced_tokens(micro_batch_size: int, micro_batches: int, seed: int, seconds: float) -> PacedTokens:
-    """The recipe's data builder where a run is to last as long as a test needs it."""
-    return PacedTokens(5, micro_batch_size, seconds)
-
-
-class PacedCaptions(MultimodalData):
-    """The drawn captions; reading inputs takes time, and leaves the processor to others."""
-
-    seconds = 0.0
-
-    def inputs(self, step: int, micro_batch: int) -> Read:
-        time.sleep(self.seconds)
-        return super().inputs(step, micro_batch)
-
-
-def build_paced_captions(seconds: float, **arguments: Any) -> PacedCaptions:
-    """The recipe's data builder on a curated set."""
-    data = build_captions(**arguments)
-    data.__class__ = PacedCaptions
-    assert isinstance(data, PacedCaptions)
-    data.seconds = seconds
-    return data
-
-
-class Steady(nn.Module):
-    """Computes what ``layer`` does, in a millisecond at least."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, value: Tensor) -> Tensor:
-        time.sleep(1e-3)
-        computed: Tensor = self.layer(value)
-        return computed
-
-
-def build_steady() -> tuple[list[nn.Module], Any]:
-    """The toy model, of layers whose seconds hardly vary."""
-    layers, loss = build()
-    return [Steady(layer) for layer in layers], loss
 
 
 def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **sections: Any) -> Recipe:
@@ -98,8 +32,8 @@ def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **section
     return Recipe.model_validate(
         {
             "run": {"name": name, "steps": steps, "seed": 7},
-            "model": {"build": "tests.support.ray_jobs:build_steady"},
-            "data": {"build": "tests.support.ray_jobs:build_tokens"},
+            "model": {"build": "tests.support.toys:build_steady"},
+            "data": {"build": "tests.support.toys:build_tokens"},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "decay_steps": 1000, "clip_norm": 0.5},
             "metrics": {"enabled": False},
             # a busy machine holds up heartbeats; only tests of detection are in a hurry

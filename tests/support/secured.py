@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     secrets = [os.environ[name].encode() for name in SECRETS]
     work = folder / "work"
     work.mkdir()
-    data = {"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}}
+    data = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}}
     (work / "toy.toml").write_text(toy_recipe("toy", 30, 2, 1, data=data).to_toml())
     run = RunFolder(folder / "runs" / "toy")
     with dashboard_cluster(1, 2) as head:

@@ -12,7 +12,7 @@ from jobs.assembly import build_layers
 from jobs.bench import untrained
 from jobs.models.captioner import CaptionHead
 from jobs.models.gpt import Head
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.serving.decoder import decoder_of
 from jobs.serving.engine import Engine
 from jobs.serving.generation import Generation, Prompt, Sampling

@@ -14,7 +14,7 @@ import torch
 from actors.cluster import RayRun, gcs_address
 from actors.local_cluster import SLOT
 from jobs.assembly import assemble, optimizer_settings, run_settings
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.reference import Reference
 from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
@@ -23,7 +23,7 @@ from tests.support.models import Tokens, build
 from tests.support.ray_jobs import toy_recipe, wait_until
 
 WORKERS = 3
-NODES = 3
+NODES = 4
 FOR_EVER = 1_000_000
 """Steps of a run that is stopped when the test has seen enough."""
 
@@ -41,7 +41,7 @@ def recipe_of(
         steps,
         workers,
         2,
-        data={"build": "tests.support.ray_jobs:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
         parallel={
             "workers": workers,
             "max_workers": workers,
@@ -103,7 +103,8 @@ class Watched:
             assert progress.outcome is None, f"waiting for {what}: {progress.message}"
             return condition()
 
-        return wait_until(true_or_over, what, seconds)
+        # each look is three calls of the controller, which has other things to do on a busy machine
+        return wait_until(true_or_over, what, seconds, interval=0.2)
 
     def full(self) -> tuple[WorkerId, ...]:
         """The members once there are as many as there should be and nothing is under way."""

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 from typer.testing import CliRunner
 
-from actors.cluster import connect
 from jobs.cli import app
 from jobs.curate import curate
 from jobs.curation.examine import examine_table
@@ -34,6 +34,7 @@ from jobs.data.media import decode_image, decode_pixels, decode_samples, fit_ima
 from runtime.storage import Store
 from tests.support.media import picture_file
 from tests.support.raw import DROPPED, GOOD, put, raw_folder, raw_recipe
+from tests.support.ray_cluster import local_ray
 from tests.support.ray_jobs import TOKEN, descendants, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -49,16 +50,25 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sets(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Path]]:
-    """The set as made by Ray clusters of different sizes, each with processes of its own."""
+def cluster() -> Iterator[Cluster]:
+    """Begins with one worker."""
+    with local_ray(1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def sets(cluster: Cluster, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The set as made by a Ray cluster that grows from one size to the next."""
     folder = tmp_path_factory.mktemp("sets")
     made = {}
     for workers in WORKERS:
-        assert not ray.is_initialized()
+        if more := workers - int(ray.cluster_resources()["CPU"]):
+            cluster.add_node(num_cpus=more)
+        assert ray.cluster_resources()["CPU"] == workers
         made[workers] = folder / f"by-{workers}"
         recipe = raw_recipe(folder / f"{workers}.toml", raw, made[workers])
-        curate(recipe, workers=workers, console=Console(file=io.StringIO()))
-    yield made
+        curate(recipe, console=Console(file=io.StringIO()))
+    return made
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -116,16 +126,22 @@ def test_rows_hold_what_the_files_held(sets: dict[int, Path], raw: Path) -> None
 
 
 @pytest.mark.ray
-def test_finished_set_is_not_made_again(sets: dict[int, Path], raw: Path, tmp_path: Path) -> None:
+def test_finished_set_is_not_made_again(
+    sets: dict[int, Path], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*arguments: object) -> None:
+        raise AssertionError("there is nothing to do for Ray")
+
+    monkeypatch.setattr("jobs.curate.connect", connect)
     before = {path.name: path.stat().st_mtime_ns for path in sets[2].iterdir()}
     output = io.StringIO()
     curate(raw_recipe(tmp_path / "again.toml", raw, sets[2]), console=Console(file=output))
-    assert "is there already" in output.getvalue() and not ray.is_initialized()
+    assert "is there already" in output.getvalue()
     assert {path.name: path.stat().st_mtime_ns for path in sets[2].iterdir()} == before
 
 
 @pytest.mark.ray
-def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: Cluster) -> None:
     source = tmp_path / "raw"
     for number in range(96):
         put(source, f"{number:03d}.png", picture_file(number, 500, 400))
@@ -164,14 +180,13 @@ def test_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             super().finish(names)  # type: ignore[arg-type]
 
     whole = raw_recipe(tmp_path / "whole.toml", source, tmp_path / "whole")
-    with connect(None, 2, 1, 0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("jobs.curate.Work", Watched)
-            curate(recipe, console=Console(file=output))
-        assert f"{len(finished)} of 96 units were read before" in output.getvalue()
-        assert before.items() <= seen.items() and len(seen) > len(before)
-        uri = (tmp_path / "whole").as_uri()
-        curate(whole, [f"set.folder={uri}"], console=Console(file=io.StringIO()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.curate.Work", Watched)
+        curate(recipe, console=Console(file=output))
+    assert f"{len(finished)} of 96 units were read before" in output.getvalue()
+    assert before.items() <= seen.items() and len(seen) > len(before)
+    uri = (tmp_path / "whole").as_uri()
+    curate(whole, [f"set.folder={uri}"], console=Console(file=io.StringIO()))
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.curation.recipe import load_curation
-from jobs.recipe_errors import RecipeError
+from jobs.recipe.errors import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "jobs" / "recipes"
 GOOD = '[set]\nname = "toy"\nfolder = "toy"\n[source]\nkind = "image_folder"\npath = "raw"\n'

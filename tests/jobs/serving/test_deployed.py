@@ -9,9 +9,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from actors.cluster import connect
 from actors.serving import ServedApplication
 from jobs.serving.deployed import app
+from tests.support.ray_cluster import local_ray
 from tests.support.served import expected_text, make_run, write_checkpoint
 
 
@@ -24,7 +24,7 @@ def test_it_answers_who_bears_the_token(tmp_path: Path, monkeypatch: pytest.Monk
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     asked = {"prompt": "abc", "max_tokens": 5, "temperature": 0}
-    with connect(None, 1, 1.0, 0.0), ServedApplication(app({"run": str(folder)}), "127.0.0.1", port):
+    with local_ray(1), ServedApplication(app({"run": str(folder)}), "127.0.0.1", port):
         url = f"http://127.0.0.1:{port}/v1/completions"
         assert httpx.post(url, json=asked, timeout=60).status_code == 401
         answer = httpx.post(url, json=asked, timeout=60, headers={"authorization": "Bearer not-a-secret"})

@@ -58,7 +58,7 @@ def drawing(folder: Path) -> Path:
     return folder / "hill.png"
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 900), ("dark", 900), ("light", 380)])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 900), ("light", 380)])
 def test_an_image_is_described(
     browser: Any, captioner: Local, tmp_path: Path, scheme: str, width: int
 ) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from jobs.dashboards.serving import SERVING
 from jobs.monitoring import monitoring
-from jobs.recipe import Recipe
+from jobs.recipe.recipe import Recipe
 from jobs.serving.generation import Sampling
 from tests.support.prometheus import asked, needs_prometheus, prometheus
 from tests.support.ray_jobs import TOKEN, descendants, wait_until
@@ -159,7 +159,7 @@ def busy_process(served: Served) -> int | None:
 
 def test_a_replica_killed_in_mid_answer_costs_no_request(served: Served) -> None:
     """Every stream has begun, and whole answers are under way, when one of two processes is killed."""
-    numbers, most = range(10), CONTEXT - 40
+    numbers, most = range(6), CONTEXT - 40
 
     async def load() -> list[Told]:
         async with served.client() as client:
@@ -210,7 +210,7 @@ def test_every_panel_has_data_of_a_service(served: Served, tmp_path: Path) -> No
 
 
 def test_a_new_checkpoint_is_taken_over_while_answers_go_on(served: Served) -> None:
-    numbers, most = range(6), CONTEXT - 40
+    numbers, most = range(3), CONTEXT - 40
 
     async def load() -> tuple[list[Told], list[Told]]:
         async with served.client() as client:
@@ -242,7 +242,7 @@ def test_a_new_checkpoint_is_taken_over_while_answers_go_on(served: Served) -> N
 
 
 def test_overload_is_refused_at_once_and_the_others_are_answered(served: Served) -> None:
-    count, most = 100, 100
+    count, most = 100, 60
 
     async def load() -> list[httpx.Response]:
         async with served.client() as client:

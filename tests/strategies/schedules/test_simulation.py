@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.plan import Plan, Stage
-from strategies.partition import deal_micro_batches
+from strategies.planning.partition import deal_micro_batches
+from strategies.planning.step_time import simulate_step
 from strategies.schedules.even import even_plan
 from strategies.schedules.instructions import Instruction, Offer, Place, Tally, Work
 from strategies.schedules.registry import SCHEDULES, schedule_named
 from strategies.schedules.simulation import Span, StageSeconds, Timeline, simulate
-from strategies.step_time import simulate_step
 
 ONE = StageSeconds(1.0, 1.0, 1.0)
 SHAPES = [(1, 3), (2, 1), (4, 4), (4, 16), (3, 7), (8, 32)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
-from strategies.costs import CostModel
+from strategies.planning.costs import CostModel
 from strategies.search.cost import Problem
 from strategies.search.planning import KEPT, _memory, plan_seconds, searched_plan
 from strategies.search.search import NothingFits

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from itertools import combinations as subsets
 from itertools import pairwise
 
@@ -10,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.costs import CostModel
+from runtime.plan import Strategy
+from strategies.planning.costs import CostModel
 from strategies.search.cost import Problem, evaluate
 from strategies.search.search import NothingFits, Proposal, search
 from strategies.search.space import Combination, Space, combinations
+from strategies.search.teams import Form, costs_in_form
+from strategies.sequence.sharing import Sharing, slice_share
 
 
 def cost_model(rows: list[tuple[int, int, int, int, int]], link: float = 1e6) -> CostModel:
@@ -56,6 +61,125 @@ def brute_force(problem: Problem, space: Space, workers: int, limit: int | None)
     return best
 
 
+SHARING = st.builds(
+    Sharing,
+    heads=st.integers(0, 5),
+    head_share=st.sampled_from([0.0, 0.25, 0.5]),
+    exchanges=st.just(2),
+    exchanged_bytes=st.integers(0, 400),
+)
+
+
+@given(
+    rows=ROWS,
+    workers=st.integers(2, 6),
+    micro_batches=st.integers(1, 6),
+    limit=st.one_of(st.none(), st.integers(500, 20_000)),
+    slices=st.sampled_from([None, 3, 4]),
+    host_state=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=25, deadline=None)
+def test_nor_where_teams_and_offloading_are_weighed(
+    rows: list[tuple[int, int, int, int, int]],
+    workers: int,
+    micro_batches: int,
+    limit: int | None,
+    slices: int | None,
+    host_state: bool,
+    data: st.DataObject,
+) -> None:
+    sharing = data.draw(st.lists(SHARING, min_size=len(rows), max_size=len(rows)))
+    costs = replace(
+        cost_model(rows),
+        sharing=tuple(sharing),
+        slices=slices,
+        host_state=host_state,
+        host_bytes_per_second=4e4,
+        link_seconds_per_message=1e-4,
+    )
+    problem = Problem(costs, micro_batches, speed=0.8)
+    space = Space(
+        schedules=("1f1b", "zero-bubble"),
+        shardings=("zero1", "zero2"),
+        sequences=(1, 2, 3),
+        offloads=(None, (2, 1)),
+    )
+    check_against_brute_force(problem, space, workers, limit)
+
+
+def test_teams_come_where_activations_do_not_fit_one_worker() -> None:
+    # 4 equal layers that keep much: one micro-batch takes 4000 bytes, and the teams' exchanges cost little
+    costs = replace(
+        cost_model([(4, 8, 10, 8, 1_000)] * 4),
+        sharing=(Sharing(heads=4, head_share=0.5, exchanges=2, exchanged_bytes=64),) * 4,
+    )
+    problem = Problem(costs, 4)
+    space = Space(stages=(1,), sequences=(1, 2, 4), recompute=())
+    (roomy,) = search(problem, space, 4, None)
+    assert roomy.strategy.sequence == 1
+    whole, halved, quartered = (
+        next(p for p in search(problem, space, 4, None, most=9) if p.strategy.sequence == team)
+        for team in (1, 2, 4)
+    )
+    assert whole.memory_bytes > halved.memory_bytes > quartered.memory_bytes
+    assert whole.step_seconds < halved.step_seconds < quartered.step_seconds
+    (tight,) = search(problem, space, 4, whole.memory_bytes - 1)
+    assert tight.strategy.sequence == 2
+    (simulated,) = search(problem, space, 4, whole.memory_bytes - 1, simulated=1)
+    assert simulated.step_seconds == pytest.approx(tight.step_seconds, rel=1e-6)
+
+
+def test_an_uneven_team_waits_for_the_member_with_most() -> None:
+    layer = Sharing(heads=3, head_share=0.5, exchanges=2, exchanged_bytes=1_000)
+    assert layer.ratio(2, 2) == 0.5 * 1 / 2 + 0.5 * 2 / 3
+    assert layer.ratio(1, 3) == 1.0 and layer.sent_bytes(1, 3) == 0.0
+    # heads 2 and 1 of 3, slices 1 and 1 of 2: each sends half of the slices' other heads, and its heads back
+    assert layer.sent_bytes(2, 2) == 500 * 0.5
+    # its messages are on their way together, and it has none alone
+    assert (layer.waits(1), layer.waits(2), layer.waits(4)) == (0, 2, 2)
+    assert layer.kept_share(2, 2) == Fraction(2, 3)
+    assert Sharing().kept_share(2, 2) == slice_share(2, 2) == Fraction(1, 2)
+
+
+def test_a_team_counts_each_layer_by_itself_and_hands_on_slices() -> None:
+    # heads divide 3 to 2, slices evenly; of the first layer's 1000 bytes 600 are its output
+    costs = replace(
+        cost_model([(4, 8, 10, 600, 400), (4, 8, 10, 30, 100)]),
+        sharing=(Sharing(heads=5, head_share=0.5, exchanges=2, exchanged_bytes=1_000), Sharing()),
+        slices=4,
+        link_seconds_per_message=0.01,
+    )
+    shared, again = costs_in_form(costs, Form(2), 1.0)
+    assert shared.boundary_bytes == (300, 15) and shared.entry_bytes == 8
+    assert shared.kept_bytes == (300 + 400 * 3 // 5, 15 + 50)
+    exchange = shared.forward_seconds[0] - again[0]
+    # either sends its half of the slices of the others' heads, and its heads of the other half; two latencies
+    assert exchange == pytest.approx(500 * (0.5 * 0.6 + 0.5 * 0.4) / 1e6 + 2 * 0.01)
+    assert shared.forward_seconds[1] == again[1] == costs.forward_seconds[1] / 2
+    problem = Problem(costs, 4).of(Combination(Strategy("1f1b", 1, sequence=2), (2, 2)))
+    assert problem.crossing_seconds(1) == 2 * (300 / 1e6 + 0.01)
+
+
+def test_teams_whose_sharing_was_not_measured_are_not_weighed() -> None:
+    with pytest.raises(AssertionError, match="how they divide the layers"):
+        costs_in_form(cost_model([(4, 8, 10, 8, 100)]), Form(2), 1.0)
+
+
+def test_offloading_spares_what_is_beside_the_window_and_costs_what_is_not_hidden() -> None:
+    rows = [(4, 8, 1_000, 8, 100)] * 6
+    costs = replace(cost_model(rows), host_state=True, host_bytes_per_second=4_000 * 1024 / 6)
+    problem, space = Problem(costs, 2), Space(stages=(1,), recompute=(), offloads=(None, (2, 1)))
+    (plain,) = search(problem, space, 2, None)
+    assert plain.strategy.offload is None
+    (spared,) = search(problem, space, 2, plain.memory_bytes - 1)
+    assert spared.strategy.offload == (2, 1)
+    # parameters of 6 layers and their sums go, those of 3 layers come
+    assert plain.memory_bytes - spared.memory_bytes == 6 * 12 * 1_000 - 3 * 4 * 1_000
+    # each layer takes 6 ms to come: 2 more than its forward, nothing more than its backward
+    assert spared.step_seconds - plain.step_seconds == pytest.approx(6 * 2 / 1024)
+
+
 @given(
     rows=ROWS,
     workers=st.integers(1, 6),
@@ -75,6 +199,11 @@ def test_nothing_that_a_brute_force_finds_is_better(
 ) -> None:
     problem = Problem(cost_model(rows), micro_batches)
     space = Space(recompute=(0,) if fixed else None, shardings=shardings)
+    check_against_brute_force(problem, space, workers, limit)
+
+
+def check_against_brute_force(problem: Problem, space: Space, workers: int, limit: int | None) -> None:
+    """The search finds what no other strategy and cut is faster than, or says that nothing fits."""
     expected = brute_force(problem, space, workers, limit)
     if expected is None:
         with pytest.raises(NothingFits, match="more memory"):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.planning import demand
+from actors.planning import demand, team_size
 from runtime.change import same_work
 from runtime.plan import Member
-from strategies.costs import CostModel
-from strategies.folding import unfolded
-from strategies.planner import choose_plan
+from strategies.planning.costs import CostModel
+from strategies.planning.folding import unfolded
+from strategies.planning.planner import choose_plan
 from strategies.profile import Profile
 from strategies.schedules.instructions import Place
+from strategies.search.space import Space
+from strategies.sequence.sharing import Sharing
 from strategies.sequence.teams import Teaming, speeds_of_teams, teamed
-from tests.strategies.test_folding import layout_of
+from tests.strategies.planning.test_folding import layout_of
+from tests.support.cluster import toy_job
 
 MICRO_BATCHES, SLICES = 6, 8
 
@@ -71,3 +76,30 @@ def test_two_can_share_the_only_micro_batch() -> None:
     layout = layout_of(4, tied=False)
     profile = Profile((0.1,) * 4, (0.2,) * 4, (0,) * 4)
     assert [demand(layout, profile, 1, 1, 1, 8, sequence) for sequence in (1, 2, 4)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("link", "sharing", "useful"), [(1e12, 4, 4), (1.0, 1, 1)])
+def test_where_teams_are_searched_for_it_is_as_many_as_the_search_would_have_share(
+    tmp_path: Path, link: float, sharing: int, useful: int
+) -> None:
+    """However many slices there are: over slow links a team is no use, and neither is a second worker."""
+    layout = layout_of(4, tied=False)
+    parts = (Sharing(heads=8, head_share=0.5, exchanges=2, exchanged_bytes=1_000),) * 4
+    profile = Profile(
+        (0.1,) * 4,
+        (0.2,) * 4,
+        (8,) * 4,
+        kept_bytes=(16,) * 4,
+        split_seconds=((0.1, 0.1),) * 4,
+        sharing=parts,
+    )
+    job = toy_job(
+        tmp_path,
+        micro_batches=1,
+        sequence_slices=8,
+        search=Space(stages=(1,), schedules=("1f1b",), recompute=(), sequences=tuple(range(1, 9))),
+        link_bytes_per_second=link,
+    )
+    assert team_size(job, layout, profile, 4) == sharing
+    assert demand(layout, profile, 1, 1, 1, 4, sharing) == useful
+    assert team_size(job, layout, profile, None) == 1

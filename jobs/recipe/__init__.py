@@ -1,0 +1,1 @@
+"""Recipes: the TOML files that describe jobs, checked."""

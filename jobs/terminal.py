@@ -1,0 +1,15 @@
+"""Where commands print their tables."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+_PIPED_COLUMNS = 160
+
+
+def table_console() -> Console:
+    """Standard output. Where that is no terminal, it is wide enough for tables: rich takes 80 columns for
+    granted then, and breaks the words of every heading."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)

@@ -1,0 +1,1 @@
+"""Micro-batches that skip stages or pass them in another order (SkipPipe)."""

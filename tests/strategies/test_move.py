@@ -1,0 +1,103 @@
+"""In which order a worker hands over what others need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from runtime.fabric.inprocess import InProcessEndpoint, InProcessFabric
+from runtime.fabric.interface import Tag
+from runtime.layout import Layout
+from runtime.plan import Plan, WorkerId
+from runtime.protocol import Resume
+from runtime.resharding import Transfer
+from runtime.snapshots import ShardStore
+from strategies.job import Job
+from strategies.move import Mover, Working
+
+GENERATION, VERSION, SIZE = 3, 7, 128
+PARAMETERS = Tag(GENERATION, VERSION, 0, "move parameters")
+STATE = Tag(GENERATION, VERSION, 0, "move state")
+ASKS = Tag(GENERATION, VERSION, 0, "move asks")
+
+
+@pytest.fixture
+def endpoints() -> Iterator[list[InProcessEndpoint]]:
+    fabric = InProcessFabric()
+    made = [fabric.endpoint(worker, on_control=None, on_lost=None) for worker in range(3)]
+    for endpoint in made:
+        endpoint.interrupt(GENERATION)
+        endpoint.acknowledge()
+    yield made
+    fabric.close()
+
+
+def source(endpoint: InProcessEndpoint, transfers: tuple[Transfer, ...]) -> Mover:
+    """A worker that holds the state of blocks 0 to 3, in which every element of a row is 10 times its block
+    plus the row."""
+    store = ShardStore()
+    for block in range(4):
+        rows_3 = 10.0 * block + torch.arange(3.0)
+        store.put((block, 0, SIZE), VERSION, rows_3[:, None].repeat(1, SIZE))
+    resume = Resume(Plan(GENERATION, (), (), ()), VERSION, "peers", {}, transfers, None, stop_at=9)
+    stage = SimpleNamespace(version={}, working={})
+    return Mover(
+        cast(Job, None), cast(Layout, None), endpoint, endpoint.worker, cast(Working, stage), store, resume
+    )
+
+
+def parameters(target: WorkerId, *blocks: int) -> tuple[Transfer, ...]:
+    return tuple(Transfer(0, target, block, 0, SIZE, "parameters") for block in blocks)
+
+
+def moments(target: WorkerId, *blocks: int) -> tuple[Transfer, ...]:
+    return tuple(Transfer(0, target, block, 0, SIZE, "moments") for block in blocks)
+
+
+def test_state_waits_until_it_is_asked_for(endpoints: list[InProcessEndpoint]) -> None:
+    me, first, second = endpoints
+    mover = source(me, (*moments(1, 0, 1), *moments(2, 2), *parameters(1, 3)))
+    mover._begin_sending()
+    assert first.receive(0, PARAMETERS._replace(index=(3, 0, SIZE))).tensors[0].tolist() == [30.0] * SIZE
+    mover.settle(wait=False)
+    assert first.poll_any([STATE]) is None
+    first.send(0, ASKS)
+    mover.settle(wait=False)  # a piece at a time
+    came = first.receive_any([STATE])
+    assert came.tag.index == (0, 0, SIZE)
+    assert came.tensors[0][:, 0].tolist() == [1.0, 2.0]
+    second.send(0, ASKS)
+    settled: list[bool] = []
+    mover.on_settled = lambda: settled.append(True)
+    mover.settle(wait=True)
+    assert first.receive_any([STATE]).tag.index == (1, 0, SIZE)
+    assert second.receive_any([STATE]).tag.index == (2, 0, SIZE)
+    assert settled == [True]
+
+
+def test_state_is_taken_in_while_others_have_not_asked_yet(endpoints: list[InProcessEndpoint]) -> None:
+    me, first, second = endpoints
+    mover = source(me, moments(1, 0))
+    mover._owed = {(2, (3, 0, SIZE)): moments(0, 3)[0]}
+    mover._begin_sending()
+    second.send(0, STATE._replace(index=(3, 0, SIZE)), [torch.zeros(2, SIZE)])
+    mover.settle(wait=False)
+    assert mover._owed == {}
+    assert first.poll_any([STATE]) is None
+    first.send(0, ASKS)
+    mover.settle(wait=True)
+    assert first.receive_any([STATE]).tag.index == (0, 0, SIZE)
+
+
+def test_who_needs_the_fewest_parameters_gets_them_first(endpoints: list[InProcessEndpoint]) -> None:
+    me = endpoints[0]
+    sent: list[tuple[WorkerId, object]] = []
+    transfers = (*parameters(1, 0, 1), *parameters(2, 2), *moments(2, 0, 1, 3))
+    mover = source(me, transfers)
+    me.send = lambda to, tag, *_, **__: sent.append((to, tag.index))  # type: ignore[method-assign]
+    mover._begin_sending()
+    assert sent == [(2, (2, 0, SIZE)), (1, (0, 0, SIZE)), (1, (1, 0, SIZE))]
