@@ -61,7 +61,8 @@ class Incident:
     ) -> None:
         """Work goes on from ``version``, which was reached ``lost_work`` seconds ago; a part ``kept`` of what
         the step takes is done. Where something is kept, the lost workers' part of those seconds has to be
-        done again: as much as their part of the workers."""
+        done again: as much as their part of the workers. Once an incident has gone back behind what its peers
+        held, that is what it tells, though a further loss is recovered from by peers that read it."""
         redo = lost_work - self._detect
         if kept:
             redo *= len(self.lost) / self.workers_before
@@ -69,8 +70,8 @@ class Incident:
         self._kept = kept
         self._waiting = set(members)
         self._workers_after = len(self._waiting)
-        self._version = version
-        self._source = source
+        if source != "peers" or self._source == "peers":
+            self._version, self._source = version, source
 
     def sent(self, now: float) -> None:
         if not self._sent_at or self._sent_at < self._agreed_at:
