@@ -22,7 +22,7 @@ Tables = NDArray[np.float64]
 
 
 def tables(seed: int, count: int) -> tuple[Tables, Tables]:
-    """(added, beyond) of so many tables, [table, first, stop]: no empty stage, and some that are too large."""
+    """(added, beyond) of so many tables, [table, first, stop]: no empty stage, and some take too much."""
     random = np.random.default_rng(seed)
     added = random.integers(1, 9, (count, PLACES, PLACES)).astype(np.float64)
     beyond = random.integers(1, 9, (count, PLACES, PLACES)).astype(np.float64)
