@@ -71,7 +71,9 @@ class CostModel:
 
     @classmethod
     def unmeasured(cls, layout: Layout, seconds: float = 0.01) -> CostModel:
-        """Before the first measurement: every layer takes ``seconds`` forward, twice that backward."""
+        """Before the first measurement: every layer takes about ``seconds`` (a multiple of ``TICK``, as what
+        is measured) forward, twice that backward."""
+        (seconds,) = levelled([seconds])
         return cls(
             forward_seconds=(seconds,) * layout.layers,
             backward_seconds=(2 * seconds,) * layout.layers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from runtime.plan import Plan, WorkerId
 from runtime.salvage import Task
@@ -43,8 +44,7 @@ class StageSeconds:
         return self.input_gradient + self.weight_gradient
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """``worker`` does ``work`` from ``begin`` to ``end`` seconds."""
 
     worker: WorkerId
@@ -109,13 +109,15 @@ class _Worker:
 
     def done(self, stage: int, micro_batch: int, work: Work) -> None:
         chunk = self.place.stages.index(stage)
-        tally = self.tallies[chunk]
-        before = tally.held
-        tally.add(work)
-        if work is Work.INPUT_GRADIENT:
+        self.tallies[chunk].add(work)
+        if work is Work.FORWARD:
+            self._held += self._layers[chunk]
+            if self._held > self.peak:
+                self.peak = self._held
+        elif work is Work.INPUT_GRADIENT:
             heappush(self.inputs[Work.WEIGHT_GRADIENT, chunk], micro_batch)
-        self._held += self._layers[chunk] * (tally.held - before)
-        self.peak = max(self.peak, self._held)
+        else:
+            self._held -= self._layers[chunk]
         self.is_idle = True
         self.offer = next(self._offers, ())
 
@@ -140,9 +142,11 @@ def simulate(
     events: list[tuple[float, bool, WorkerId, Task, Work]] = []
     """(when, whether an input comes and not something ends, who, what of which work)."""
     spans: list[Span] = []
+    lasting = [{work: each.of(work) for work in Work} for each in seconds]
+    assignment = plan.assignment
 
     def send(now: float, sender: WorkerId | None, task: Task, work: Work) -> None:
-        worker = plan.assignment[task[0]][task[1]]
+        worker = assignment[task[0]][task[1]]
         delay = message_seconds if sender not in (None, worker) else 0.0
         heappush(events, (now + delay, True, worker, task, work))
 
@@ -171,12 +175,12 @@ def simulate(
                 workers[worker].give(task[0], work, task[1])
             else:
                 end(now, worker, task, work)
-        for worker in sorted(worker for worker in woken if workers[worker].is_idle):
-            taken = workers[worker].take()
-            if taken is not None:
+        for worker in sorted(woken):
+            each = workers[worker]
+            if each.is_idle and (taken := each.take()) is not None:
                 stage, micro_batch, work = taken
                 begins = now + handling_seconds
-                ends = begins + seconds[stage].of(work) / (1.0 if speeds is None else speeds[worker])
+                ends = begins + lasting[stage][work] / (1.0 if speeds is None else speeds[worker])
                 spans.append(Span(worker, stage, micro_batch, work, begins, ends))
                 heappush(events, (ends, False, worker, (stage, micro_batch), work))
     _check(workers, room)

@@ -54,8 +54,6 @@ class Problem:
     kept: list[int] = field(init=False)
     saved: tuple[int, ...] = field(init=False)
     """Bytes per micro-batch that a layer does not keep where it is computed again."""
-    least_input: int = field(init=False)
-    """Bytes that a stage after the first keeps of a micro-batch's input at least."""
     least_crossing: float = field(init=False)
     """Seconds in which a micro-batch passes the boundary where that is fastest, and back."""
     fills: dict[tuple[str, int], float] = field(init=False, default_factory=dict, compare=False, repr=False)
@@ -77,8 +75,6 @@ class Problem:
         saved = (max(all_ - output, 0) for all_, output in zip(kept, boundary, strict=True))
         set_(self, "saved", tuple(saved))
         set_(self, "again", self.again or costs.forward_seconds)
-        inputs = (self.input_bytes(first) for first in range(1, layers))
-        set_(self, "least_input", min(inputs, default=0))
         crossings = (self.crossing_seconds(first) for first in range(1, layers))
         set_(self, "least_crossing", min(crossings, default=0.0))
 
@@ -211,9 +207,8 @@ def widest(parameters: Sequence[int], layers: int = 2) -> int:
     )
 
 
-def least_seconds(problem: Problem, combination: Combination, extra: float = 0.0) -> float:
-    """No cut of this combination takes less if ``extra`` forward seconds, at speed 1, are computed again;
-    without looking at any cut.
+def least_seconds(problem: Problem, combination: Combination) -> float:
+    """No cut of this combination takes less, with memory in plenty; without looking at any cut.
 
     The slowest stage takes no less beyond its fill than any weighed mean of them; weighed by 1 / rounds, all
     loads together are the model's seconds, however it is cut.
@@ -221,12 +216,11 @@ def least_seconds(problem: Problem, combination: Combination, extra: float = 0.0
     problem = problem.of(combination)
     stages, layers = combination.stages, problem.layers
     formula, chunks = FORMULAS[combination.strategy.schedule], combination.strategy.chunks
-    again = extra / problem.speed
     forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
-    fill = formula.fill(forward, inputs + again, weights, chunks)
-    fills = problem.split_fill(combination) + again if formula.splits else fill
+    fill = formula.fill(forward, inputs, weights, chunks)
+    fills = problem.split_fill(combination) if formula.splits else fill
     rounds = [problem.rounds(combination, size) for size in combination.sizes]
-    longest = (forward + inputs + weights + again - fills / min(rounds)) / sum(1 / each for each in rounds)
+    longest = (forward + inputs + weights - fills / min(rounds)) / sum(1 / each for each in rounds)
     return float(fill + max(longest, 0.0) + (stages - 1) * problem.least_crossing)
 
 

@@ -8,11 +8,20 @@ under a limit for the maximum, and the limit is lowered until nothing better can
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from runtime.plan import Strategy
 from strategies.search.cost import Evaluation, Problem, evaluate, least_seconds
 from strategies.search.formulas import FORMULAS
-from strategies.search.shortest import ALIKE, Matrix, least_sum_and_maximum
+from strategies.search.shortest import (
+    ALIKE,
+    NEVER,
+    Matrix,
+    least_apart,
+    least_apart_by_first,
+    least_sum_and_maximum,
+)
 from strategies.search.space import Combination
 from strategies.search.tables import StageTables
 from strategies.search.teams import Form
@@ -31,13 +40,12 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """Every cut of a combination whose first stage has one of ``lengths`` (from, to) layers. None takes less
-    than ``bound`` seconds, which the one at ``bounds`` would take if workers kept as little as with the
-    shortest first stage; where not ``limited``, with memory in plenty."""
+    than ``bound`` seconds. ``limited``: the best one does not fit where recomputation is as with memory in
+    plenty."""
 
     bound: float
     combination: Combination
     lengths: tuple[int, int]
-    bounds: tuple[int, ...]
     limited: bool
 
 
@@ -58,8 +66,6 @@ class CutSearch:
         self._problem, self._limit, self._recompute = problem, limit, recompute
         self._tolerance = tolerance
         self._tables: dict[Form | None, StageTables] = {}
-        self._kept: dict[Form | None, tuple[int, int]] = {}
-        self._floors: dict[Combination, list[tuple[float, float]]] = {}
 
     def _tables_of(self, combination: Combination) -> StageTables:
         problem = self._problem.of(combination)
@@ -67,74 +73,83 @@ class CutSearch:
             self._tables[problem.form] = StageTables(problem, self._limit, self._recompute)
         return self._tables[problem.form]
 
-    def _kept_of(self, combination: Combination) -> tuple[int, int]:
-        """Bytes that all layers keep of a micro-batch, at most and at least."""
-        problem = self._problem.of(combination)
-        if problem.form not in self._kept:
-            again = sum(problem.saved[layer] for layer in self._recompute or ())
-            most = sum(problem.saved) if self._recompute is None else again
-            self._kept[problem.form] = problem.kept[-1] - again, problem.kept[-1] - most
-        return self._kept[problem.form]
-
     def least(self, combination: Combination) -> float:
         """Seconds that no cut of a combination takes less than, without looking at any."""
-        extra = 0.0
-        if self._limit is not None and self._recompute is None:
-            kept, _ = self._kept_of(combination)
-            resident, held, left = self._weighed(combination, kept)
-            if min(resident) + min(held) > left and max(held) > 0:
-                # as much of what is kept has to go, counted where it goes furthest
-                least = (min(resident) + min(held) - left) / max(held) * kept
-                extra = self._tables_of(combination).least_extra(int(least))
-        return least_seconds(self._problem, combination, extra)
+        return least_seconds(self._problem, combination)
 
-    def root(self, combination: Combination) -> list[Branch]:
-        """All cuts of a combination as one branch; none where it cannot fit."""
-        longest = self._problem.layers - combination.stages + 1
-        lengths = (1, longest) if combination.stages > 1 else (longest, longest)
-        # where not even the best share-out of what is kept fits, the cut with memory in plenty is no help
-        return self._branch(
-            combination, lengths, limited=not self._may_fit(combination, self._kept_of(combination)[0])
-        )
+    def branches(self, combinations: Sequence[Combination]) -> list[Branch]:
+        """All cuts of each combination as one branch; of those that cannot fit none."""
+        whole = [Branch(0.0, each, self._lengths(each), limited=False) for each in combinations]
+        alike: dict[Strategy, list[Branch]] = {}
+        for each in whole:
+            alike.setdefault(each.combination.strategy, []).append(each)
+        return [found for some in alike.values() for found in self._bounded(some)]
 
     def settle(self, branch: Branch) -> Choice | list[Branch]:
         """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
-        problem, combination, bounds = self._problem, branch.combination, branch.bounds
-        if not branch.limited:
+        combination, (least, most) = branch.combination, branch.lengths
+        if not branch.limited and self._may_be_plenty(branch):
+            bounds = self._cut(combination, branch.lengths, limited=False)
+            assert bounds is not None, "a combination has no more stages than there are layers"
             recompute = self._recompute or ()
-            cost = evaluate(problem, combination, bounds, recompute)
+            cost = evaluate(self._problem, combination, bounds, recompute)
             if self._limit is None or cost.memory_bytes <= self._limit:
                 return Choice(combination, bounds, recompute, cost)
-            return self._branch(combination, branch.lengths, limited=True)
-        least, most = branch.lengths
-        found = self._priced(combination, bounds)
-        if found is not None and found.cost.step_seconds <= branch.bound * (1 + ALIKE):
-            return found
-        if bounds[1] == least or not FORMULAS[combination.strategy.schedule].by_first_stage:
-            assert found is not None, "what the tables take for fitting fits"
-            return found
-        # the longer the first stage is, the more all others keep: say so for its longer half
-        middle = (least + bounds[1] + 1) // 2
-        halves = ((least, middle - 1), (middle, most))
-        return [each for half in halves for each in self._branch(combination, half, limited=True)]
+        if least < most and FORMULAS[combination.strategy.schedule].by_first_stage:
+            # how much all others keep goes by how long the first stage is
+            return self._by_first(replace(branch, limited=True))
+        bounds = self._cut(combination, branch.lengths, limited=True)
+        return [] if bounds is None else self._priced(combination, bounds)
 
-    def _branch(self, combination: Combination, lengths: tuple[int, int], *, limited: bool) -> list[Branch]:
-        if limited and not self._may_fit(combination, self._kept_of(combination)[1]):
-            return []
-        cut = self._cut(combination, lengths, limited=limited)
-        return [] if cut is None else [Branch(cut[0], combination, lengths, cut[1], limited)]
+    def _lengths(self, combination: Combination) -> tuple[int, int]:
+        longest = self._problem.layers - combination.stages + 1
+        return (1, longest) if combination.stages > 1 else (longest, longest)
+
+    def _may_be_plenty(self, branch: Branch) -> bool:
+        """Whether the best with memory in plenty may be it: not if anything that is no better takes less than
+        is possible within the memory."""
+        combination, stages = branch.combination, branch.combination.stages
+        if self._limit is None:
+            return True
+        evenly = tuple(k * self._problem.layers // stages for k in range(stages + 1))
+        seconds = evaluate(self._problem, combination, evenly, self._recompute or ()).step_seconds
+        return branch.bound * (1 - max(self._tolerance, ALIKE)) <= seconds
+
+    def _by_first(self, branch: Branch) -> list[Branch]:
+        """One branch for each length of the first stage. Their bounds are as if all others kept as little as
+        with the shortest one."""
+        combination, (least, most) = branch.combination, branch.lengths
+        tables = self._tables_of(combination).seconds(combination, least, limited=True)
+        added, beyond = zip(*tables * combination.strategy.chunks, strict=True)
+        bounds = least_apart_by_first(added, beyond).tolist()[least : most + 1]
+        return [
+            replace(branch, bound=bound, lengths=(length, length))
+            for length, bound in enumerate(bounds, least)
+            if bound < NEVER
+        ]
+
+    def _bounded(self, branches: Sequence[Branch]) -> list[Branch]:
+        """Those that fit, of one strategy, with what none of their cuts takes less than."""
+        asked = [(each.combination, each.lengths[0]) for each in branches]
+        tables = self._tables_of(branches[0].combination)
+        many = tables.of_many(asked, limited=self._limit is not None)
+        rows = [row * each.combination.strategy.chunks for row, each in zip(many.rows, branches, strict=True)]
+        ends = [each.lengths for each in branches]
+        least = least_apart(many.added_NFS, many.beyond_NFS, rows, ends).tolist()
+        bounded = zip(branches, least, strict=True)
+        return [replace(each, bound=bound) for each, bound in bounded if bound < NEVER]
 
     def _cut(
         self, combination: Combination, lengths: tuple[int, int], *, limited: bool
-    ) -> tuple[float, tuple[int, ...]] | None:
+    ) -> tuple[int, ...] | None:
+        """Where the layers are cut best; None where no cut fits."""
         added, beyond = zip(*self._stages(combination, lengths, limited=limited), strict=True)
         found = least_sum_and_maximum(added, beyond, self._tolerance)
         if found is None:
             return None
-        seconds, path = found
-        inner = path[:-1]
+        inner = found[1][:-1]
         bounds = (lengths[0] + inner[0], *(place + 1 for place in inner[1:])) if inner else ()
-        return seconds, (0, *bounds, self._problem.layers)
+        return 0, *bounds, self._problem.layers
 
     def _stages(
         self, combination: Combination, lengths: tuple[int, int], *, limited: bool
@@ -155,51 +170,10 @@ class CutSearch:
             result.append(views[key])
         return result
 
-    def _may_fit(self, combination: Combination, kept: int) -> bool:
-        """Whether any cut may, of layers that keep so many bytes of a micro-batch together.
-
-        A worker of stage s has at least r_s x + k_s y + i_s bytes, x and y being its shares of the parameters
-        and of what is kept. Weighed by w_s, the sum over stages is no less than min(w r) + min(w k) +
-        sum(w i) and, where all fit, no more than the limit's; the weights make all stages alike.
-        """
-        if self._limit is None:
-            return True
-        resident, held, left = self._weighed(combination, kept)
-        return min(resident) + min(held) <= left
-
-    def _weighed(self, combination: Combination, kept: int) -> tuple[list[float], list[float], float]:
-        """(w r, w k) of a stage of every group, and what the limit leaves to all stages, weighed."""
-        assert self._limit is not None
-        resident, held, left, chunks = [], [], 0.0, combination.strategy.chunks
-        least_input = self._problem.of(combination).least_input
-        for k, (each, in_flight) in enumerate(self._floor(combination)):
-            weight = 1 / max(each + in_flight * kept, 1.0)
-            resident.append(weight * each)
-            held.append(weight * in_flight * kept)
-            left += chunks * weight * (self._limit - (in_flight * least_input if k else 0.0))
-        return resident, held, left * (1 + 1e-9)
-
-    def _floor(self, combination: Combination) -> list[tuple[float, float]]:
-        """(bytes beside activations if it had the whole model, micro-batches that a worker keeps at least) of
-        every group."""
-        if combination not in self._floors:
-            problem, strategy = self._problem.of(combination), combination.strategy
-            all_, fine = strategy.chunks * problem.parameters[-1], 1 << 20  # what is rounded up is little
-            resident = {
-                size: float(problem.resident(combination, size, fine * all_, 0)) / fine
-                for size in {*combination.sizes}
-            }
-            self._floors[combination] = [
-                (resident[size], float(problem.held(combination, k, problem.layers, 1)))
-                for k, size in enumerate(combination.sizes)
-            ]
-        return self._floors[combination]
-
-    def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice | None:
-        """The best choice with this cut; None where it does not fit."""
-        assert self._limit is not None
+    def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice:
+        """The best choice with this cut, which fits."""
         recompute = self._tables_of(combination).recomputed(combination, bounds)
-        if recompute is None:
-            return None
+        assert recompute is not None, "what the tables take for fitting can be made to fit"
         cost = evaluate(self._problem, combination, bounds, recompute)
-        return Choice(combination, bounds, recompute, cost) if cost.memory_bytes <= self._limit else None
+        assert self._limit is not None and cost.memory_bytes <= self._limit, "what was made to fit fits"
+        return Choice(combination, bounds, recompute, cost)

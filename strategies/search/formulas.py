@@ -8,11 +8,12 @@ stages counts as if all were as long as the longest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from strategies.schedules.limits import BURSTS
 
@@ -23,8 +24,7 @@ Count = Any
 """A whole number, or a NumPy array of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """Whose activations are meant: a worker of stage group ``k`` of groups of ``sizes`` workers.
 
     The group holds ``chunks`` stages, each of ``layers`` of the model's ``total``, the first stage has
@@ -70,14 +70,22 @@ def _all(held: Held) -> Count:
     return held.rounds
 
 
-def _limit(held: Held, stage: int) -> Count:
-    """``limits.group_limit`` of one of the worker's stages."""
+def _limit(held: Held, stage: int, layers: Count) -> Count:
+    """``limits.group_limit`` of one of the worker's stages, if it has so many layers."""
     limit, equal = _group_limit(held.sizes, held.chunks, stage)
     if equal:
         return limit
-    if isinstance(held.layers, int):  # NumPy takes its time for a single number, of which there are many
-        return max(limit + 1, min(limit + BURSTS, held.total // held.layers))
-    return np.maximum(limit + 1, np.minimum(limit + BURSTS, held.total // held.layers))
+    if isinstance(layers, int):  # NumPy takes its time for a single number, of which there are many
+        return max(limit + 1, min(limit + BURSTS, held.total // layers))
+    return _by_layers(limit, held.total)[layers]
+
+
+@lru_cache(maxsize=4096)
+def _by_layers(limit: int, total: int) -> NDArray[np.int64]:
+    """``_limit`` of unequal groups, by the number of layers (from 0, which no stage has)."""
+    layers_L = np.maximum(np.arange(total + 1), 1)
+    limit_L: NDArray[np.int64] = np.maximum(limit + 1, np.minimum(limit + BURSTS, total // layers_L))
+    return limit_L
 
 
 @lru_cache(maxsize=4096)
@@ -88,13 +96,17 @@ def _group_limit(sizes: tuple[int, ...], chunks: int, stage: int) -> tuple[int, 
 
 
 def _round_trip(held: Held) -> Count:
-    return np.minimum(_limit(held, held.k), held.rounds)
+    limit = _limit(held, held.k, held.layers)
+    return min(limit, held.rounds) if isinstance(limit, int) else np.minimum(limit, held.rounds)
 
 
 def _as_the_first(held: Held) -> Count:
-    first = _limit(replace(held, layers=held.first_layers), 0)
+    first = _limit(held, 0, held.first_layers)
     room = first * held.first_layers // held.layers
-    return np.minimum(np.maximum(_limit(held, held.k), room), held.rounds)
+    limit = _limit(held, held.k, held.layers)
+    if isinstance(room, int) and isinstance(limit, int):
+        return min(max(limit, room), held.rounds)
+    return np.minimum(np.maximum(limit, room), held.rounds)
 
 
 def _warm_up(held: Held) -> Count:
@@ -102,8 +114,9 @@ def _warm_up(held: Held) -> Count:
     groups = len(held.sizes)
     most: Count = 2 * (groups - 1 - held.k) + (held.chunks - 1) * groups + 1
     if len(set(held.sizes)) > 1 or held.rounds % groups:
-        most = sum(_limit(held, held.k + chunk * groups) for chunk in range(held.chunks))
-    return np.minimum(most, held.chunks * held.rounds)
+        most = sum(_limit(held, held.k + chunk * groups, held.layers) for chunk in range(held.chunks))
+    all_ = held.chunks * held.rounds
+    return min(most, all_) if isinstance(most, int) else np.minimum(most, all_)
 
 
 FORMULAS: Mapping[str, Formula] = {

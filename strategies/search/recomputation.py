@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +23,24 @@ Staircase = tuple[tuple[int, float], ...]
 """(bytes saved per micro-batch, seconds added), both ascending, none better than another."""
 
 
-def range_index(first: int, stop: int, layers: int) -> int:
-    """The place of a range among all that are not empty, by first layer and then by stop."""
-    return first * layers - first * (first - 1) // 2 + stop - first - 1
-
-
 class Staircases:
-    """Of every range of layers. ``saved`` and ``seconds`` have one entry a layer."""
+    """Of ``ranges`` of layers, (first, stop). ``saved`` and ``seconds`` have one entry a layer."""
 
-    def __init__(self, saved: Sequence[int], seconds: Sequence[float]) -> None:
+    def __init__(
+        self, saved: Sequence[int], seconds: Sequence[float], ranges: Sequence[tuple[int, int]]
+    ) -> None:
         unit = max(sum(saved) // (FINEST * max(len(saved), 1)), 1)
         self._saved = [each // unit * unit for each in saved]
         self._seconds = list(seconds)
         classes = {pair: None for pair in zip(self._saved, self._seconds, strict=True) if pair[0] > 0}
         self._kinds = tuple(classes)
-        layers, self._layers = len(saved), len(saved)
         self._unit = unit
-        place = {pair: i for i, pair in enumerate(self._kinds)}
-        of_range: list[Staircase] = []
-        for first in range(layers):
-            counts = [0] * len(self._kinds)
-            for stop in range(first + 1, layers + 1):
-                kind = place.get((self._saved[stop - 1], self._seconds[stop - 1]))
-                if kind is not None:
-                    counts[kind] += 1
-                of_range.append(_staircase(self._kinds, tuple(counts)))
+        layers = list(zip(self._saved, self._seconds, strict=True))
+        before = [[0, *accumulate(layer == kind for layer in layers)] for kind in self._kinds]
+        of_range = [
+            _staircase(self._kinds, tuple(each[stop] - each[first] for each in before))
+            for first, stop in ranges
+        ]
         # all staircases one behind the other, and after what of each range there is a step of the next
         self._most_R: NDArray[np.int64] = np.asarray([steps[-1][0] for steps in of_range], dtype=np.int64)
         self._apart = int(self._most_R.max()) // unit + 1
@@ -60,8 +54,8 @@ class Staircases:
         self._seconds_N = np.asarray([each for steps in of_range for _, each in steps])
 
     def least_seconds(self, needed_R: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The least seconds in which so many bytes are saved per micro-batch, for every range of layers (as
-        ``range_index`` counts them); infinite where not even all layers save as much."""
+        """The least seconds in which so many bytes are saved per micro-batch, for every range (and for many
+        at once); infinite where not even all of its layers save as much."""
         can_R = needed_R <= self._most_R
         units_R = np.where(can_R, needed_R, 0)
         if self._unit > 1:
@@ -69,14 +63,9 @@ class Staircases:
         seconds_R: NDArray[np.float64] = self._seconds_N[self._ends_N.searchsorted(self._before_R + units_R)]
         return np.where(can_R, seconds_R, np.inf)
 
-    def least_seconds_of_all(self, needed: int) -> float:
-        """As ``least_seconds``, of all layers together, which can save so many bytes."""
-        units = self._before_R[self._layers - 1] - -needed // self._unit
-        return float(self._seconds_N[self._ends_N.searchsorted(units)])
-
-    def most(self, first: int, stop: int) -> int:
+    def most(self, place: int) -> int:
         """Bytes per micro-batch that all layers of a range save."""
-        return int(self._most_R[range_index(first, stop, self._layers)])
+        return int(self._most_R[place])
 
     def layers(self, first: int, stop: int, needed: int) -> tuple[int, ...]:
         """The layers, ascending, that save at least ``needed`` bytes in ``least_seconds``; among layers that

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count as counting
 from itertools import pairwise
 
@@ -24,6 +24,9 @@ from strategies.search.space import Combination, Space, combinations
 
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
+
+FEW = 8
+"""Of how many combinations at first the cuts are looked at. Then it is eight times as many, and so on."""
 
 LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
@@ -89,28 +92,35 @@ def _best_first(
 
 
 def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> list[Choice]:
-    """The best choices of so many combinations. What is cheap to say comes first: a bound, then a branch's,
-    then the step that fits; each is no less than the one before, so the first that is known in full is the
-    best of all."""
-    waiting: list[tuple[float, int, int, Branch | Choice | None]] = [
-        (cuts.least(each), place, -1, None) for place, each in enumerate(possible)
-    ]
-    heapify(waiting)
+    """The best choices of so many combinations. What is cheap to say comes first: a bound for each, then one
+    that knows the cuts, for ever more at a time, then the step itself; each is no less than the one before,
+    so the first that is known in full is the best of all."""
+    place_of = {each: place for place, each in enumerate(possible)}
+    least = {each: cuts.least(each) * (1 - ALIKE) for each in possible}
+    unopened, many = sorted(possible, key=lambda each: -least[each]), FEW
+    waiting: list[tuple[float, int, int, Branch | Choice]] = []
     found: dict[int, Choice] = {}
     numbers = counting()
-    while waiting and len(found) < count:
-        _, place, _, known = heappop(waiting)
-        if place in found:  # by a better branch
-            continue
-        if isinstance(known, Choice):
-            found[place] = known
-            continue
-        opened = cuts.root(possible[place]) if known is None else cuts.settle(known)
+    while (waiting or unopened) and len(found) < count:
+        opened: Choice | list[Branch]
+        if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
+            opened = cuts.branches([unopened.pop() for _ in range(min(many, len(unopened)))])
+            many *= 8
+        else:
+            _, place, _, known = heappop(waiting)
+            if place in found:  # by a better branch
+                continue
+            if isinstance(known, Choice):
+                found[place] = known
+                continue
+            opened = cuts.settle(known)
         if isinstance(opened, Choice):
+            place = place_of[opened.combination]
             heappush(waiting, (opened.cost.step_seconds, place, next(numbers), opened))
         else:  # branches that are alike but for rounding are all settled before one is taken
             for branch in opened:
-                heappush(waiting, (branch.bound * (1 - ALIKE), place, next(numbers), branch))
+                bound = branch.bound * (1 - ALIKE)
+                heappush(waiting, (bound, place_of[branch.combination], next(numbers), branch))
     return list(found.values())
 
 

@@ -61,6 +61,54 @@ def least_sum_and_maximum(
     return best
 
 
+def least_apart(
+    added_NFS: NDArray[np.float64],
+    beyond_NFS: NDArray[np.float64],
+    rows: Sequence[Sequence[int]],
+    firsts: Sequence[tuple[int, int]],
+) -> NDArray[np.float64]:
+    """No path through each of many rows of stages takes less: the least sum and the least maximum, each of
+    whatever path; infinite where there is none.
+
+    ``rows[c]`` are the places in the tables of c's stages; its first stage begins at place 0 and ends at one
+    of ``firsts[c]`` (from, to), its last one ends at the last place.
+    """
+    stages_C = np.asarray([len(each) for each in rows])
+    order_C = np.argsort(-stages_C, kind="stable")  # those that go on are always the first
+    stages_C, ends = stages_C[order_C], added_NFS.shape[2]
+    rows_CK = np.zeros((len(rows), int(stages_C[0])), dtype=np.int64)
+    barred_CS = np.ones((len(rows), ends), dtype=bool)
+    for c, place in enumerate(order_C.tolist()):
+        rows_CK[c, : len(rows[place])] = rows[place]
+        barred_CS[c, firsts[place][0] : firsts[place][1] + 1] = False
+    sum_CS, most_CS = added_NFS[rows_CK[:, 0], 0], beyond_NFS[rows_CK[:, 0], 0]
+    sum_CS[barred_CS] = most_CS[barred_CS] = NEVER
+    for k in range(1, rows_CK.shape[1]):
+        on = int((stages_C > k).sum())
+        # every stage before and after takes a place at least
+        last = ends - int(stages_C[on - 1]) + k
+        before, after = slice(k, last), slice(k + 1, last + 1)
+        through = added_NFS[:, before, after][rows_CK[:on, k]]
+        through += sum_CS[:on, before, None]
+        sum_CS[:on, after] = through.min(axis=1)
+        through = beyond_NFS[:, before, after][rows_CK[:on, k]]
+        np.maximum(through, most_CS[:on, before, None], out=through)
+        most_CS[:on, after] = through.min(axis=1)
+    least_C = np.empty(len(rows))
+    least_C[order_C] = sum_CS[:, -1] + most_CS[:, -1]
+    return least_C
+
+
+def least_apart_by_first(added: Sequence[Matrix], beyond: Sequence[Matrix]) -> NDArray[np.float64]:
+    """As ``least_apart``, of one row of stages, for every place where the first stage may end."""
+    sum_F, most_F = added[-1][:, -1], beyond[-1][:, -1]
+    for added_FS, beyond_FS in zip(added[-2:0:-1], beyond[-2:0:-1], strict=True):
+        sum_F = (added_FS + sum_F).min(axis=1)
+        most_F = np.maximum(beyond_FS, most_F).min(axis=1)
+    least_F: NDArray[np.float64] = added[0][0] + sum_F + np.maximum(beyond[0][0], most_F)
+    return least_F
+
+
 def _shortest(
     added: Sequence[Matrix], beyond: Sequence[Matrix], limit: float
 ) -> tuple[float, float, Path] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -11,15 +13,34 @@ from numpy.typing import NDArray
 
 from strategies.search.cost import Problem, streamed_layers, timed
 from strategies.search.formulas import FORMULAS
-from strategies.search.recomputation import Staircases, range_index
+from strategies.search.recomputation import Staircases
 from strategies.search.shortest import NEVER, Matrix
 from strategies.search.space import Combination
 
 Ranges = NDArray[Any]
-"""One entry for each range of layers that is not empty, by first layer and then by stop."""
+"""One entry for each range of layers that is not empty, or rather one for all that are alike in what counts:
+a deep model of equal blocks has few."""
 
+
+Matrices = NDArray[np.float64]
+"""[table, first layer, stop layer]."""
 
 Tables = list[tuple[Matrix, Matrix]]
+
+
+@dataclass(frozen=True, slots=True)
+class ManyTables:
+    """Seconds added and seconds beyond of stages, infinite where they do not fit; ``rows[c]`` are the places
+    of the tables of combination c's groups."""
+
+    added_NFS: Matrices
+    beyond_NFS: Matrices
+    rows: Sequence[tuple[int, ...]]
+
+    def tables(self, c: int) -> Tables:
+        """One object for groups that are alike."""
+        of_row = {row: (self.added_NFS[row], self.beyond_NFS[row]) for row in self.rows[c]}
+        return [of_row[row] for row in self.rows[c]]
 
 
 class StageTables:
@@ -32,7 +53,8 @@ class StageTables:
     def __init__(self, problem: Problem, limit: int | None, recompute: tuple[int, ...] | None) -> None:
         self._problem, self._limit, self._recompute = problem, limit, recompute
         size = problem.layers + 1
-        self._first_R, self._stop_R = np.triu_indices(size, 1)
+        self._first_R, self._stop_R, self._places_FS = self._apart()
+        """The first range of each kind, and [first layer, stop layer] -> 1 + its kind, 0 for an empty one."""
         crossing_F = np.asarray([problem.crossing_seconds(first) for first in range(size)])
         inputs_F = np.asarray([problem.input_bytes(first) for first in range(size)], dtype=np.int64)
         self._crossing_R = crossing_F[self._first_R]
@@ -45,101 +67,144 @@ class StageTables:
         self._split_R = self._of_ranges(problem.split[0]), self._of_ranges(problem.split[1])
         self._whole_R = self._of_ranges(problem.whole[0]), self._of_ranges(problem.whole[1])
         self._staircases: Staircases | None = None
-        self._known: dict[tuple[object, ...], Tables] = {}
-        self._of_size: dict[tuple[object, ...], Ranges] = {}
-        places = np.zeros((size, size), dtype=np.int64)
-        places[self._first_R, self._stop_R] = 1 + np.arange(len(self._first_R))
-        self._places_FS = places.ravel()
-        """Where each entry of a matrix comes from: 0 where the range is empty."""
+        self._known: dict[tuple[object, ...], tuple[ManyTables, int]] = {}
+        self._of_size: dict[tuple[object, ...], dict[int, Ranges]] = {}
+        self._spans_L = np.arange(1, size)
+
+    def _apart(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Ranges of the same layers one after the other, whose sums are the same to the last bit."""
+        problem, layers = self._problem, self._problem.layers
+        again = {*(self._recompute or ())}
+        kept = [after - before for before, after in pairwise(problem.kept)]
+        alike = zip(problem.layer_parameters, kept, problem.saved, problem.again, strict=True)
+        kinds = [(layer in again, *each) for layer, each in enumerate(alike)]
+        firsts_R, stops_R = np.triu_indices(layers + 1, 1)
+        sums_R = [
+            (before[stops_R] - before[firsts_R]).tolist()
+            for before in map(np.asarray, (problem.forward, *problem.split, *problem.whole))
+        ]
+        sums = zip(*sums_R, strict=True)
+        following: dict[object, int] = {}
+        """(a sequence of layers, the next layer's kind) -> a longer sequence"""
+        places: dict[object, int] = {}
+        places_FS = np.zeros((layers + 1, layers + 1), dtype=np.int64)
+        ranges = []
+        for first in range(layers):
+            sequence = -1
+            into = problem.input_bytes(first), problem.crossing_seconds(first)
+            for stop in range(first + 1, layers + 1):
+                sequence = following.setdefault((sequence, kinds[stop - 1]), len(following))
+                kind = (sequence, into, next(sums))
+                if kind not in places:
+                    places[kind] = len(places) + 1
+                    ranges.append((first, stop))
+                places_FS[first, stop] = places[kind]
+        first_R, stop_R = np.asarray(ranges).T
+        return first_R, stop_R, places_FS
 
     def seconds(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
         """(seconds added, seconds beyond) of every group's stages, [first layer, stop layer]; of at most
         ``limit`` bytes where ``limited``, if the first stage has no fewer than ``first_length`` layers."""
-        by_first = FORMULAS[combination.strategy.schedule].by_first_stage
-        memory = (first_length if by_first else 0,) if limited else ()
-        key = (combination, memory)
-        if key not in self._known:
-            self._known[key] = self._timed(combination, first_length, limited=limited)
-        return self._known[key]
+        return self.of_many([(combination, first_length)], limited=limited).tables(0)
 
-    def least_extra(self, needed: int) -> float:
-        """Forward seconds, at speed 1, in which all layers together save so many bytes per micro-batch; 0.0
-        where they cannot."""
-        staircase, layers = self._staircase(), self._problem.layers
-        if not 0 < needed <= staircase.most(0, layers):
-            return 0.0
-        return staircase.least_seconds_of_all(needed)
+    def of_many(self, asked: Sequence[tuple[Combination, int]], *, limited: bool) -> ManyTables:
+        """``seconds`` of several combinations that differ in their groups' sizes alone, and first lengths."""
+        keys = [self._key(combination, first_length, limited=limited) for combination, first_length in asked]
+        if len(keys) == 1 and keys[0] in self._known:
+            many, place = self._known[keys[0]]
+            return ManyTables(many.added_NFS, many.beyond_NFS, [many.rows[place]])
+        many = self._timed(asked, limited=limited)
+        for place, key in enumerate(keys):
+            self._known.setdefault(key, (many, place))
+        return many
+
+    @staticmethod
+    def _key(combination: Combination, first_length: int, *, limited: bool) -> tuple[object, ...]:
+        by_first = FORMULAS[combination.strategy.schedule].by_first_stage
+        return combination, (first_length if by_first else 0,) if limited else ()
 
     def recomputed(self, combination: Combination, bounds: Sequence[int]) -> tuple[int, ...] | None:
         """The layers that are computed again in the least time in which all stages fit; None: they do not."""
         if self._recompute is not None:
             return self._recompute
         layers: tuple[int, ...] = ()
-        for k, (first, stop) in enumerate(pairwise(bounds)):
-            held = self._problem.held(combination, k, stop - first, bounds[1])
-            place = range_index(first, stop, self._problem.layers)
-            size = combination.size(k)
-            needed = int(self._needed(combination, [size], held, slice(place, place + 1))[0, 0])
-            if needed > self._staircase().most(first, stop):
+        held_K = [
+            int(self._problem.held(combination, k, stop - first, bounds[1]))
+            for k, (first, stop) in enumerate(pairwise(bounds))
+        ]
+        room_KR = self._by_size(self._room, combination, [combination.size(k) for k in range(len(held_K))])
+        for (first, stop), held, room_R in zip(pairwise(bounds), held_K, room_KR, strict=True):
+            place = int(self._places_FS[first, stop]) - 1
+            room, kept = int(room_R[place]), int(self._kept_R[place])
+            needed = max(kept - (room - int(self._largest_R[place])) // held, 1) if held * kept > room else 0
+            if needed > self._staircase().most(place):
                 return None
             layers += self._staircase().layers(first, stop, needed)
         return layers
 
-    def _timed(self, combination: Combination, first_length: int, *, limited: bool) -> Tables:
-        problem, strategy, pace = self._problem, combination.strategy, self._problem.speed
-        held = [0] * len(combination.sizes)
-        if limited:
-            held = [self._held(combination, k, first_length) for k in range(len(combination.sizes))]
+    def _timed(self, asked: Sequence[tuple[Combination, int]], *, limited: bool) -> ManyTables:
+        problem, pace, combination = self._problem, self._problem.speed, asked[0][0]
         # groups as large as each other whose workers keep as many micro-batches are alike
-        kinds = [
-            (size, k if np.ndim(each) else int(each))
-            for k, (size, each) in enumerate(zip(combination.sizes, held, strict=True))
-        ]
-        apart = list(dict.fromkeys(kinds))
+        places: dict[tuple[int, int | bytes], int] = {}
+        apart: list[tuple[int, Any]] = []
+        rows = []
+        for each, first_length in asked:
+            row = []
+            for k, size in enumerate(each.sizes):
+                held = self._held(each, k, first_length) if limited else 0
+                kind = (size, held if isinstance(held, int) else held.tobytes())
+                if kind not in places:
+                    places[kind] = len(apart)
+                    apart.append((size, held))
+                row.append(places[kind])
+            rows.append(tuple(row))
         sizes = [size for size, _ in apart]
         sizes_N1 = np.asarray(sizes)[:, None]
         extra_NR = self._settled_R[None, :]
         if limited:
-            held_NR = np.empty((len(apart), len(self._span_R)), dtype=np.int64)
-            for row_R, kind in zip(held_NR, apart, strict=True):
-                row_R[:] = held[kinds.index(kind)]
-            extra_NR = self._extra_seconds(combination, sizes, held_NR)
-        inputs_R, weights_R = self._split_R if FORMULAS[strategy.schedule].splits else self._whole_R
+            held_NL = np.empty((len(apart), problem.layers), dtype=np.int64)
+            for held_L, (_, held) in zip(held_NL, apart, strict=True):
+                held_L[:] = held
+            extra_NR = self._extra_seconds(combination, sizes, held_NL.take(self._span_R - 1, axis=1))
+        splits = FORMULAS[combination.strategy.schedule].splits
+        inputs_R, weights_R = self._split_R if splits else self._whole_R
         seconds = (self._forward_R / pace, inputs_R / pace, weights_R / pace)
         fits_NR = extra_NR < NEVER
         again_NR = np.where(fits_NR, extra_NR / pace, 0.0)
         added_NR, beyond_NR, _ = timed(problem, combination, sizes_N1, seconds, again_NR)
         beyond_NR = beyond_NR + self._by_size(self._sending_seconds, combination, sizes)
-        added, beyond = (
+        added_NFS, beyond_NFS = (
             self._matrices(values_NR, fits_NR, len(apart))
             for values_NR in (added_NR + self._crossing_R, beyond_NR)
         )
-        return [(added[place], beyond[place]) for place in map(apart.index, kinds)]
+        return ManyTables(added_NFS, beyond_NFS, rows)
 
     def _by_size(
-        self, of_size: Callable[[Combination, int], Ranges], combination: Combination, sizes: Sequence[int]
+        self,
+        of_sizes: Callable[[Combination, NDArray[np.int64]], Ranges],
+        combination: Combination,
+        sizes: Sequence[int],
     ) -> Ranges:
         """[size, range]; what depends on a group's size and the strategy alone is worked out once."""
-        rows = []
-        for size in sizes:
-            key = (of_size.__name__, combination.strategy, size)
-            if key not in self._of_size:
-                self._of_size[key] = of_size(combination, size)
-            rows.append(self._of_size[key])
-        return np.stack(rows)
+        of_strategy = self._of_size.setdefault((of_sizes.__name__, combination.strategy), {})
+        new = [size for size in dict.fromkeys(sizes) if size not in of_strategy]
+        if new:
+            shape = len(new), len(self._span_R)  # there is what no size makes a difference to
+            rows_NR = np.broadcast_to(of_sizes(combination, np.asarray(new)[:, None]), shape)
+            of_strategy.update(zip(new, rows_NR, strict=True))
+        return np.concatenate([of_strategy[size] for size in sizes]).reshape(len(sizes), -1)
 
-    def _sending_seconds(self, combination: Combination, size: int) -> Ranges:
+    def _sending_seconds(self, combination: Combination, sizes_N1: NDArray[np.int64]) -> Ranges:
         chunks = combination.strategy.chunks
-        sent_R: Ranges = self._problem.sent_bytes(combination, size, chunks * self._parameters_R)
-        return sent_R / self._problem.costs.link_bytes_per_second
+        sent_NR: Ranges = self._problem.sent_bytes(combination, sizes_N1, chunks * self._parameters_R)
+        return sent_NR / self._problem.costs.link_bytes_per_second
 
-    def _matrices(self, values_NR: Ranges, usable_NR: Ranges, kinds: int) -> list[Matrix]:
+    def _matrices(self, values_NR: Ranges, usable_NR: Ranges, kinds: int) -> Matrices:
         values_N1R = np.full((kinds, 1 + len(self._span_R)), NEVER)
         np.copyto(values_N1R[:, 1:], values_NR, where=usable_NR)
-        size = self._problem.layers + 1
-        return list(values_N1R.take(self._places_FS, axis=1).reshape(kinds, size, size))
+        return values_N1R.take(self._places_FS, axis=1)
 
-    @property
+    @cached_property
     def _settled_R(self) -> Ranges:
         """Forward seconds of the layers that are computed again whatever the memory, at speed 1."""
         return self._of_layers(self._problem.again)
@@ -153,20 +218,22 @@ class StageTables:
 
     def _extra_seconds(self, combination: Combination, sizes: Sequence[int], held: Ranges) -> Ranges:
         """Forward seconds that are computed again at speed 1; infinite where memory does not suffice."""
+        room_NR = self._by_size(self._room, combination, sizes)
         if self._recompute is None:
-            return self._staircase().least_seconds(self._needed(combination, sizes, held, slice(None)))
+            # so many bytes must be saved per micro-batch
+            needed_NR = np.maximum(self._kept_R - (room_NR - self._largest_R) // held, 1)
+            return self._staircase().least_seconds(np.where(held * self._kept_R <= room_NR, 0, needed_NR))
         again_R = self._of_layers([1] * self._problem.layers) > 0
         kept_R = self._kept_R - self._of_layers(self._problem.saved)
-        bytes_NR = held * kept_R + self._largest_R * again_R
-        return np.where(bytes_NR <= self._by_size(self._room, combination, sizes), self._settled_R, NEVER)
+        return np.where(held * kept_R + self._largest_R * again_R <= room_NR, self._settled_R, NEVER)
 
-    def _room(self, combination: Combination, size: int) -> Ranges:
+    def _room(self, combination: Combination, sizes_N1: NDArray[np.int64]) -> Ranges:
         """Bytes that parameters, sums and states leave to activations."""
         assert self._limit is not None
         parameters_R = combination.strategy.chunks * self._parameters_R
         widest_R = self._widest(streamed_layers(combination.strategy))
-        room_R: Ranges = self._limit - self._problem.resident(combination, size, parameters_R, widest_R)
-        return room_R
+        room_NR: Ranges = self._limit - self._problem.resident(combination, sizes_N1, parameters_R, widest_R)
+        return room_NR
 
     def _widest(self, layers: int) -> Ranges:
         if layers not in self._widest_R:
@@ -175,23 +242,15 @@ class StageTables:
         return self._widest_R[layers]
 
     def _held(self, combination: Combination, k: int, first_length: int) -> Any:
-        firsts_R = self._span_R if k == 0 else first_length
-        return self._problem.held(combination, k, self._span_R, firsts_R)
-
-    def _needed(
-        self, combination: Combination, sizes: Sequence[int], held: Any, which: slice
-    ) -> NDArray[np.int64]:
-        """Bytes that must be saved per micro-batch so that ranges (``which``) fit into groups of so many
-        workers, of whom each keeps ``held`` micro-batches."""
-        kept_R = self._kept_R[which]
-        room = self._by_size(self._room, combination, sizes)[:, which]
-        needed = kept_R - (room - self._largest_R[which]) // held
-        plain = held * kept_R <= room
-        return np.where(plain, 0, np.maximum(needed, 1))
+        """For every number of layers, where that makes a difference."""
+        firsts_L = self._spans_L if k == 0 else first_length
+        held = self._problem.held(combination, k, self._spans_L, firsts_L)
+        return held if isinstance(held, np.ndarray) else int(held)
 
     def _staircase(self) -> Staircases:
         if self._staircases is None:
-            self._staircases = Staircases(self._problem.saved, self._problem.again)
+            ranges = list(zip(self._first_R.tolist(), self._stop_R.tolist(), strict=True))
+            self._staircases = Staircases(self._problem.saved, self._problem.again, ranges)
         return self._staircases
 
     def _of_ranges(self, before: Sequence[float] | NDArray[Any]) -> Ranges:

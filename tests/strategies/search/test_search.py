@@ -202,6 +202,20 @@ def test_nothing_that_a_brute_force_finds_is_better(
     check_against_brute_force(problem, space, workers, limit)
 
 
+@given(
+    kinds=st.lists(ROW, min_size=1, max_size=2),
+    order=st.lists(st.booleans(), min_size=3, max_size=5),
+    workers=st.integers(2, 6),
+    limit=st.one_of(st.none(), st.integers(500, 20_000)),
+)
+@settings(max_examples=25, deadline=None)
+def test_nor_where_layers_are_alike(
+    kinds: list[tuple[int, int, int, int, int]], order: list[bool], workers: int, limit: int | None
+) -> None:
+    problem = Problem(cost_model([kinds[-each] for each in order]), 7)
+    check_against_brute_force(problem, Space(), workers, limit)
+
+
 def check_against_brute_force(problem: Problem, space: Space, workers: int, limit: int | None) -> None:
     """The search finds what no other strategy and cut is faster than, or says that nothing fits."""
     expected = brute_force(problem, space, workers, limit)
