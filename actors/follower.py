@@ -188,7 +188,8 @@ class Follower:
         if self.worker == change.usher:
             assert self.plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self.plan.workers)):
-                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
+                # ahead of parameters, on the link that these take: nobody waits here until that is made
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry, background=True)
         if self.worker in change.plan.workers:
             return resume
         self.plan = self._left_ns = None

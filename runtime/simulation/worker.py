@@ -166,7 +166,7 @@ class SimWorker(ControlEnd):
         if self.worker == change.usher:
             assert self._plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self._plan.workers)):
-                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), entry)
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), entry, background=True)
         if self.worker in change.plan.workers:
             return resume
         self._plan = None
