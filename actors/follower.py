@@ -6,11 +6,15 @@ Everything here runs in the worker's own thread; ``stop`` and ``is_told`` are fo
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from actors.line import Line
+from actors.room import Room
 from actors.shard_writer import ShardWriter
 from actors.step_records import StepRecords
 from runtime.change import at_boundary
@@ -31,11 +35,12 @@ from runtime.protocol import (
     Resume,
     Settled,
 )
+from runtime.resharding import Transfer
 from runtime.salvage import layers_of
-from runtime.snapshots import ShardStore
+from runtime.snapshots import Piece, ShardStore
 from runtime.spans import RECOVERY, SpanLog
 from strategies.job import Job
-from strategies.move import Mover, Working
+from strategies.move import Mover, Working, hand_over
 from strategies.pipeline import Data, FaultPoint
 from strategies.salvage import StepProgress
 from strategies.share import Outcome
@@ -99,6 +104,8 @@ class Follower:
         self._build_lock = build_lock
         self._step_flops, self._peak_flops = step_flops, peak_flops
         self._pending: Change | None = None
+        self._room: Room | None = None  # for the pending change
+        self._handed_over: tuple[int, frozenset[Transfer]] = (0, frozenset())  # for which generation
         self._began: dict[int, float] = {}
         self._spans = SpanLog()
         self._left_ns: int | None = None  # since when no step has been under way here
@@ -114,7 +121,17 @@ class Follower:
         if self.plan is None or self.worker not in self.plan.workers:
             return False
         self._pending = change
+        if isinstance(self.stage, StageModel) and self.worker in change.plan.workers:
+            self._take_room()
+            self._room = Room(self.stage, change.plan, self.worker)
         return True
+
+    def _take_room(self) -> Room | None:
+        """What was made ready for a change; whether it is the one at hand is for the caller to see."""
+        room, self._room = self._room, None
+        if room is not None:
+            room.close()
+        return room
 
     def follow(self, resume: Resume) -> None:
         """Goes on under another plan, or serves what others need of this worker."""
@@ -123,7 +140,7 @@ class Follower:
         self._fault("recovery", version + 1, 0)
         if self.worker not in plan.workers:
             self.plan = None
-            self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
+            self._connect(resume.addresses)
             self._mover(resume).serve()
             self._left_ns = None
             return
@@ -132,7 +149,7 @@ class Follower:
     def enter(self, change: Change) -> None:
         """Comes in where those at work say that the change takes place."""
         self._left_ns = time.perf_counter_ns()
-        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        self._connect(change.addresses)
         resume = at_boundary(change, self._entry(change))
         self._train(resume, self._move(resume))
 
@@ -162,7 +179,7 @@ class Follower:
         """
         generation = change.plan.generation
         self._leave_step()
-        self.endpoint.connect({w: a for w, a in change.addresses.items() if w != self.worker})
+        self._connect(change.addresses)
         self.endpoint.interrupt(generation)
         if self.endpoint.acknowledge() != generation:
             raise Interrupted(self.endpoint.generation)
@@ -171,12 +188,25 @@ class Follower:
         if self.worker == change.usher:
             assert self.plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self.plan.workers)):
-                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry)
+                # ahead of parameters, on the link that these take: nobody waits here until that is made
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), note=entry, background=True)
         if self.worker in change.plan.workers:
             return resume
         self.plan = self._left_ns = None
         self._mover(resume).serve()
         return None
+
+    def _hand_over(self, generation: int, version: int, new_states: Mapping[Piece, Tensor]) -> None:
+        """Of the step that the change of this generation follows."""
+        change = self._pending
+        assert change is not None and change.plan.generation == generation, "all have said that they know"
+        self._connect(change.addresses)
+        assert self.plan is not None
+        sent = hand_over(self.endpoint, self.worker, self.plan, change, version, new_states)
+        self._handed_over = (generation, sent)
+
+    def _connect(self, addresses: Mapping[WorkerId, str]) -> None:
+        self.endpoint.connect({w: a for w, a in addresses.items() if w != self.worker})
 
     def _leave_step(self) -> None:
         if self._left_ns is None:
@@ -187,13 +217,15 @@ class Follower:
             self.settled = True
             self._tell(Settled(self.worker, resume.plan.generation))
 
+        generation, sent = self._handed_over
+        handed_over = sent if generation == resume.plan.generation else frozenset()
         parts = (self.job, self.layout, self.endpoint, self.worker, self.stage, self.store)
-        return Mover(*parts, resume, on_settled=settled)
+        return Mover(*parts, resume, handed_over, on_settled=settled)
 
     def _move(self, resume: Resume) -> Mover:
         began = time.perf_counter()
         plan, version = resume.plan, resume.version
-        self.endpoint.connect({w: a for w, a in resume.addresses.items() if w != self.worker})
+        self._connect(resume.addresses)
         mover = self._mover(resume)
         self.plan, self._pending, self.settled = plan, None, False
         # Known before anything is held at this version: a further loss may cut the move short. Those of the
@@ -203,6 +235,9 @@ class Follower:
         salvaged = resume.salvage
         if salvaged is None or self.worker not in salvaged.contributors:
             self._progress.begin(0, 0, {})  # the sums that it speaks of may not survive the move
+        room = self._take_room()
+        if room is not None and room.generation == plan.generation and isinstance(self.stage, StageModel):
+            room.give(self.stage)
         with self._build_lock if resume.source == "initial" else nullcontext():
             mover.move()
         self._prepare(resume, mover)
@@ -237,6 +272,7 @@ class Follower:
             stop_requested=lambda: self.stop,
             on_repeat=lambda step, attempt: self._tell_repeat(plan.workers[0], step, attempt),
             pending_change=self.pending_generation,
+            hand_over=self._hand_over,
             settle=mover.settle,
             known=self.records.complete,
             remember=self.records.remember,
@@ -322,6 +358,7 @@ class Follower:
     def held(self, generation: int) -> Held:
         """What this worker holds, in answer to an interrupt. A change that was pending is off."""
         self._pending = None
+        self._take_room()
         self._leave_step()
         now = time.perf_counter()
         ages = {version: now - began for version, began in self._began.items()}

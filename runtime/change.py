@@ -21,7 +21,8 @@ def boundary_transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, 
     """What must move from ``old`` to ``new`` at a step boundary.
 
     Only those who compute it count as sources of state: the copies of the step just committed are still on
-    their way to the backups, and are not sent at all where a change follows.
+    their way to the backups, and are not sent at all where a change follows. Parameters come from them too
+    where they can: they have them before they have gathered those of others, and send them then.
     """
     holdings: dict[WorkerId, list[Holding]] = {worker: [] for worker in old.workers}
     working: dict[WorkerId, dict[int, int]] = {worker: {} for worker in old.workers}
@@ -34,7 +35,7 @@ def boundary_transfers(layout: Layout, old: Plan, new: Plan) -> tuple[Transfer, 
             having.update(old.holders(layout.blocks[shard.block].layers))
         for worker in having:
             holdings[worker].append(Holding(shard.block, shard.start, shard.stop, BOUNDARY))
-    return plan_transfers(layout, new, BOUNDARY, holdings, working)
+    return plan_transfers(layout, new, BOUNDARY, holdings, working, owners_first=True)
 
 
 def at_boundary(change: Change, entry: Entry) -> Resume:

@@ -124,6 +124,8 @@ def plan_transfers(
     version: int,
     holdings: Mapping[WorkerId, Sequence[Holding]],
     working: Mapping[WorkerId, Mapping[int, int]],
+    *,
+    owners_first: bool = False,
 ) -> tuple[Transfer, ...]:
     """What must move so that ``plan`` can go on from ``version``.
 
@@ -137,12 +139,13 @@ def plan_transfers(
     Order: parameters first (only they are waited for before the next forward), then owners' state, then
     backups' (ElasWave moves a layer's parameters before its optimizer state for the same reason);
     inside each by block, target, start. Transfers of one kind to one target are disjoint. Each
-    segment comes from the source with the fewest bytes to send so far, then the lowest id.
+    segment comes from the source with the fewest bytes to send so far, then the lowest id; with
+    ``owners_first``, of those who hold its state, also where it is of parameters and cut no finer by that.
 
     Every element must be held at ``version`` by someone (``newest_complete_version`` finds such a
     version); AssertionError where nobody holds a wanted one.
     """
-    sources = _Sources(layout, version, holdings, working)
+    sources = _Sources(layout, version, holdings, working, owners_first=owners_first)
     owned: dict[tuple[int, WorkerId], list[Interval]] = {}
     backed_up: dict[tuple[int, WorkerId], list[Interval]] = {}
     for shard in plan.shards:
@@ -188,7 +191,10 @@ class _Sources:
         version: int,
         holdings: Mapping[WorkerId, Sequence[Holding]],
         working: Mapping[WorkerId, Mapping[int, int]],
+        *,
+        owners_first: bool,
     ) -> None:
+        self._owners_first = owners_first
         self._bytes_to_send = dict.fromkeys({*holdings, *working}, 0)
         self._local: dict[tuple[int, WorkerId], list[Interval]] = {}
         for worker, sequence in holdings.items():
@@ -259,7 +265,7 @@ class _Sources:
             for segment_start, segment_stop in pairwise(cuts):
                 i = bisect_right(bounds, segment_start) - 1
                 least = [(self._bytes_to_send[worker], worker) for worker in (holders[i] if i >= 0 else ())]
-                if full:
+                if full and not (least and self._owners_first):
                     least.append(self._least_loaded(self._full[block]))
                 assert least, f"nobody holds elements {segment_start}.. of block {block}"
                 _, source = min(least)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from runtime.checkpoint import CheckpointReader, load_manifest
 from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.layout import Layout
-from runtime.plan import Shard, WorkerId
-from runtime.protocol import Resume
+from runtime.plan import Plan, Shard, WorkerId
+from runtime.protocol import Change, Resume
 from runtime.resharding import Content, Transfer
 from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
@@ -66,6 +66,8 @@ class Mover:
     stage: Working
     store: ShardStore
     resume: Resume
+    handed_over: Collection[Transfer] = ()
+    """What was sent before the boundary (``hand_over``)."""
     bytes_received: int = 0
     on_settled: Callable[[], None] = lambda: None
     """Called once, when everything that was owed has come."""
@@ -138,20 +140,13 @@ class Mover:
         return Tag(self.resume.plan.generation, self.resume.version, 0, what)
 
     def _tag(self, transfer: Transfer) -> Tag:
-        what = "move parameters" if transfer.what == "parameters" else "move state"
-        return self._channel(what)._replace(index=(transfer.block, transfer.start, transfer.stop))
+        return _tag_of(transfer, self.resume.plan.generation, self.resume.version)
 
     def _begin_sending(self) -> None:
-        """Parameters: first to who needs the least of them, who can then go on the soonest."""
         transfers = self.resume.transfers
-        needed = Counter[WorkerId]()
-        for transfer in transfers:
-            needed[transfer.target] += transfer.bytes if transfer.what == "parameters" else 0
-        mine = [transfer for transfer in transfers if transfer.source == self.worker]
-        parameters = [transfer for transfer in mine if transfer.what == "parameters"]
-        self._send(sorted(parameters, key=lambda transfer: needed[transfer.target]))
-        for transfer in reversed(mine):
-            if transfer.what != "parameters":
+        self._send(t for t in _parameters_of(self.worker, transfers) if t not in self.handed_over)
+        for transfer in reversed(transfers):
+            if transfer.source == self.worker and transfer.what != "parameters":
                 self._unsent.setdefault(transfer.target, []).append(transfer)
 
     def _awaited(self) -> list[Tag]:
@@ -262,6 +257,51 @@ class Mover:
                 state_3N = flat_N.new_zeros(ROWS, shard.size)
                 state_3N[0] = flat_N[shard.start : shard.stop]
                 self.store.put(piece_of(shard), 0, state_3N)
+
+
+def hand_over(
+    endpoint: Endpoint,
+    worker: WorkerId,
+    old: Plan,
+    change: Change,
+    version: int,
+    new_states: Mapping[Piece, Tensor],
+) -> frozenset[Transfer]:
+    """Sends what ``worker`` has updated of the parameters that move at the boundary after ``version`` steps,
+    before it gathers the others': who takes a layer over then has it as soon as its owners have, and need
+    not stand still until they have come to the boundary too. Returns what was sent.
+
+    To those alone who are at work under ``old``: what newcomers get is more, for whom nobody stands still,
+    and would hold up the gather. ``new_states`` (3, n) are those of the owned shards; they stay as they are,
+    as for backups.
+    """
+    handed_over: set[Transfer] = set()
+    for transfer in _parameters_of(worker, change.transfers):
+        if transfer.target not in old.workers:
+            continue
+        for (block, start, stop), state_3N in new_states.items():
+            if block == transfer.block and start <= transfer.start and transfer.stop <= stop:
+                part = state_3N[0, transfer.start - start : transfer.stop - start]
+                tag = _tag_of(transfer, change.plan.generation, version)
+                endpoint.send(transfer.target, tag, [part], background=True)
+                handed_over.add(transfer)
+    return frozenset(handed_over)
+
+
+def _parameters_of(worker: WorkerId, transfers: Sequence[Transfer]) -> list[Transfer]:
+    """The parameters that ``worker`` sends: first to who needs the least of them, who can then go on the
+    soonest."""
+    parameters = [transfer for transfer in transfers if transfer.what == "parameters"]
+    needed = Counter[WorkerId]()
+    for transfer in parameters:
+        needed[transfer.target] += transfer.bytes
+    mine = [transfer for transfer in parameters if transfer.source == worker]
+    return sorted(mine, key=lambda transfer: needed[transfer.target])
+
+
+def _tag_of(transfer: Transfer, generation: int, version: int) -> Tag:
+    what = "move parameters" if transfer.what == "parameters" else "move state"
+    return Tag(generation, version, 0, what, (transfer.block, transfer.start, transfer.stop))
 
 
 def _meet(transfer: Transfer, shard: Shard) -> bool:

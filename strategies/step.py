@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -81,6 +81,9 @@ class StepRunner:
     on_repeat: Callable[[int, int], None]
     pending_change: Callable[[], int]
     """The generation of the change of plan that this worker knows of, or 0."""
+    hand_over: Callable[[int, int, Mapping[Piece, Tensor]], None]
+    """Told of the generation of a change that follows the step, of the step, and of the new state (3, n) of
+    what this worker updates, before others' parameters are gathered."""
     settle: Callable[..., None]
     """Takes in what the last move still owes this worker; called before every exchange (``wait=True``) and
     between micro-batches (``wait=False``)."""
@@ -166,10 +169,13 @@ class StepRunner:
         self.exponents[version + 1] = following
         for old in [v for v in self.exponents if v < version]:
             del self.exponents[old]
-        self._gather(step, attempt, new_states)
-        self.fault("backup", step, 0)
         if is_last or result.stop or result.change <= self.plan.generation:
             result = replace(result, change=0)
+        else:
+            self.hand_over(result.change, step, new_states)
+        self._gather(step, attempt, new_states)
+        self.fault("backup", step, 0)
+        if not result.change:
             self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
             self.rounds.expect_backups()
             self._version_ended = time.perf_counter()

@@ -19,7 +19,8 @@ from jobs.bench.sleeping import recipe_of
 from jobs.recipe.recipe import Recipe
 from runtime.events import StepRecord
 from runtime.plan import Plan, WorkerId
-from runtime.run_folder import LoggedEvent, RunFolder
+from runtime.run_folder import LoggedEvent, RunFolder, read_json_lines
+from runtime.spans import KINDS
 
 END_SECONDS = 60.0
 
@@ -44,6 +45,22 @@ def recipe(name: str, workers: int, layers: int, forward_seconds: float, **model
         forward_seconds=forward_seconds,
         **model,
     )
+
+
+Spans = Mapping[WorkerId, Sequence[tuple[str, float, float]]]
+"""(kind, began, ended) of what each worker did in a step, in seconds since 1970."""
+
+
+def spans_of(record: Mapping[str, Any]) -> Spans:
+    """One line of a timeline."""
+    began = record["began"]
+    return {
+        int(worker): [
+            (KINDS[kind], began + start / 1e6, began + (start + duration) / 1e6)
+            for kind, _, start, duration in zip(*[iter(flat)] * 4, strict=True)
+        ]
+        for worker, flat in record["workers"].items()
+    }
 
 
 class Watched:
@@ -102,6 +119,20 @@ class Watched:
     def events(self) -> Sequence[LoggedEvent]:
         """All that has been logged so far."""
         return self._folder.read_events().events
+
+    def timeline(self) -> Mapping[int, Spans]:
+        """What the workers did in the newest steps and in those around events, by step; the newest step so
+        far is there. Raises RuntimeError if that takes too long."""
+        newest = self.steps()[-1].step
+        found: dict[int, Spans] = {}
+
+        def ready() -> bool:
+            records, _ = read_json_lines(self._folder.timeline_file)
+            found.update({record["step"]: spans_of(record) for record in records})
+            return newest in found
+
+        wait_for(f"the timeline of step {newest}", ready)
+        return found
 
     def steps(self) -> Sequence[StepRecord]:
         """All that has been recorded so far."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runtime.fabric.interface import Message, Tag
 from runtime.layout import ALIGNMENT
-from runtime.plan import Shard, WorkerId
-from runtime.protocol import Resume
+from runtime.plan import Plan, Shard, WorkerId
+from runtime.protocol import Change, Resume
 from runtime.resharding import Transfer
 from runtime.salvage import layers_of
 from runtime.simulation.process import Waits
@@ -25,11 +26,18 @@ def piece_of(shard: Shard) -> Piece:
 class SimMover:
     """``move`` returns as soon as the next forward can run; ``settle`` takes in what is still owed."""
 
-    def __init__(self, worker: SimWorker, resume: Resume, on_settled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        worker: SimWorker,
+        resume: Resume,
+        handed_over: Collection[Transfer],
+        on_settled: Callable[[], None],
+    ) -> None:
         self.me = worker.worker
         self.worker, self.resume = worker, resume
         self.endpoint, self.stage, self.store = worker.endpoint, worker.stage, worker.store
         self.received = 0
+        self._handed_over = handed_over
         self._on_settled = on_settled
         self._fresh: dict[Shard, list[int | None]] = {}
         self._owed: dict[tuple[WorkerId, object], Transfer] = {}
@@ -77,14 +85,13 @@ class SimMover:
         return Tag(self.resume.plan.generation, self.resume.version, 0, what)
 
     def _tag(self, transfer: Transfer) -> Tag:
-        what = "move parameters" if transfer.what == "parameters" else "move state"
-        return self._channel(what)._replace(index=(transfer.block, transfer.start, transfer.stop))
+        return _tag_of(transfer, self.resume.plan.generation, self.resume.version)
 
     def _begin_sending(self) -> None:
-        mine = [transfer for transfer in self.resume.transfers if transfer.source == self.me]
-        self._send([transfer for transfer in mine if transfer.what == "parameters"])
-        for transfer in mine:
-            if transfer.what != "parameters":
+        transfers = self.resume.transfers
+        self._send(t for t in _parameters_of(self.me, transfers) if t not in self._handed_over)
+        for transfer in transfers:
+            if transfer.source == self.me and transfer.what != "parameters":
                 self._unsent.setdefault(transfer.target, []).append(transfer)
 
     def _take(self, message: Message) -> None:
@@ -166,6 +173,37 @@ class SimMover:
         for shard in (*plan.owned_by(self.me), *plan.backed_up_by(self.me)):
             units = slice(shard.start // ALIGNMENT, shard.stop // ALIGNMENT)
             self.store.put(piece_of(shard), version, whole[shard.block][units])
+
+
+def hand_over(
+    worker: SimWorker, old: Plan, change: Change, version: int, new_values: Mapping[Shard, Sequence[int]]
+) -> frozenset[Transfer]:
+    """See ``strategies.move.hand_over``."""
+    handed_over: set[Transfer] = set()
+    for transfer in _parameters_of(worker.worker, change.transfers):
+        if transfer.target not in old.workers:
+            continue
+        for shard, values in new_values.items():
+            if _meet(transfer, shard) and shard.start <= transfer.start and transfer.stop <= shard.stop:
+                first, last = ((at - shard.start) // ALIGNMENT for at in (transfer.start, transfer.stop))
+                tag = _tag_of(transfer, change.plan.generation, version)
+                worker.endpoint.send(transfer.target, tag, tuple(values[first:last]), background=True)
+                handed_over.add(transfer)
+    return frozenset(handed_over)
+
+
+def _parameters_of(worker: WorkerId, transfers: Sequence[Transfer]) -> list[Transfer]:
+    parameters = [transfer for transfer in transfers if transfer.what == "parameters"]
+    needed = Counter[WorkerId]()
+    for transfer in parameters:
+        needed[transfer.target] += transfer.bytes
+    mine = [transfer for transfer in parameters if transfer.source == worker]
+    return sorted(mine, key=lambda transfer: needed[transfer.target])
+
+
+def _tag_of(transfer: Transfer, generation: int, version: int) -> Tag:
+    what = "move parameters" if transfer.what == "parameters" else "move state"
+    return Tag(generation, version, 0, what, (transfer.block, transfer.start, transfer.stop))
 
 
 def _meet(transfer: Transfer, shard: Shard) -> bool:

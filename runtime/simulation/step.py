@@ -107,10 +107,13 @@ class SimStep:
         new_values = yield from self._update(step, sums)
         worker.exponents[version + 1] = (step,)
         worker.exponents = {v: kept for v, kept in worker.exponents.items() if v >= version}
-        yield from self._gather(step, attempt, new_values)
-        yield from worker.fault("backup")
         if is_last or result.stop or result.change <= self.plan.generation:
             result = replace(result, change=0)
+        else:
+            worker.hand_over(result.change, step, new_values)
+        yield from self._gather(step, attempt, new_values)
+        yield from worker.fault("backup")
+        if not result.change:
             self._send_backups(step, new_values)
         return result
 

@@ -6,7 +6,7 @@ what the real one's other threads do are short actions of its process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from runtime.change import at_boundary
 from runtime.events import StepRecord
 from runtime.fabric.interface import Interrupted, Tag
-from runtime.plan import Plan, WorkerId
+from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import (
     Change,
     Entry,
@@ -31,9 +31,10 @@ from runtime.protocol import (
     Settled,
     Stepped,
 )
+from runtime.resharding import Transfer
 from runtime.salvage import layers_of
 from runtime.simulation.control import ControlEnd, SimJob
-from runtime.simulation.move import SimMover
+from runtime.simulation.move import SimMover, hand_over
 from runtime.simulation.network import Network
 from runtime.simulation.pipeline import SimProgress
 from runtime.simulation.process import Process, ProcessEnded, Waits
@@ -85,6 +86,7 @@ class SimWorker(ControlEnd):
         self.records: dict[int, StepRecord] = {}
         self.progress = SimProgress(keeps=job.salvage)
         self.left: str | None = None
+        self._handed_over: tuple[int, frozenset[Transfer]] = (0, frozenset())
         self._began: dict[int, float] = {}
         self._times: dict[str, list[float]] = {"forward": [], "backward": []}
         self._writer = Writer(self)
@@ -164,7 +166,7 @@ class SimWorker(ControlEnd):
         if self.worker == change.usher:
             assert self._plan is not None
             for newcomer in sorted(set(change.plan.workers) - set(self._plan.workers)):
-                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), entry)
+                self.endpoint.send(newcomer, Tag(generation, 0, 0, "entry"), entry, background=True)
         if self.worker in change.plan.workers:
             return resume
         self._plan = None
@@ -176,7 +178,16 @@ class SimWorker(ControlEnd):
             self.settled = True
             self.tell(Settled(self.worker, resume.plan.generation))
 
-        return SimMover(self, resume, settled)
+        generation, sent = self._handed_over
+        handed_over = sent if generation == resume.plan.generation else frozenset()
+        return SimMover(self, resume, handed_over, settled)
+
+    def hand_over(self, generation: int, version: int, new_values: Mapping[Shard, Sequence[int]]) -> None:
+        """Of the step that the change of this generation follows."""
+        change = self._pending
+        assert change is not None and change.plan.generation == generation, "all have said that they know"
+        assert self._plan is not None
+        self._handed_over = (generation, hand_over(self, self._plan, change, version, new_values))
 
     def _move(self, resume: Resume) -> Waits[SimMover]:
         began, plan, version = self.process.clock.now, resume.plan, resume.version

@@ -114,12 +114,13 @@ def test_what_a_change_moves_follows_from_its_plans() -> None:
     assert migrations.moved_layers(three, four) == 1
     assert migrations.moved_layers(four, three) == 1
     assert migrations.moved_layers(three, three) == 0
-    found = migrations.migration(JOIN, layout, three, four, 0.5, 0.25)
+    found = migrations.migration(JOIN, layout, three, four, 0.5, 0.75, 0.25)
     layer_bytes = 4 * (640 + 64)
     # one layer to the worker that stays in the second stage, three to the newcomer
     assert found.parameter_bytes == 4 * layer_bytes
     assert found.total_bytes > 4 * layer_bytes
-    assert (found.kind, found.pause, found.excess, found.moved_layers) == (JOIN, 0.5, 0.25, 1)
+    assert (found.kind, found.pause, found.stood_still, found.excess) == (JOIN, 0.5, 0.75, 0.25)
+    assert found.moved_layers == 1
 
 
 def test_every_leave_and_join_is_paired_with_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +133,56 @@ def test_every_leave_and_join_is_paired_with_its_plans(monkeypatch: pytest.Monke
         WorkerJoined(4, 3, 3, 4, 0.25),
         WorkerLeft(7, 3, "told", 4, 3, 0.5, 1.0),
     ]
-    found = migrations.migrations_of(steps, events, run)
-    assert [(each.kind, each.pause, each.excess) for each in found] == [(JOIN, 0.25, 1.0), (LEAVE, 0.5, 0.0)]
+    timeline = {
+        step: {worker: [("optimizer", 0.0, 1.0), ("gather", 1.0, 1.5)] for worker in (0, 1, 2)}
+        for step in range(1, 10)
+    }
+    for boundary, gone_on in ((3, 2.0), (6, 1.75)):
+        for worker in (0, 1, 2):
+            timeline[boundary + 1][worker].append(("recovery", 1.5, gone_on))
+    found = migrations.migrations_of(steps, events, run, timeline)
+    assert [(each.kind, each.pause) for each in found] == [(JOIN, 0.5), (LEAVE, 0.25)]
+    assert [(each.stood_still, each.excess) for each in found] == [(0.25, 1.0), (0.5, 0.0)]
     with pytest.raises(ValueError, match="zip"):
-        migrations.migrations_of(steps, events[:2], run)
+        migrations.migrations_of(steps, events[:2], run, timeline)
+
+
+def test_a_pause_is_what_a_change_adds_to_a_boundary() -> None:
+    three, four = plans()
+    steps = [record(step, 10.0 + step, 1 if step < 4 else 2) for step in range(1, 6)]
+
+    def boundary(updated: float, gathered: float) -> list[tuple[str, float, float]]:
+        return [("optimizer", 0.0, updated), ("gather", updated, gathered)]
+
+    timeline = {
+        1: {0: boundary(10.5, 11.0), 1: boundary(10.0, 10.5), 2: boundary(10.0, 10.0)},  # the usual: 0.5
+        2: {0: boundary(20.0, 20.5), 1: boundary(20.0, 20.5), 2: boundary(19.0, 19.0)},
+        # worker 2 reaches the boundary first; the others' gathering takes longer because they send as well
+        3: {0: boundary(30.0, 30.75), 1: boundary(30.0, 31.0), 2: boundary(29.0, 29.0)},
+        4: {
+            0: [("recovery", 30.75, 30.875)],
+            1: [("recovery", 31.0, 31.125)],
+            2: [("recovery", 29.0, 31.25)],
+        },
+    }
+    timeline[4][3] = [("recovery", 25.0, 40.0)]  # a newcomer
+    assert migrations.pause_of(timeline, steps, three, four) == 31.25 - 30.0 - 0.5
+    late = {step: spans for step, spans in timeline.items() if step > 2}
+    with pytest.raises(ValueError, match="what to compare it with"):
+        migrations.pause_of(late, steps, three, four)
+    del timeline[4][1]
+    with pytest.raises(ValueError, match="the change after step 3"):
+        migrations.pause_of(timeline, steps, three, four)
+
+
+def test_a_line_of_the_timeline_is_read_as_seconds() -> None:
+    gather, recovery = watched.KINDS.index("gather"), watched.KINDS.index("recovery")
+    line = {"began": 100.0, "workers": {"3": [gather, -1, 500_000, 250_000, recovery, -1, 750_000, 250_000]}}
+    assert watched.spans_of(line) == {3: [("gather", 100.5, 100.75), ("recovery", 100.75, 101.0)]}
 
 
 def of(kind: str, pause: float) -> Migration:
-    return Migration(kind, pause, 0.0, 1, 4_000_000, 12_000_000)
+    return Migration(kind, pause, 0.0, 0.0, 1, 4_000_000, 12_000_000)
 
 
 MOVED = Migrations(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from runtime.change import boundary_transfers
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from runtime.resharding import (
@@ -243,6 +244,18 @@ def test_losing_a_whole_domain_leaves_a_complete_version(
     for domain in set(domains):
         rest = {w: h for w, h in held.items() if domains[w] != domain}
         assert newest_complete_version(layout, rest) == VERSION
+
+
+@given(histories())
+@settings(max_examples=100)
+def test_at_a_boundary_parameters_come_from_those_who_have_updated_them(
+    history: tuple[Layout, Plan, Plan, list[int]],
+) -> None:
+    layout, old, new, _ = history
+    for transfer in boundary_transfers(layout, old, new):
+        if transfer.what == "parameters":
+            owned = [(s.start, s.stop) for s in old.shards_of(transfer.block) if s.owner == transfer.source]
+            assert not subtract([(transfer.start, transfer.stop)], owned)
 
 
 def test_nothing_moves_when_nothing_changed() -> None:

@@ -12,12 +12,12 @@ import torch
 from runtime.fabric.inprocess import InProcessEndpoint, InProcessFabric
 from runtime.fabric.interface import Tag
 from runtime.layout import Layout
-from runtime.plan import Plan, WorkerId
-from runtime.protocol import Resume
+from runtime.plan import Plan, Stage, WorkerId
+from runtime.protocol import Change, Resume
 from runtime.resharding import Transfer
 from runtime.snapshots import ShardStore
 from strategies.job import Job
-from strategies.move import Mover, Working
+from strategies.move import Mover, Working, hand_over
 
 GENERATION, VERSION, SIZE = 3, 7, 128
 PARAMETERS = Tag(GENERATION, VERSION, 0, "move parameters")
@@ -101,3 +101,31 @@ def test_who_needs_the_fewest_parameters_gets_them_first(endpoints: list[InProce
     me.send = lambda to, tag, *_, **__: sent.append((to, tag.index))  # type: ignore[method-assign]
     mover._begin_sending()
     assert sent == [(2, (2, 0, SIZE)), (1, (0, 0, SIZE)), (1, (1, 0, SIZE))]
+
+
+def test_parameters_go_to_those_at_work_before_they_are_gathered(endpoints: list[InProcessEndpoint]) -> None:
+    me, at_work, newcomer = endpoints
+    half = SIZE // 2
+    transfers = (
+        Transfer(0, 1, 0, half, SIZE, "parameters"),
+        Transfer(0, 1, 1, 0, SIZE, "parameters"),  # a half of it is another owner's, and gathered first
+        *parameters(2, 0),
+        *moments(1, 0),
+        Transfer(1, 2, 0, 0, half, "parameters"),
+    )
+    old = Plan(GENERATION - 1, (Stage(0, 2, (0, 1)),), (), ())
+    change = Change(Plan(GENERATION, (), (), ()), {}, transfers, stop_at=9, usher=0)
+    state_3N = torch.arange(3.0 * SIZE).view(3, SIZE)
+    states = {(0, 0, SIZE): state_3N, (1, 0, half): state_3N[:, :half]}
+    sent = hand_over(me, 0, old, change, VERSION, states)
+    assert sent == {transfers[0]}
+    came = at_work.receive(0, PARAMETERS._replace(index=(0, half, SIZE)))
+    assert came.tensors[0].tolist() == list(range(half, SIZE))
+
+    mover = source(me, transfers)
+    mover.handed_over = sent
+    mover._begin_sending()
+    for target, block in ((at_work, 1), (newcomer, 0)):
+        message = target.receive(0, PARAMETERS._replace(index=(block, 0, SIZE)))
+        assert message.tensors[0].tolist() == [10.0 * block] * SIZE
+    assert at_work.poll_any([PARAMETERS]) is None, "nothing is sent twice"
