@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.captions.prior import Caption, best_prior
+from jobs.captions.prior import STRENGTHS, Caption, best_prior
 from jobs.captions.trained import Trained, checkpoints, held_out_loss, load
 
 
@@ -21,15 +22,17 @@ class Spoken:
 @dataclass(frozen=True)
 class Losses:
     """Held-out losses in nats per token: of the model, of the same model shown other items' images, of the
-    n-gram caption prior (which looks ``order`` tokens back), and of a model that never saw an image, at the
-    best of its checkpoints (that of step ``blind_version``; None: not given). ``spoken`` is None where the
-    model takes no sound, or no held-out sample has any."""
+    n-gram caption prior (which looks ``order`` tokens back) and of the one that smoothing by another strength
+    makes best on the very captions (``smoothed``), and of a model that never saw an image, at the best of its
+    checkpoints (that of step ``blind_version``; None: not given). ``spoken`` is None where the model takes no
+    sound, or no held-out sample has any."""
 
     tokens: int
     seeing: float
     exchanged: float
     prior: float
     order: int
+    smoothed: float
     blind: float | None = None
     blind_version: int | None = None
     spoken: Spoken | None = None
@@ -40,6 +43,7 @@ class Losses:
             f"{self.seeing:.4f} per token over {self.tokens:,} tokens",
             f"{self.exchanged:.4f} with the images of other items",
             f"{self.prior:.4f} for the n-gram prior (order {self.order})",
+            f"{self.smoothed:.4f} for the n-gram prior whose smoothing suits them best",
         ]
         if self.blind is not None:
             best = f"at its best (step {self.blind_version})"
@@ -59,8 +63,9 @@ def losses(trained: Trained, baseline: Path | None) -> Losses:
     seeing, tokens = held_out_loss(trained)
     blind, version = (None, None) if baseline is None else _best_blind(trained, tokens, baseline)
     prior, order = caption_prior(trained)
+    smoothed, _ = caption_prior(trained, STRENGTHS)
     exchanged = held_out_loss(trained, exchanged=True)[0]
-    return Losses(tokens, seeing, exchanged, prior, order, blind, version, _spoken(trained))
+    return Losses(tokens, seeing, exchanged, prior, order, smoothed, blind, version, _spoken(trained))
 
 
 def _best_blind(trained: Trained, tokens: int, run: Path) -> tuple[float, int]:
@@ -88,7 +93,7 @@ def _spoken(trained: Trained) -> Spoken | None:
     return Spoken(tokens, heard, held_out_loss(trained, spoken=True, muted=True)[0])
 
 
-def caption_prior(trained: Trained) -> tuple[float, int]:
+def caption_prior(trained: Trained, strengths: Sequence[float] = (1.0,)) -> tuple[float, int]:
     """``best_prior`` fitted to the captions that the model was trained on."""
     tokenizer = trained.curated.tokenizer
 
@@ -96,4 +101,10 @@ def caption_prior(trained: Trained) -> tuple[float, int]:
         rows = trained.curated.table(split, ["language", "tokens"]).to_pylist()
         return [(row["language"], row["tokens"]) for row in rows if row["language"] in trained.languages]
 
-    return best_prior(said("train"), said("held_out"), vocabulary=tokenizer.vocabulary, end=tokenizer.end)
+    return best_prior(
+        said("train"),
+        said("held_out"),
+        vocabulary=tokenizer.vocabulary,
+        end=tokenizer.end,
+        strengths=strengths,
+    )

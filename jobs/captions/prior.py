@@ -3,7 +3,8 @@
 Interpolated by Witten and Bell's rule (Chen and Goodman, "An Empirical Study of Smoothing Techniques for
 Language Modeling", 1999, section 2.6): after a context that was followed n times, by u different tokens, a
 token seen c times has probability (c + u p) / (n + u), with p that after the context without its first
-token, and at the end 1 / vocabulary.
+token, and at the end 1 / vocabulary. With a ``strength`` s, s u takes the place of u: Witten and Bell trust
+long contexts in few captions too much, and what is to be beaten is not to be beaten for that.
 """
 
 from __future__ import annotations
@@ -18,49 +19,58 @@ Caption = tuple[str, Sequence[int]]
 ORDERS = range(5)
 """How many tokens back: the best of these is the prior, so that it is not beaten for a poor choice."""
 
-_BEFORE = -1
+STRENGTHS = (1.0, 2.0, 3.0, 4.0)
+"""Of which the best makes the prior that is smoothed best."""
+
+BEFORE = -1
+"""In the place of a token before the first one."""
 
 
 class CaptionPrior:
     """Fitted to ``captions``, over ``vocabulary`` tokens of which ``end`` ends each; looks ``order`` back."""
 
     def __init__(self, captions: Iterable[Caption], *, order: int, vocabulary: int, end: int) -> None:
-        self._order, self._vocabulary, self._end = order, vocabulary, end
+        self.order, self._vocabulary, self._end = order, vocabulary, end
         self._following: dict[tuple[str, tuple[int, ...]], Counter[int]] = defaultdict(Counter)
         for language, tokens in captions:
             for context, token in self._places(tokens):
                 for begin in range(order + 1):
                     self._following[language, context[begin:]][token] += 1
 
-    def loss(self, captions: Iterable[Caption]) -> tuple[float, int]:
+    def loss(self, captions: Iterable[Caption], strength: float = 1.0) -> tuple[float, int]:
         """(mean loss in nats per token, number of tokens), each caption's end counted as one."""
         losses = [
-            -log(self.probability(language, context, token))
+            -log(self.probability(language, context, token, strength))
             for language, tokens in captions
             for context, token in self._places(tokens)
         ]
         return sum(losses) / len(losses), len(losses)
 
     def _places(self, tokens: Sequence[int]) -> Iterable[tuple[tuple[int, ...], int]]:
-        padded = (*[_BEFORE] * self._order, *tokens, self._end)
-        for place in range(self._order, len(padded)):
-            yield padded[place - self._order : place], padded[place]
+        padded = (*[BEFORE] * self.order, *tokens, self._end)
+        for place in range(self.order, len(padded)):
+            yield padded[place - self.order : place], padded[place]
 
-    def probability(self, language: str, context: tuple[int, ...], token: int) -> float:
+    def probability(
+        self, language: str, context: tuple[int, ...], token: int, strength: float = 1.0
+    ) -> float:
         """That ``token`` follows the ``order`` tokens ``context`` (-1 before the first)."""
         probability = 1 / self._vocabulary
-        for begin in range(self._order, -1, -1):
+        for begin in range(self.order, -1, -1):
             if (counts := self._following.get((language, context[begin:]))) is not None:
-                kinds = len(counts)
-                probability = (counts[token] + kinds * probability) / (counts.total() + kinds)
+                shorter = strength * len(counts)
+                probability = (counts[token] + shorter * probability) / (counts.total() + shorter)
         return probability
 
 
 def best_prior(
-    train: Sequence[Caption], held_out: Sequence[Caption], *, vocabulary: int, end: int
+    train: Sequence[Caption],
+    held_out: Sequence[Caption],
+    *,
+    vocabulary: int,
+    end: int,
+    strengths: Sequence[float] = (1.0,),
 ) -> tuple[float, int]:
-    """(held-out loss in nats per token, order) of the order that is best on ``held_out``."""
-    return min(
-        (CaptionPrior(train, order=order, vocabulary=vocabulary, end=end).loss(held_out)[0], order)
-        for order in ORDERS
-    )
+    """(held-out loss in nats per token, order) of the order and strength that are best on ``held_out``."""
+    priors = [CaptionPrior(train, order=order, vocabulary=vocabulary, end=end) for order in ORDERS]
+    return min((prior.loss(held_out, each)[0], prior.order) for prior in priors for each in strengths)

@@ -65,7 +65,8 @@ class LogMel(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A ``Row`` of data to ``media`` (B K M D) and ``text`` (B T D); ``segment`` and ``position`` pass.
+    """A ``Row`` of data to ``media`` (B K M D) and ``text`` (B T D); ``segment`` and ``position`` pass, with
+    ``pass_tokens`` the ``tokens`` too, for a head that looks them up.
 
     A sample without an image (or a clip) has a learned vector in the place of its patches.
     Raises ValueError for shapes that the model was not built for.
@@ -83,9 +84,10 @@ class Embedding(nn.Module):
         mel: LogMel | None,
         audio_patches: int,
         mels: int,
+        pass_tokens: bool = False,
     ) -> None:
         super().__init__()
-        self.image_size, self.context = image_size, context
+        self.image_size, self.context, self.pass_tokens = image_size, context, pass_tokens
         patches = (image_size // patch) ** 2
         self.stem = PatchStem(patch, width)
         self.image_position = nn.Parameter(torch.empty(patches, width))
@@ -115,6 +117,7 @@ class Embedding(nn.Module):
             "text": self.dropout(F.embedding(row["tokens"], self.weight)),
             "segment": row["segment"],
             "position": row["position"],
+            **({"tokens": row["tokens"]} if self.pass_tokens else {}),
         }
 
     def image_tokens(self, image: Tensor, has_image_BK: Tensor) -> Tensor:
@@ -220,6 +223,7 @@ class Bridge(nn.Module):
             "segment": torch.cat((segment, row["segment"]), dim=1),
             "position": torch.cat((position, row["position"] + tokens), dim=1),
             "media": slots * tokens,
+            **({"tokens": row["tokens"]} if "tokens" in row else {}),
         }
 
 
@@ -278,6 +282,8 @@ def build(
     dropout: float = 0.1,
     tied: bool = True,
     expansion: int = 4,
+    prior: str | None = None,
+    prior_order: int = 3,
 ) -> tuple[list[nn.Module], Loss]:
     """Builds ``depth_image + depth_text + 3`` layers and the loss, all parameters float32 on the CPU.
 
@@ -285,7 +291,10 @@ def build(
     samples together), ``audio_seconds`` the length to which clips are cut or padded. The loss is that of
     ``jobs.models.gpt``: (sum of cross entropies, count of target tokens).
 
-    Raises ValueError for sizes that do not fit together.
+    ``prior`` is the curated set (a path or URI) whose captions the model is trained on: its head then starts
+    from their n-gram prior, ``prior_order`` tokens back (``jobs.models.caption_prior``).
+
+    Raises ValueError for sizes that do not fit together, or a ``prior`` that is no curated set.
     """
     sizes = {"image_size": image_size, "patch": patch, "width": width, "heads": heads, "mels": mels}
     sizes |= {"depth_image": depth_image, "depth_text": depth_text, "vocabulary": vocabulary}
@@ -314,6 +323,7 @@ def build(
         mel=LogMel(audio_rate, mels) if audio else None,
         audio_patches=audio_patches,
         mels=mels,
+        pass_tokens=prior is not None,
     )
     encoder = [
         EncoderBlock(width, heads, patches + audio_patches, dropout, expansion) for _ in range(depth_image)
@@ -322,7 +332,14 @@ def build(
     decoder = [
         DecoderBlock(width, heads, context, dropout, expansion, 1 + audio_patches) for _ in range(depth_text)
     ]
-    head = CaptionHead(vocabulary, width, tied_to=embedding.weight if tied else None)
+    tied_to = embedding.weight if tied else None
+    if prior is None:
+        head = CaptionHead(vocabulary, width, tied_to)
+    else:
+        from jobs.models.caption_prior import PriorHead, table_of  # whose head is made of ours
+
+        table = table_of(prior, prior_order, vocabulary)
+        head = PriorHead(vocabulary, width, tied_to, table, 1 + audio_patches)
     _initialise(embedding, encoder, bridge, decoder, head, tied)
     return [embedding, *encoder, bridge, *decoder, head], loss
 

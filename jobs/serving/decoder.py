@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.models import captioner, gpt
+from jobs.models.caption_prior import PriorHead
 from jobs.serving.cache import KeyValueCache
 from jobs.serving.generation import Prompt
 
@@ -20,9 +21,11 @@ from jobs.serving.generation import Prompt
 class Decoder:
     """A decoder-only model in evaluation mode, its parameters frozen. ``prefix`` is the number of media
     positions at the start of every prompt, which all positions see; from there on attention looks back.
+    ``reads_texts``: logits are of what went in and of the tokens themselves.
     """
 
     prefix = 0
+    reads_texts = False
 
     def __init__(
         self,
@@ -63,7 +66,8 @@ class Decoder:
         rotary = self.blocks[0].attention.rotary
         return rotary.cos_TK[positions_N, None], rotary.sin_TK[positions_N, None]
 
-    def logits(self, x_ND: Tensor) -> Tensor:
+    def logits(self, x_ND: Tensor, texts: Sequence[Sequence[int]] = ()) -> Tensor:
+        """Of the tokens that follow; ``texts``: all tokens before, for as many of the rows as count."""
         logits_NV: Tensor = F.linear(self._head.norm(x_ND), self._head.weight)
         return logits_NV
 
@@ -87,6 +91,7 @@ class CaptionDecoder(Decoder):
         self.prefix = blocks[0].media_tokens
         super().__init__(blocks, head, embedding.weight, self.prefix + embedding.context, device)
         self._embedding, self._encoder, self._bridge = embedding, encoder, bridge
+        self.reads_texts = isinstance(head, PriorHead)
 
     @property
     def image_size(self) -> int:
@@ -121,6 +126,13 @@ class CaptionDecoder(Decoder):
             row = block(row)
         x_1TD: Tensor = self._bridge(row)["x"]
         return x_1TD[0]
+
+    def logits(self, x_ND: Tensor, texts: Sequence[Sequence[int]] = ()) -> Tensor:
+        logits_NV = super().logits(x_ND).float()
+        if isinstance(self._head, PriorHead):
+            for row, text in enumerate(texts):
+                logits_NV[row] += self._head.prior_after(x_ND[row], text)
+        return logits_NV
 
     def _check_media(self, prompt: Prompt) -> None:
         expected = 3 * self.image_size**2

@@ -178,11 +178,14 @@ class Engine:
             sequence.entry = cache.insert(sequence.prompt_positions)
             prompts.append((sequence.entry, held.decoder.prompt_rows(sequence.generation.prompt)))
             self._prompt_positions += sequence.prompt_positions
-        logits_NV = forward(held.decoder, cache, prompts, newest).numpy()
         by_entry: Mapping[int, _Sequence] = {id(each.entry): each for each in going}
+        ordered = [by_entry[id(entry)] for entry in order(cache, [entry for entry, _ in prompts])]
+        texts: list[tuple[int, ...]] = []
+        if held.decoder.reads_texts:
+            texts = [(*each.generation.prompt.tokens, *each.tokens) for each in ordered]
+        logits_NV = forward(held.decoder, cache, prompts, newest, texts).numpy()
         told = []
-        for entry, logits_V in zip(order(cache, [entry for entry, _ in prompts]), logits_NV, strict=True):
-            sequence = by_entry[id(entry)]
+        for sequence, logits_V in zip(ordered, logits_NV, strict=True):
             generation, place = sequence.generation, len(sequence.tokens)
             self._tokens += 1
             if place < len(generation.given):

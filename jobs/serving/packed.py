@@ -55,13 +55,15 @@ def forward(
     cache: KeyValueCache,
     prompts: Sequence[tuple[Entry, Tensor]],
     tokens: dict[int, int],
+    texts: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """Logits of the next tokens, [sequences in the pools before + prompts, V] on the CPU.
 
     ``prompts`` are (entry that was just inserted, x_TD): its keys and values are filled in.
     ``tokens`` gives the newest token of every other sequence in the cache, by ``id(entry)``; each must have
     room for it (``extend``) and is one longer afterwards. The logits come pool by pool in order of slots,
-    then prompt by prompt (``order`` tells the same).
+    then prompt by prompt (``order`` tells the same); in that order come ``texts``, each sequence's tokens so
+    far, for a model that looks them up.
     """
     new = {id(entry) for entry, _ in prompts}
     pools: list[_PoolRows] = []
@@ -97,7 +99,7 @@ def forward(
         for entry in cache.pool(rows.extent).entries[: rows.stop - rows.first]:
             entry.length += 1
     last_N = [*range(len(next_tokens)), *(rows.stop - 1 for rows in prompt_rows)]
-    logits_NV = decoder.logits(_filled_up(x_ND[last_N]))
+    logits_NV = decoder.logits(_filled_up(x_ND[last_N]), texts)
     return logits_NV[: len(last_N)].float().cpu()
 
 

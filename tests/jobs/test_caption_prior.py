@@ -49,6 +49,22 @@ def test_languages_are_apart() -> None:
     assert prior.loss([("fr", [3])])[0] == pytest.approx(log(VOCABULARY)), "nothing is known of it"
 
 
+def test_strength_is_how_much_a_shorter_context_counts() -> None:
+    prior = CaptionPrior(TRAIN, order=0, vocabulary=VOCABULARY, end=END)
+    for strength in (1.0, 3.0):
+        of_token = [prior.probability("en", (), token, strength) for token in range(VOCABULARY)]
+        assert of_token[3] == pytest.approx((2 + strength * 4 / VOCABULARY) / (6 + strength * 4))
+        assert sum(of_token) == pytest.approx(1)
+
+
+def test_the_best_smoothing_is_found() -> None:
+    held_out = [("en", [0, 1])]
+    strengths = (1.0, 4.0)
+    found, order = best_prior(TRAIN, held_out, vocabulary=VOCABULARY, end=END, strengths=strengths)
+    prior = CaptionPrior(TRAIN, order=order, vocabulary=VOCABULARY, end=END)
+    assert found == prior.loss(held_out, 4.0)[0] < prior.loss(held_out)[0], "what is new is expected more"
+
+
 def test_the_best_order_is_the_prior() -> None:
     held_out = [("en", [3, 4])]
     losses = [

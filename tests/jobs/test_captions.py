@@ -163,7 +163,8 @@ def test_a_caption_ends_at_the_limit(run: Path) -> None:
 def test_seeing_is_worth_something_and_wrong_images_mislead(run: Path, blind: Path) -> None:
     found = losses(load(run), blind)
     assert found.blind is not None
-    assert found.seeing < 0.5 * min(found.blind, found.prior), found
+    assert found.smoothed <= found.prior, "Witten and Bell's own strength is among those tried"
+    assert found.seeing < 0.5 * min(found.blind, found.smoothed), found
     assert found.exchanged > found.blind, "what it says of another item's image is wrong"
     with pytest.raises(ValueError, match="images=false"):
         losses(load(run), run)
@@ -231,7 +232,7 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
     assert page == run / "captions.html" and text.count("<figure") == 12
     assert text.count("data:image/png;base64,") == 12 and "&lt;fr&gt; " in text
     found = losses(load(run), blind)
-    for value in (found.seeing, found.exchanged, found.prior, found.blind):
+    for value in (found.seeing, found.exchanged, found.prior, found.smoothed, found.blind):
         assert f"{value:.3f}" in text and f"{value:.4f}" in output.getvalue()
     assert found.spoken is None and "clip" not in text, "no held-out sample has one"
     spoken = render(load(run), replace(found, spoken=Spoken(9, 1.125, 1.25)), [])
