@@ -30,8 +30,8 @@ def anatomy(
     run: Callable[[], Sequence[Tensor]],
     lap: Callable[[], float],
 ) -> Anatomy:
-    """``run`` gives the layer's outputs for ``inputs``, which want gradients where they are floating; ``lap``
-    the seconds since it was last called."""
+    """``run`` gives the layer's outputs for ``inputs``, of which gradients are computed where they want them;
+    ``lap`` the seconds since it was last called."""
     best = Anatomy(0, float("inf"), float("inf"))
     for _ in range(RUNS):
         others = {place_of(tensor) for tensor in [*inputs, *layer.parameters(), *layer.buffers()]}

@@ -36,6 +36,18 @@ def differentiate(
     )
 
 
+def leaf(tensor: Tensor, wanted: bool) -> Tensor:
+    """``tensor`` as the beginning of a graph of its own, at which a gradient is ``wanted`` or not."""
+    tensor = tensor.detach()
+    return tensor.requires_grad_() if wanted and tensor.is_floating_point() else tensor
+
+
+def owes_gradient(layer: int) -> bool:
+    """Whether somebody waits for the gradients of the inputs of ``layer``: nobody for those of what the data
+    gives, and an image's would be the dearest of all."""
+    return layer > 0
+
+
 def differentiate_ones(
     outputs: Sequence[Tensor], wanted: Sequence[Tensor], *, keep_graph: bool = False
 ) -> None:

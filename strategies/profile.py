@@ -14,7 +14,7 @@ from runtime.contention import seconds_without_core
 from runtime.streams import seed_layer
 from strategies.anatomy import Anatomy, anatomy
 from strategies.boundary import Spec, Value, flatten, unflatten
-from strategies.differentiation import differentiate_ones
+from strategies.differentiation import differentiate_ones, leaf, owes_gradient
 from strategies.flops import FlopCounter
 from strategies.model import Model
 from strategies.sequence.sharing import Sharing, sharing_of
@@ -165,7 +165,7 @@ def _run_once(
     precision: Precision,
     device: torch.device,
 ) -> _Run:
-    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    leaves = [leaf(tensor.clone(), owes_gradient(index)) for tensor in tensors]
     buffers = [(name, buffer, buffer._version) for name, buffer in layer.named_buffers()]
     clock = _Clock()
     seed_layer(seed, 0, 0, index, device)
@@ -173,6 +173,8 @@ def _run_once(
         outputs, output_spec = flatten(_run(index, layer, unflatten(leaves, spec)))
     _synchronise(device)
     forward = clock.lap()
+    if any(each._version for each in leaves):  # torch itself sees to those that want gradients
+        raise _changes_its_input(index, layer)
     _refuse_changed_buffers(index, layer, buffers)
     clock.lap()
     differentiate_ones(outputs, [*leaves, *layer.parameters()])
@@ -189,7 +191,7 @@ def _detail(
     precision: Precision,
     device: torch.device,
 ) -> Anatomy:
-    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    leaves = [leaf(tensor.clone(), owes_gradient(index)) for tensor in tensors]
 
     def run() -> Sequence[Tensor]:
         seed_layer(seed, 0, 0, index, device)
@@ -236,10 +238,14 @@ def _run(index: int, layer: nn.Module, value: Value) -> Value:
     except RuntimeError as error:
         if "in-place" not in str(error):
             raise
-        raise ValueError(
-            f"layer {index} ({type(layer).__name__}) changes its input in place, but the layer before it may "
-            "be on another worker: use the operation that returns a new tensor (inplace=False)"
-        ) from error
+        raise _changes_its_input(index, layer) from error
+
+
+def _changes_its_input(index: int, layer: nn.Module) -> ValueError:
+    return ValueError(
+        f"layer {index} ({type(layer).__name__}) changes its input in place, but whoever gave it, on this "
+        "worker or another, may need it again: use the operation that returns a new tensor (inplace=False)"
+    )
 
 
 def _refuse_changed_buffers(index: int, layer: nn.Module, before: Sequence[tuple[str, Tensor, int]]) -> None:

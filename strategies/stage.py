@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.exact import Workspace, accumulate, accumulate_fast, new_maxima
 from runtime.layout import Layout
 from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
-from strategies.differentiation import differentiate
+from strategies.differentiation import differentiate, leaf, owes_gradient
 from strategies.model import LossFunction, Model
 from strategies.residence import Residence, Window
+from strategies.sums import GradientSums
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ class StageModel:
         self.held: tuple[Layers, ...] = ()
         self.working: dict[int, Tensor] = {}
         self.version: dict[int, int | None] = {}
-        self.accumulators: dict[int, Tensor] = {}
         self.keeps = keeps
         # what is offloaded is summed where it is at home
         self.sums_device = torch.device("cpu") if keeps.streams and keeps.parameters else device
-        self.maxima_T = new_maxima(len(self.layout.tensors), self.sums_device)
+        self._sums = GradientSums(self.layout, self.sums_device, exact=exact)
+        self.accumulators = self._sums.accumulators
+        self.maxima_T = self._sums.maxima_T
         self.residence = Residence(device) if keeps.streams else None
         self.window: Window | None = None
         self.collect: Collector | None = None
@@ -121,8 +122,6 @@ class StageModel:
         self._precision = precision
         self.recompute = frozenset(precision.recompute)
         """Layers whose activations are computed again in backward; a plan may choose others."""
-        self._exact = exact
-        self._workspace = Workspace(self.sums_device)
         # threads of one process share torch's default generator, so seeding and drawing belong together
         self._lock = compute_lock or nullcontext()
         self._layers: list[nn.Module] = model.layers
@@ -151,15 +150,11 @@ class StageModel:
         wanted = {block.index: block for stage in stages for block in self.layout.blocks_of(*stage)}
         for index in [index for index in self.working if index not in wanted]:
             del self.working[index], self.version[index]
-        for index in [index for index in self.accumulators if index not in wanted]:
-            del self.accumulators[index]
         for index, block in sorted(wanted.items()):
             if self.keeps.parameters and index not in self.working:
                 self.working[index] = self._at_home(block.size)
                 self.version[index] = None
-            if self.keeps.sums and index not in self.accumulators:
-                dtype = torch.float64 if self._exact else torch.float32
-                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.sums_device)
+        self._sums.hold(wanted if self.keeps.sums else {})
         if self.residence is not None:
             self.residence.hold(wanted)
         if stages == self.held:
@@ -189,9 +184,7 @@ class StageModel:
         return torch.empty(size, pin_memory=self.device.type == "cuda")
 
     def clear_gradients(self) -> None:
-        for accumulator in self.accumulators.values():
-            accumulator.zero_()
-        self.maxima_T.zero_()
+        self._sums.clear()
 
     def split(self, value: Value) -> Value:
         """What the first layer takes of the data's inputs: here all of it, as it is."""
@@ -221,8 +214,8 @@ class StageModel:
             self.pulse.enter()
             began = time.perf_counter()
             inputs, spec = flatten(value)
-            # nobody is owed a gradient of what the data gives, an image's would be the dearest of all
-            inputs = [leaf(tensor.to(self.device), train and index > 0) for tensor in inputs]
+            wanted = train and owes_gradient(index)
+            inputs = [leaf(tensor.to(self.device), wanted) for tensor in inputs]
             keep_graph = train and index not in self.recompute
             outputs, output_spec = self._run(index, step, micro_batch, inputs, spec, train, keep_graph)
             if train:
@@ -250,7 +243,9 @@ class StageModel:
             return flatten(layer(unflatten(inputs, spec)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision.autocast)
+        if not self._precision.autocast:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def loss_of(self, output: Value, targets: Value, *, train: bool) -> tuple[float, int, Gradients]:
         """The micro-batch's summed loss, its count, and the gradient of the last layer's output."""
@@ -365,19 +360,8 @@ class StageModel:
     def _sum(self, index: int, gradients: Gradients, exponents: Sequence[int] | None) -> None:
         if self.collect is not None:
             self.collect(index, gradients, exponents)
-            return
-        tensors = {use.tensor.index: use for use in self.layout.uses_of(index)}.values()
-        for use, gradient in zip(tensors, gradients, strict=True):
-            if gradient is None:
-                continue
-            tensor = use.tensor
-            total = self.accumulators[use.block][tensor.offset : tensor.stop]
-            gradient = gradient.to(self.sums_device)
-            if self._exact:
-                exponent = None if exponents is None else exponents[tensor.index]
-                accumulate(total, gradient, exponent, self.maxima_T[tensor.index], self._workspace)
-            else:
-                accumulate_fast(total, gradient)
+        else:
+            self._sums.add(index, gradients, exponents)
 
     def _record(self, seconds: dict[int, float], index: int, began: float) -> None:
         self.pulse.leave()
@@ -391,9 +375,3 @@ class StageModel:
         """What was measured since the last call."""
         times, self.times = self.times, LayerTimes()
         return times
-
-
-def leaf(tensor: Tensor, train: bool) -> Tensor:
-    """``tensor`` as the beginning of a graph of its own."""
-    tensor = tensor.detach()
-    return tensor.requires_grad_() if train and tensor.is_floating_point() else tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.events import StepRecord
-from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_norm
+from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_norms
 from runtime.fabric.collectives import exchange
 from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
@@ -247,9 +247,14 @@ class StepRunner:
     def _squared(self, sums: dict[Piece, Tensor]) -> dict[int, int | float]:
         squared: dict[int, int | float] = {}
         for piece, sums_N in sums.items():
-            for segment in self._segments[piece]:
-                part = sums_N[segment.start : segment.stop]
-                value = squared_norm(part) if self._exact else float(part.double().square().sum())
+            cuts = self._segments[piece]
+            bounds = [(segment.start, segment.stop) for segment in cuts]
+            values: Sequence[int | float]
+            if self._exact:
+                values = squared_norms(sums_N, bounds)
+            else:
+                values = [float(sums_N[start:stop].double().square().sum()) for start, stop in bounds]
+            for segment, value in zip(cuts, values, strict=True):
                 squared[segment.tensor.index] = squared.get(segment.tensor.index, 0) + value
         return squared
 
@@ -327,7 +332,7 @@ class StepRunner:
         self, piece: Piece, sums_N: Tensor, exponents: Sequence[int] | None, multiplier: float
     ) -> Tensor:
         if not self._exact:
-            return sums_N.mul_(multiplier)
+            return sums_N * multiplier  # they may be the accumulators themselves
         assert exponents is not None
         gradient_N = sums_N.new_zeros(sums_N.numel(), dtype=torch.float32)
         for segment in self._segments[piece]:

@@ -74,7 +74,8 @@ class ZeroRounds:
 
     def reduce(self, tag: Tag, accumulators: dict[int, Tensor], *, ordered: bool) -> dict[Piece, Tensor]:
         """Sums every owned shard over its stage group(s). ``accumulators`` stay as they are: should the step
-        be interrupted, it goes on from them.
+        be interrupted, it goes on from them. So nothing may be written to what is returned: where nobody adds
+        to it, it is a part of them.
 
         ``ordered`` adds in ascending worker order (for floating-point sums, which depend on it);
         otherwise in the order in which the peers' parts arrive.
@@ -82,10 +83,10 @@ class ZeroRounds:
         for owner, shards in self._to_owner.items():
             parts = [accumulators[shard.block][shard.start : shard.stop] for shard in shards]
             self._endpoint.send(owner, tag, parts)
-        sums = {
-            piece_of(shard): accumulators[shard.block][shard.start : shard.stop].clone()
-            for shard in self.owned
-        }
+        sums = {piece_of(shard): accumulators[shard.block][shard.start : shard.stop] for shard in self.owned}
+        if not self._to_holder:
+            return sums
+        sums = {piece: part.clone() for piece, part in sums.items()}
         if ordered:
             self._add_in_order(tag, sums)
         else:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from runtime.streams import seed_layer
 from strategies.boundary import Value, flatten, unflatten
+from strategies.differentiation import leaf, owes_gradient
 from strategies.model import Model
 from strategies.sequence.exchange import Exchange
 from strategies.sequence.phases import Act, Phase, Phases, Space, Tensors, check_phases, cut, phases_of
-from strategies.stage import Activation, Gradients, StageModel, leaf
+from strategies.stage import Activation, Gradients, StageModel
 
 Sliced = dict[int, Tensors]
 """What passes between layers: by slice, the tensors that the layers name."""
@@ -129,11 +130,16 @@ class SequenceStage(StageModel):
         keep_graph: bool,
         activations: list[Activation],
     ) -> None:
-        phase = self._phases[place.layer].steps[number]
+        phases = self._phases[place.layer]
+        phase = phases.steps[number]
+        given = () if owes_gradient(place.layer) else phases.inputs
         held.update({(name, phase.space): {} for name in phase.writes})
         for part in self._parts(phase):
             began = self._begin()
-            inputs = [leaf(held[name, phase.space][part].to(self.device), train) for name in phase.reads]
+            inputs = [
+                leaf(held[name, phase.space][part].to(self.device), train and name not in given)
+                for name in phase.reads
+            ]
             outputs = self._run_part(place, number, part, inputs, train, keep_graph)
             if train:
                 kept = outputs if keep_graph else None

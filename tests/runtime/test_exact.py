@@ -173,6 +173,15 @@ def test_the_squared_norm_is_exact_at_the_limit_of_a_chunk() -> None:
     assert exact.squared_norm(accumulator) == sum(int(x) ** 2 for x in accumulator.tolist())
 
 
+def test_the_squared_norms_of_tensors_that_lie_beside_each_other() -> None:
+    torch.manual_seed(9)
+    accumulator = torch.randint(-(2**52), 2**52, (100_003,)).double()
+    bounds = [(0, 1), (1, 1), (64, 40_000), (40_000, 99_000), (99_008, 100_003)]  # across chunks, with gaps
+    expected = [sum(int(x) ** 2 for x in accumulator[start:stop].tolist()) for start, stop in bounds]
+    assert exact.squared_norms(accumulator, bounds) == expected
+    assert exact.squared_norms(accumulator[:0], [(0, 0)]) == [0]
+
+
 def test_the_norm_is_close_to_that_of_float64(workspace: exact.Workspace) -> None:
     generator = torch.Generator().manual_seed(4)
     tensors = [

@@ -245,3 +245,9 @@ def test_profiling_draws_the_numbers_that_training_would_not() -> None:
 def test_a_layer_that_changes_its_input_in_place() -> None:
     with pytest.raises(ValueError, match=r"layer 1 \(ReLU\) changes its input in place"):
         warm_up([nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)])
+
+
+def test_a_first_layer_that_changes_what_the_data_gives() -> None:
+    """No gradient is wanted there, so that torch itself says nothing."""
+    with pytest.raises(ValueError, match=r"layer 0 \(ReLU\) changes its input in place"):
+        warm_up([nn.ReLU(inplace=True), nn.Linear(4, 4)])

@@ -1,0 +1,63 @@
+"""The sums of the held layers' gradients over a step's micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from runtime.exact import Workspace, accumulate, accumulate_fast, new_maxima
+from runtime.layout import Block, Layout
+
+
+class GradientSums:
+    """``accumulators[block]`` is flat, as the block's parameters are: float64 where sums are ``exact``, else
+    float32. ``maxima_T`` has the largest |gradient| of every tensor of the model (exact sums only)."""
+
+    def __init__(self, layout: Layout, device: torch.device, *, exact: bool) -> None:
+        self.device = device
+        self.accumulators: dict[int, Tensor] = {}
+        self.maxima_T = new_maxima(len(layout.tensors), device)
+        self._exact = exact
+        self._workspace = Workspace(device)
+        # what every micro-batch asks for, made once
+        self._maximum = self.maxima_T.unbind()
+        self._parts: dict[tuple[int, int], Tensor] = {}
+        self._used = [
+            tuple(dict.fromkeys((use.block, use.tensor.index) for use in layout.uses_of(layer)))
+            for layer in range(layout.layers)
+        ]
+
+    def hold(self, blocks: Mapping[int, Block]) -> None:
+        """Has memory for the gradients of ``blocks`` from now on, that of new ones uninitialised; what stays
+        keeps its contents."""
+        for index in [index for index in self.accumulators if index not in blocks]:
+            del self.accumulators[index]
+        self._parts = {key: part for key, part in self._parts.items() if key[0] in blocks}
+        for index, block in sorted(blocks.items()):
+            if index not in self.accumulators:
+                dtype = torch.float64 if self._exact else torch.float32
+                flat = self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
+                for tensor in block.tensors:
+                    self._parts[index, tensor.index] = flat[tensor.offset : tensor.stop]
+
+    def clear(self) -> None:
+        """Sums of nothing, and no maxima."""
+        for accumulator in self.accumulators.values():
+            accumulator.zero_()
+        self.maxima_T.zero_()
+
+    def add(self, layer: int, gradients: Sequence[Tensor | None], exponents: Sequence[int] | None) -> None:
+        """Adds the gradients of ``layer``'s parameters, in the order of their first use; None where there is
+        none. ``exponents`` has the scale of every tensor of the model (``runtime.exact.accumulate``)."""
+        for (block, index), gradient in zip(self._used[layer], gradients, strict=True):
+            if gradient is None:
+                continue
+            total = self._parts[block, index]
+            gradient = gradient.to(self.device)
+            if self._exact:
+                exponent = None if exponents is None else exponents[index]
+                accumulate(total, gradient, exponent, self._maximum[index], self._workspace)
+            else:
+                accumulate_fast(total, gradient)
