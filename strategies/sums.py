@@ -30,17 +30,19 @@ class GradientSums:
         ]
 
     def hold(self, blocks: Mapping[int, Block]) -> None:
-        """Has memory for the gradients of ``blocks`` from now on, that of new ones uninitialised; what stays
-        keeps its contents."""
+        """Has memory for the gradients of ``blocks`` from now on: what is among ``accumulators`` stays as it
+        is, who made it ready included, and what is not is uninitialised."""
         for index in [index for index in self.accumulators if index not in blocks]:
             del self.accumulators[index]
         self._parts = {key: part for key, part in self._parts.items() if key[0] in blocks}
+        divided = {index for index, _ in self._parts}
         for index, block in sorted(blocks.items()):
             if index not in self.accumulators:
                 dtype = torch.float64 if self._exact else torch.float32
-                flat = self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
-                for tensor in block.tensors:
-                    self._parts[index, tensor.index] = flat[tensor.offset : tensor.stop]
+                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
+            if index not in divided:
+                flat = self.accumulators[index]
+                self._parts |= {(index, each.index): flat[each.offset : each.stop] for each in block.tensors}
 
     def clear(self) -> None:
         """Sums of nothing, and no maxima."""
