@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from runtime.checkpoint import CheckpointReader, load_manifest
 from runtime.fabric.interface import Endpoint, Message, Tag
 from runtime.layout import Layout
+from runtime.moves import meet, parameters_of, tag_of
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Change, Resume
 from runtime.resharding import Content, Transfer
@@ -140,11 +140,11 @@ class Mover:
         return Tag(self.resume.plan.generation, self.resume.version, 0, what)
 
     def _tag(self, transfer: Transfer) -> Tag:
-        return _tag_of(transfer, self.resume.plan.generation, self.resume.version)
+        return tag_of(transfer, self.resume.plan.generation, self.resume.version)
 
     def _begin_sending(self) -> None:
         transfers = self.resume.transfers
-        self._send(t for t in _parameters_of(self.worker, transfers) if t not in self.handed_over)
+        self._send(t for t in parameters_of(self.worker, transfers) if t not in self.handed_over)
         for transfer in reversed(transfers):
             if transfer.source == self.worker and transfer.what != "parameters":
                 self._unsent.setdefault(transfer.target, []).append(transfer)
@@ -222,7 +222,7 @@ class Mover:
         part = message.tensors[0]
         self.bytes_received += part.nbytes
         for shard, fresh_3N in self._fresh.items():
-            if not _meet(transfer, shard):
+            if not meet(transfer, shard):
                 continue
             start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
             place = slice(start - shard.start, stop - shard.start)
@@ -276,33 +276,13 @@ def hand_over(
     as for backups.
     """
     handed_over: set[Transfer] = set()
-    for transfer in _parameters_of(worker, change.transfers):
+    for transfer in parameters_of(worker, change.transfers):
         if transfer.target not in old.workers:
             continue
         for (block, start, stop), state_3N in new_states.items():
             if block == transfer.block and start <= transfer.start and transfer.stop <= stop:
                 part = state_3N[0, transfer.start - start : transfer.stop - start]
-                tag = _tag_of(transfer, change.plan.generation, version)
+                tag = tag_of(transfer, change.plan.generation, version)
                 endpoint.send(transfer.target, tag, [part], background=True)
                 handed_over.add(transfer)
     return frozenset(handed_over)
-
-
-def _parameters_of(worker: WorkerId, transfers: Sequence[Transfer]) -> list[Transfer]:
-    """The parameters that ``worker`` sends: first to who needs the least of them, who can then go on the
-    soonest."""
-    parameters = [transfer for transfer in transfers if transfer.what == "parameters"]
-    needed = Counter[WorkerId]()
-    for transfer in parameters:
-        needed[transfer.target] += transfer.bytes
-    mine = [transfer for transfer in parameters if transfer.source == worker]
-    return sorted(mine, key=lambda transfer: needed[transfer.target])
-
-
-def _tag_of(transfer: Transfer, generation: int, version: int) -> Tag:
-    what = "move parameters" if transfer.what == "parameters" else "move state"
-    return Tag(generation, version, 0, what, (transfer.block, transfer.start, transfer.stop))
-
-
-def _meet(transfer: Transfer, shard: Shard) -> bool:
-    return transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runtime.fabric.interface import Message, Tag
 from runtime.layout import ALIGNMENT
+from runtime.moves import meet, parameters_of, tag_of
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Change, Resume
 from runtime.resharding import Transfer
@@ -85,11 +85,11 @@ class SimMover:
         return Tag(self.resume.plan.generation, self.resume.version, 0, what)
 
     def _tag(self, transfer: Transfer) -> Tag:
-        return _tag_of(transfer, self.resume.plan.generation, self.resume.version)
+        return tag_of(transfer, self.resume.plan.generation, self.resume.version)
 
     def _begin_sending(self) -> None:
         transfers = self.resume.transfers
-        self._send(t for t in _parameters_of(self.me, transfers) if t not in self._handed_over)
+        self._send(t for t in parameters_of(self.me, transfers) if t not in self._handed_over)
         for transfer in transfers:
             if transfer.source == self.me and transfer.what != "parameters":
                 self._unsent.setdefault(transfer.target, []).append(transfer)
@@ -127,7 +127,7 @@ class SimMover:
         owed = [transfer for transfer in coming if transfer.what != "parameters"]
         self._owed = {(transfer.source, self._tag(transfer).index): transfer for transfer in owed}
         for shard in list(self._fresh):
-            if not any(_meet(transfer, shard) for transfer in owed):
+            if not any(meet(transfer, shard) for transfer in owed):
                 self._put(shard)
         for transfer in coming:
             if transfer.what == "parameters":
@@ -146,7 +146,7 @@ class SimMover:
     def _place(self, transfer: Transfer, message: Message) -> None:
         self.received += transfer.bytes
         for shard, fresh in self._fresh.items():
-            if _meet(transfer, shard):
+            if meet(transfer, shard):
                 start, stop = max(transfer.start, shard.start), min(transfer.stop, shard.stop)
                 first, last = (start - transfer.start) // ALIGNMENT, (stop - transfer.start) // ALIGNMENT
                 place = slice((start - shard.start) // ALIGNMENT, (stop - shard.start) // ALIGNMENT)
@@ -180,31 +180,13 @@ def hand_over(
 ) -> frozenset[Transfer]:
     """See ``strategies.move.hand_over``."""
     handed_over: set[Transfer] = set()
-    for transfer in _parameters_of(worker.worker, change.transfers):
+    for transfer in parameters_of(worker.worker, change.transfers):
         if transfer.target not in old.workers:
             continue
         for shard, values in new_values.items():
-            if _meet(transfer, shard) and shard.start <= transfer.start and transfer.stop <= shard.stop:
+            if meet(transfer, shard) and shard.start <= transfer.start and transfer.stop <= shard.stop:
                 first, last = ((at - shard.start) // ALIGNMENT for at in (transfer.start, transfer.stop))
-                tag = _tag_of(transfer, change.plan.generation, version)
+                tag = tag_of(transfer, change.plan.generation, version)
                 worker.endpoint.send(transfer.target, tag, tuple(values[first:last]), background=True)
                 handed_over.add(transfer)
     return frozenset(handed_over)
-
-
-def _parameters_of(worker: WorkerId, transfers: Sequence[Transfer]) -> list[Transfer]:
-    parameters = [transfer for transfer in transfers if transfer.what == "parameters"]
-    needed = Counter[WorkerId]()
-    for transfer in parameters:
-        needed[transfer.target] += transfer.bytes
-    mine = [transfer for transfer in parameters if transfer.source == worker]
-    return sorted(mine, key=lambda transfer: needed[transfer.target])
-
-
-def _tag_of(transfer: Transfer, generation: int, version: int) -> Tag:
-    what = "move parameters" if transfer.what == "parameters" else "move state"
-    return Tag(generation, version, 0, what, (transfer.block, transfer.start, transfer.stop))
-
-
-def _meet(transfer: Transfer, shard: Shard) -> bool:
-    return transfer.block == shard.block and transfer.start < shard.stop and shard.start < transfer.stop
