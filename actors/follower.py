@@ -110,7 +110,7 @@ class Follower:
         self._spans = SpanLog()
         self._left_ns: int | None = None  # since when no step has been under way here
         self._exponents: dict[int, Exponents] = {}
-        self._progress = StepProgress(keeps=job.salvages)
+        self._progress = StepProgress()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -158,7 +158,8 @@ class Follower:
         written to for the first time comes slowly, and later the others would stand still for that."""
         tag = Tag(change.plan.generation, 0, 0, "entry")
         self._progress.begin(0, 0, {})  # the sums that it may speak of do not survive other layers
-        self.stage.hold(*layers_of(change.plan, self.worker).values())
+        keeps = self.job.keeps_under(change.plan)
+        self.stage.hold(*layers_of(change.plan, self.worker).values(), keeps=keeps)
         fresh = [block for block, version in self.stage.version.items() if version is None]
         homes = (self.stage.working, self.stage.accumulators)
         room = [home[block] for home in homes for block in fresh if block in home]
@@ -232,6 +233,7 @@ class Follower:
         # version before are kept, which a loss before everything has been copied goes back to.
         kept = {v: e for v, e in self._exponents.items() if v < version} if resume.source == "peers" else {}
         self._exponents = {**kept, version: resume.exponents}
+        self._progress.keeps = self.job.salvages_under(plan)
         salvaged = resume.salvage
         if salvaged is None or self.worker not in salvaged.contributors:
             self._progress.begin(0, 0, {})  # the sums that it speaks of may not survive the move

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,7 +20,7 @@ from strategies.planning.mending import mended, pays
 from strategies.planning.planner import choose_plan
 from strategies.planning.step_time import simulate_step
 from strategies.profile import Profile
-from strategies.search.planning import plan_seconds, searched_plan
+from strategies.search.planning import fits, plan_seconds, searched_plan
 from strategies.search.search import NothingFits
 from strategies.search.space import Space
 from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
@@ -35,19 +35,16 @@ def planners(
     """What a run's controller decides with. A DeepSpeed engine divides work by DeepSpeed's rule alone."""
     if job.engine is not None:
         return engine_plan_chooser(layout, job.micro_batches, job.engine), None, None
+    mender = plan_mender(layout, profile, salvageable(layout, profile, job))
     if job.search is not None:
         chooser, searched_gain = searched_planners(layout, profile, job, job.search)
-        return chooser, searched_gain if rebalance else None, _mender(job, layout, profile)
+        return chooser, searched_gain if rebalance else None, mender
     keeping = SHARDINGS[job.sharding].keeping
     teaming = Teaming(job.sequence, job.sequence_slices)
     parts = (layout, profile)
     chooser = plan_chooser(*parts, job.micro_batches, stages, job.chunks, keeping, teaming, job.paths)
     gain = plan_gain(*parts, teaming, job.paths) if rebalance else None
-    return chooser, gain, _mender(job, layout, profile)
-
-
-def _mender(job: Job, layout: Layout, profile: Profile) -> PlanMender | None:
-    return plan_mender(layout, profile) if job.salvages else None
+    return chooser, gain, mender
 
 
 def searched_planners(
@@ -72,7 +69,7 @@ def searched_planners(
     def choose(generation: int, members: Sequence[Member], speeds: Speeds, previous: Plan | None) -> Plan:
         costs = costs_of(speeds)
         plan = searched_plan(generation, members, layout, costs, job.micro_batches, space, previous)
-        return replace(plan, keeping=SHARDINGS[job.sharding].keeping)
+        return replace(plan, keeping=job.sharding_under(plan).keeping)
 
     def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
         costs = costs_of(speeds)
@@ -191,8 +188,18 @@ def demand(
     return useful_workers(layout, costs, micro_batches * sequence, stages, least, most)
 
 
-def plan_mender(layout: Layout, profile: Profile) -> PlanMender:
-    """Finishes an interrupted step under the same cut, where that takes less time than doing it again."""
+def salvageable(layout: Layout, profile: Profile, job: Job) -> Callable[[Plan], bool]:
+    """Under which plans an interrupted step can be finished: as the job and the sharding allow it, and where
+    plans are searched for within a worker's memory."""
+    if job.search is None:
+        return job.salvages_under
+    costs = _profiled(layout, profile, job)
+    return lambda plan: job.salvages_under(plan) and fits(plan, costs)
+
+
+def plan_mender(layout: Layout, profile: Profile, allows: Callable[[Plan], bool]) -> PlanMender:
+    """Finishes an interrupted step under the same cut, where that is allowed and takes less time than doing
+    it again."""
 
     parameter_bytes = _parameter_bytes(layout)
 
@@ -207,7 +214,8 @@ def plan_mender(layout: Layout, profile: Profile) -> PlanMender:
         costs = _costs(parameter_bytes, profile, speeds)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
         found = mended(generation, members, layout, previous, step, progress, seconds)
-        return found if found is not None and pays(*found, members, seconds) else None
+        well = found is not None and allows(found[0]) and pays(*found, members, seconds)
+        return found if well else None
 
     return mend
 

@@ -144,7 +144,7 @@ class Worker:
             exact=job.reduction == "exact",
             compute_lock=self._compute_lock,
             pulse=self.pulse,
-            keeps=job.keeps,
+            keeps=job.keeps_under(),
         )
         flops = self.profile.flops
         return Follower(

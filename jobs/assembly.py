@@ -15,6 +15,7 @@ from jobs.builders import build_data, build_layers
 from jobs.deepspeed_config import engine_settings
 from jobs.recipe.choices import AUTO
 from jobs.recipe.recipe import Recipe
+from jobs.recipe.sharding import possible_shardings
 from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
@@ -24,6 +25,7 @@ from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
 from strategies.sequence.phases import check_phases
 from strategies.shardings.offload import Offload
+from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.skippipe.paths import Paths, find_paths
 from strategies.stage import Precision
 
@@ -157,7 +159,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
         paths=paths_of(recipe, len(layers)),
         sequence=parallel.sequence if isinstance(parallel.sequence, int) else 1,
         sequence_slices=recipe.parallel.slices,
-        sharding=recipe.parallel.sharding,
+        sharding=SHARDING if parallel.sharding == AUTO else parallel.sharding,
         offload=None if offload is None else Offload(offload.window, offload.move),
         threads=recipe.parallel.threads,
         feed_workers=recipe.data.feed_workers,
@@ -191,7 +193,9 @@ def _space(recipe: Recipe, recomputed: tuple[int, ...]) -> Space | None:
         stages=None if parallel.stages == AUTO else (int(parallel.stages),),
         schedules=(parallel.schedule,) if named else tuple(FORMULAS),
         chunks=parallel.chunks if named else None,
-        shardings=(parallel.sharding,),
+        shardings=possible_shardings(recipe.reduction, parallel.slices)
+        if parallel.sharding == AUTO
+        else (parallel.sharding,),
         sequences=tuple(range(1, parallel.slices + 1)) if parallel.sequence == AUTO else (1,),
         offloads=(None if parallel.offload is None else (parallel.offload.window, parallel.offload.move),),
         recompute=None if recipe.precision.recompute == AUTO else recomputed,

@@ -15,17 +15,16 @@ from rich.table import Table
 from jobs.amounts import bytes_of
 from jobs.assembly import assemble
 from jobs.recipe.recipe import Recipe, load_recipe
+from jobs.recipe.sharding import possible_shardings
 from strategies.boundary import Value, flatten
 from strategies.job import Job
 from strategies.model import build_model
 from strategies.planning.costs import CostModel
 from strategies.profile import profile
 from strategies.search.cost import Problem
-from strategies.search.memory import SHARDINGS as COSTS
 from strategies.search.search import NothingFits, Proposal, in_words, search
 from strategies.search.space import Space
 from strategies.sequence.phases import cut
-from strategies.shardings.registry import SHARDINGS
 
 SIMULATED = 12
 """How many of the best of each micro-batch size are simulated too."""
@@ -97,12 +96,10 @@ def _divisible(value: Value, slices: int) -> bool:
 
 def space_of(recipe: Recipe, costs: CostModel) -> Space:
     """Everything that the recipe's values leave room for, but the size of micro-batches."""
-    # floating-point sums want an order, which only those shardings have that add up at home
-    shardings = tuple(name for name in COSTS if recipe.reduction == "exact" or SHARDINGS[name].ordered)
     slices = recipe.parallel.slices
-    if slices > 1:  # in slices, whoever computes them: as the teams need it
-        whole = tuple(name for name in shardings if SHARDINGS[name].salvages)
-        return Space(shardings=whole, sequences=tuple(range(1, slices + 1)))
+    shardings = possible_shardings(recipe.reduction, slices)
+    if slices > 1:
+        return Space(shardings=shardings, sequences=tuple(range(1, slices + 1)))
     given = recipe.parallel.offload
     offload = OFFLOAD if given is None else (given.window, given.move)
     return Space(

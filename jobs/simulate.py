@@ -85,7 +85,7 @@ def real_planner(
     profile = Profile(forward=(), backward=(), boundary_bytes=())
     paths = None if cut is None else Paths(cut.bounds, cut.paths)
     chooser = plan_chooser(layout, profile, micro_batches, stages, chunks, paths=paths)
-    return chooser, plan_gain(layout, profile, paths=paths), plan_mender(layout, profile)
+    return chooser, plan_gain(layout, profile, paths=paths), plan_mender(layout, profile, lambda plan: True)
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from runtime.plan import Plan
 from strategies.engine import EngineSettings
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
@@ -14,9 +15,9 @@ from strategies.schedules.registry import DEFAULT
 from strategies.search.space import Space
 from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
-from strategies.shardings.registry import SHARDINGS
+from strategies.shardings.registry import SHARDINGS, Entry
 from strategies.skippipe.paths import Paths
-from strategies.stage import Keeps, Precision
+from strategies.stage import WHOLE, Keeps, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Job:
     ``tokens_per_sample`` is for display. ``salvage``: an interrupted step keeps what survivors have summed
     (exact sums only). ``schedule``: a name of ``schedules.registry``, for workers of ``chunks`` stages each.
     ``paths``: micro-batches pass only some stages, or in another order. ``sharding``: a name of
-    ``shardings.registry``; ``offload``: parameters are in host memory and come to the device as they are
-    needed. ``feed_workers`` prepare data for those that train; 0: these read by themselves.
-    ``sequence_slices``: where more than one, layers are computed in so many slices
+    ``shardings.registry``, where ``search`` does not choose it; ``offload``: parameters are in host memory
+    and come to the device as they are needed. ``feed_workers`` prepare data for those that train; 0: these
+    read by themselves. ``sequence_slices``: where more than one, layers are computed in so many slices
     (``strategies.sequence``), by teams of up to ``sequence`` workers or as a search wants them. ``search``:
     what every plan may choose anew, within ``worker_memory_bytes`` (None: plenty; ``host_state``: shards are
     elsewhere) and with links of ``link_bytes_per_second``; None: nothing. With an ``engine`` the steps are
@@ -87,14 +88,16 @@ class Job:
     orphan_seconds: float = 30.0
     engine: EngineSettings | None = None
 
-    @property
-    def salvages(self) -> bool:
+    def sharding_under(self, plan: Plan) -> Entry:
+        """That of the plan's own strategy where it was searched for."""
+        return SHARDINGS[self.sharding if plan.strategy is None else plan.strategy.sharding]
+
+    def salvages_under(self, plan: Plan) -> bool:
         """Whether an interrupted step can go on from what survivors have of it, unless its plan has teams."""
-        in_place = SHARDINGS[self.sharding].salvages and self.sequence == 1
+        in_place = self.sharding_under(plan).salvages and self.sequence == 1
         return self.salvage and self.reduction == "exact" and in_place
 
-    @property
-    def keeps(self) -> Keeps:
-        """What a worker's stage has in memory all the time."""
-        keeps = SHARDINGS[self.sharding].keeps
+    def keeps_under(self, plan: Plan | None = None) -> Keeps:
+        """What a worker's stage has in memory all the time; None: before there is a plan."""
+        keeps = WHOLE if plan is None else self.sharding_under(plan).keeps
         return keeps if self.offload is None else replace(keeps, streams=True)

@@ -20,7 +20,7 @@ from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
 from strategies.model import build_model, flat_parameters
 from strategies.residence import Residence
-from strategies.stage import LayerTimes
+from strategies.stage import Keeps, LayerTimes
 from strategies.zero import piece_of
 
 _ROWS_OF: Mapping[Content, Any] = {"parameters": 0, "moments": slice(1, ROWS), "state": slice(0, ROWS)}
@@ -40,8 +40,9 @@ class Working(Protocol):
     residence: Residence | None
     """Parameters that come and go, where they do."""
 
-    def hold(self, *stages: tuple[int, int]) -> None:
-        """Holds the layers of ``stages``, each the first and the one after the last, from now on."""
+    def hold(self, *stages: tuple[int, int], keeps: Keeps | None = None) -> None:
+        """Holds the layers of ``stages``, each the first and the one after the last, from now on; ``keeps``
+        as in ``StageModel``."""
         ...
 
     def take_times(self) -> LayerTimes:
@@ -81,15 +82,15 @@ class Mover:
     def move(self) -> None:
         """Working parameters and held layers as the new plan has them, at its version."""
         plan, version = self.resume.plan, self.resume.version
-        stages = layers_of(plan, self.worker).values()
+        stages, keeps = layers_of(plan, self.worker).values(), self.job.keeps_under(plan)
         if self.resume.source == "peers":
             self.store.drop(after=version)
             self._begin_sending()  # from the held layers, which may be let go of now
-            self.stage.hold(*stages)
+            self.stage.hold(*stages, keeps=keeps)
             self._receive()
         else:
             self.store.clear()
-            self.stage.hold(*stages)
+            self.stage.hold(*stages, keeps=keeps)
             self.stage.version = dict.fromkeys(self.stage.version)
             if self.resume.source == "checkpoint":
                 self._load_checkpoint()

@@ -47,6 +47,10 @@ class Keeps:
 WHOLE = Keeps()
 
 
+def _offloads(keeps: Keeps) -> bool:
+    return keeps.streams and keeps.parameters
+
+
 @dataclass(slots=True)
 class Activation:
     """What a layer keeps of a micro-batch from forward to backward; no outputs when recomputed.
@@ -109,7 +113,7 @@ class StageModel:
         self.version: dict[int, int | None] = {}
         self.keeps = keeps
         # what is offloaded is summed where it is at home
-        self.sums_device = torch.device("cpu") if keeps.streams and keeps.parameters else device
+        self.sums_device = torch.device("cpu") if _offloads(keeps) else device
         self._sums = GradientSums(self.layout, self.sums_device, exact=exact)
         self.accumulators = self._sums.accumulators
         self.maxima_T = self._sums.maxima_T
@@ -142,11 +146,14 @@ class StageModel:
                 setattr(module, name, parameter)
             self._parameters.append(list(fresh.values()))
 
-    def hold(self, *stages: Layers) -> None:
-        """Holds the layers of ``stages`` from now on, and lets go of the others.
+    def hold(self, *stages: Layers, keeps: Keeps | None = None) -> None:
+        """Holds the layers of ``stages`` from now on, and lets go of the others; what there is of them in
+        memory is up to ``keeps`` (None: as before).
 
         Blocks that stay keep their contents; new ones and their sums are uninitialised (version None).
         """
+        if keeps is not None and keeps != self.keeps:
+            self._keep(keeps)
         wanted = {block.index: block for stage in stages for block in self.layout.blocks_of(*stage)}
         for index in [index for index in self.working if index not in wanted]:
             del self.working[index], self.version[index]
@@ -172,6 +179,15 @@ class StageModel:
                         self.residence.vacate(use.block)
                 else:
                     parameter.data = torch.empty(0, device=self.device)
+
+    def _keep(self, keeps: Keeps) -> None:
+        assert _offloads(keeps) == _offloads(self.keeps), "sums stay in the memory that they are in"
+        self.keeps = keeps
+        self.residence = Residence(self.device) if keeps.streams else None
+        self.held = ()  # what the layers' parameters are views of is another memory
+        if not keeps.parameters:
+            self.working.clear()
+            self.version.clear()
 
     def _flat(self, block: int) -> Tensor:
         """What the layers' parameters are views of: with memory, or no view can be made."""

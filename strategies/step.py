@@ -27,7 +27,6 @@ from strategies.pipeline import Data, Pipeline
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
 from strategies.shardings.offload import StreamedLayers
-from strategies.shardings.registry import SHARDINGS
 from strategies.share import (
     Outcome,
     Share,
@@ -100,7 +99,9 @@ class StepRunner:
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
-        self.rounds = SHARDINGS[self.job.sharding].rounds(self.endpoint, self.plan, self.layout, self.worker)
+        self.rounds = self.job.sharding_under(self.plan).rounds(
+            self.endpoint, self.plan, self.layout, self.worker
+        )
         self.rounds.join(self.stage, self.store)
         if self.job.offload is not None:
             self.stage.window = StreamedLayers(self.stage, self.job.offload)

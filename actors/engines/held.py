@@ -7,7 +7,7 @@ from torch import Tensor
 
 from runtime.layout import Layout
 from strategies.residence import Residence
-from strategies.stage import Layers, LayerTimes
+from strategies.stage import WHOLE, Keeps, Layers, LayerTimes
 
 
 class HostParameters:
@@ -24,8 +24,9 @@ class HostParameters:
         self.accumulators: dict[int, Tensor] = {}
         self.residence: Residence | None = None
 
-    def hold(self, *stages: Layers) -> None:
+    def hold(self, *stages: Layers, keeps: Keeps | None = None) -> None:
         """Makes room for the blocks of the layers of ``stages``; contents are uninitialised."""
+        assert keeps in (None, WHOLE), "an engine shards by itself"
         for block in [block for stage in stages for block in self.layout.blocks_of(*stage)]:
             if block.index not in self.working:
                 self.working[block.index] = torch.empty(block.size)

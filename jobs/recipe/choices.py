@@ -10,7 +10,7 @@ from jobs.amounts import bytes_of
 from strategies.schedules.registry import SCHEDULES, schedule_named
 
 AUTO = "auto"
-"""Of a schedule or of what is recomputed: the search chooses, anew for every plan."""
+"""Of a schedule, a sharding or what is recomputed: the search chooses, anew for every plan."""
 
 
 def _check_schedule(value: str) -> str:
@@ -53,6 +53,7 @@ def check_choices(
     *,
     has_memory: bool,
     sequence: int | Literal["auto"],
+    sharding: str,
     engine: str,
 ) -> None:
     """Raises ValueError, one sentence with the key and the remedy, for choices that cannot be together."""
@@ -65,19 +66,19 @@ def check_choices(
         raise ValueError(
             f"parallel.chunks ({chunks}) is chosen together with the schedule: remove it, or name a schedule."
         )
-    searches = AUTO in (schedule, recompute, sequence)
+    searches = AUTO in (schedule, recompute, sequence, sharding)
     if has_memory and not searches:
         raise ValueError(
-            "parallel.memory has a meaning only for a search: set parallel.schedule, parallel.sequence or "
-            'precision.recompute to "auto", or remove memory.'
+            "parallel.memory has a meaning only for a search: set parallel.schedule, parallel.sharding, "
+            'parallel.sequence or precision.recompute to "auto", or remove memory.'
         )
     if searches and sequence not in (1, AUTO):
         raise ValueError(
             f"parallel.sequence ({sequence}) is for runs that name their strategy: set sequence to 1 or "
-            '"auto", or name the schedule and what is recomputed.'
+            '"auto", or name the schedule, the sharding and what is recomputed.'
         )
     if searches and engine != "reknit":
         raise ValueError(
-            'a DeepSpeed engine has no schedule to choose: set parallel.schedule to "1f1b" and '
-            'precision.recompute to "none", or remove [engine].'
+            'a DeepSpeed engine has nothing to choose: set parallel.schedule to "1f1b" and '
+            'precision.recompute to "none" and remove parallel.sharding, or remove [engine].'
         )

@@ -27,7 +27,9 @@ class Paths(BaseModel):
         return {**self.model_dump(), "swaps": swaps, "search": search_terms()}
 
 
-def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str, recompute: object) -> None:
+def check_paths(
+    schedule: str, paths: Paths | None, slices: int, engine: str, recompute: object, sharding: str
+) -> None:
     """Raises ValueError for a combination that cannot be."""
     skips = schedule in SCHEDULES and SCHEDULES[schedule].skips
     if skips != (paths is not None):
@@ -35,10 +37,11 @@ def check_paths(schedule: str, paths: Paths | None, slices: int, engine: str, re
         raise ValueError(f'parallel.schedule = "{named}" and [paths] belong together: give both, or neither.')
     if paths is not None and engine != "reknit":
         raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
-    if paths is not None and recompute == "auto":
-        raise ValueError(
-            '[paths] does not go with precision.recompute = "auto", which has the layers cut anew: name what '
-            "is recomputed, or remove [paths]."
-        )
+    for key, value in (("precision.recompute", recompute), ("parallel.sharding", sharding)):
+        if paths is not None and value == "auto":
+            raise ValueError(
+                f'[paths] does not go with {key} = "auto", which has the layers cut anew: name it, or remove '
+                "[paths]."
+            )
     if paths is not None and slices > 1:
         raise ValueError(f"[paths] does not go with parallel.sequence_slices ({slices}): remove one of them.")

@@ -254,7 +254,8 @@ class Recipe(Section):
     @property
     def searches(self) -> bool:
         """Whether plans choose their strategy by search."""
-        return AUTO in (self.parallel.schedule, self.parallel.sequence, self.precision.recompute)
+        parallel = self.parallel
+        return AUTO in (parallel.schedule, parallel.sharding, parallel.sequence, self.precision.recompute)
 
     @property
     def decay_steps(self) -> int:
@@ -285,12 +286,12 @@ class Recipe(Section):
             self.precision.recompute,
             has_memory=parallel.memory is not None,
             sequence=parallel.sequence,
+            sharding=parallel.sharding,
             engine=self.engine.name,
         )
         offloads, teams = parallel.offload is not None, (parallel.sequence, parallel.slices)
-        check_paths(
-            parallel.schedule, self.paths, parallel.slices, self.engine.name, self.precision.recompute
-        )
+        skips = (parallel.schedule, self.paths, parallel.slices, self.engine.name)
+        check_paths(*skips, self.precision.recompute, parallel.sharding)
         check_sharding(parallel.sharding, offloads, self.reduction, self.engine.name)
         check_sequence(*teams, parallel.sharding, self.engine.name, offloads=offloads)
         if self.detection.silence_seconds < 5 * self.detection.beat_seconds:

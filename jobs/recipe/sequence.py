@@ -30,7 +30,7 @@ def check_sequence(
             "parallel.sequence_slices."
         )
     whole = [name for name, entry in SHARDINGS.items() if entry.salvages]
-    if sharding not in whole or offloads:
+    if sharding not in (*whole, AUTO) or offloads:
         raise ValueError(
             "parallel.sequence needs workers that keep all parameters and sums of their stage: set "
             f"parallel.sharding to {' or '.join(whole)} without parallel.offload, or remove "

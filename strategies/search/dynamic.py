@@ -49,6 +49,15 @@ class Branch:
     limited: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The best cut of a branch, which takes ``bound`` seconds but for rounding."""
+
+    bound: float
+    combination: Combination
+    bounds: tuple[int, ...]
+
+
 class CutSearch:
     """The best cut of every combination of one problem, by branch and bound.
 
@@ -85,21 +94,29 @@ class CutSearch:
             alike.setdefault(each.combination.strategy, []).append(each)
         return [found for some in alike.values() for found in self._bounded(some)]
 
-    def settle(self, branch: Branch) -> Choice | list[Branch]:
+    def settle(self, branch: Branch) -> Choice | Cut | list[Branch]:
         """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
         combination, (least, most) = branch.combination, branch.lengths
         if not branch.limited and self._may_be_plenty(branch):
-            bounds = self._cut(combination, branch.lengths, limited=False)
-            assert bounds is not None, "a combination has no more stages than there are layers"
+            found = self._cut(combination, branch.lengths, limited=False)
+            assert found is not None, "a combination has no more stages than there are layers"
             recompute = self._recompute or ()
-            cost = evaluate(self._problem, combination, bounds, recompute)
+            cost = evaluate(self._problem, combination, found.bounds, recompute)
             if self._limit is None or cost.memory_bytes <= self._limit:
-                return Choice(combination, bounds, recompute, cost)
+                return Choice(combination, found.bounds, recompute, cost)
         if least < most and FORMULAS[combination.strategy.schedule].by_first_stage:
             # how much all others keep goes by how long the first stage is
             return self._by_first(replace(branch, limited=True))
-        bounds = self._cut(combination, branch.lengths, limited=True)
-        return [] if bounds is None else self._priced(combination, bounds)
+        return self._cut(combination, branch.lengths, limited=True) or []
+
+    def price(self, cut: Cut) -> Choice:
+        """The best choice with this cut, which fits."""
+        combination, bounds = cut.combination, cut.bounds
+        recompute = self._tables_of(combination).recomputed(combination, bounds)
+        assert recompute is not None, "what the tables take for fitting can be made to fit"
+        cost = evaluate(self._problem, combination, bounds, recompute)
+        assert self._limit is not None and cost.memory_bytes <= self._limit, "what was made to fit fits"
+        return Choice(combination, bounds, recompute, cost)
 
     def _lengths(self, combination: Combination) -> tuple[int, int]:
         longest = self._problem.layers - combination.stages + 1
@@ -139,9 +156,7 @@ class CutSearch:
         bounded = zip(branches, least, strict=True)
         return [replace(each, bound=bound) for each, bound in bounded if bound < NEVER]
 
-    def _cut(
-        self, combination: Combination, lengths: tuple[int, int], *, limited: bool
-    ) -> tuple[int, ...] | None:
+    def _cut(self, combination: Combination, lengths: tuple[int, int], *, limited: bool) -> Cut | None:
         """Where the layers are cut best; None where no cut fits."""
         added, beyond = zip(*self._stages(combination, lengths, limited=limited), strict=True)
         found = least_sum_and_maximum(added, beyond, self._tolerance)
@@ -149,7 +164,7 @@ class CutSearch:
             return None
         inner = found[1][:-1]
         bounds = (lengths[0] + inner[0], *(place + 1 for place in inner[1:])) if inner else ()
-        return 0, *bounds, self._problem.layers
+        return Cut(found[0], combination, (0, *bounds, self._problem.layers))
 
     def _stages(
         self, combination: Combination, lengths: tuple[int, int], *, limited: bool
@@ -169,11 +184,3 @@ class CutSearch:
                 views[key] = (added[firsts, stops], beyond[firsts, stops])
             result.append(views[key])
         return result
-
-    def _priced(self, combination: Combination, bounds: tuple[int, ...]) -> Choice:
-        """The best choice with this cut, which fits."""
-        recompute = self._tables_of(combination).recomputed(combination, bounds)
-        assert recompute is not None, "what the tables take for fitting can be made to fit"
-        cost = evaluate(self._problem, combination, bounds, recompute)
-        assert self._limit is not None and cost.memory_bytes <= self._limit, "what was made to fit fits"
-        return Choice(combination, bounds, recompute, cost)

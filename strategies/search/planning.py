@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan, Stage, Strategy
+from runtime.plan import Member, Plan, Stage
 from strategies.planning.candidates import nearest_groups, spread_over_domains
 from strategies.planning.costs import CostModel, Predictor
 from strategies.planning.folding import folded, unfolded
@@ -73,8 +73,23 @@ def searched_plan(
     ]
     if len(plans) == 1:
         return plans[0]
-    fitting = [plan for plan in plans if limit is None or _memory(plan, problem, proposal.strategy) <= limit]
+    fitting = [plan for plan in plans if fits(plan, costs)]
     return min(fitting or plans[:1], key=lambda plan: plan_seconds(plan, members, costs))
+
+
+def fits(plan: Plan, costs: CostModel) -> bool:
+    """Whether the fullest worker has room for its part of ``plan``."""
+    return costs.worker_memory_bytes is None or memory_bytes(plan, costs) <= costs.worker_memory_bytes
+
+
+def memory_bytes(plan: Plan, costs: CostModel) -> int:
+    """What the fullest worker has in memory, by the cost model."""
+    assert plan.strategy is not None, "a plan of the search has a strategy"
+    busiest = max(max(Counter(row).values()) * len(set(row)) for row in plan.assignment)
+    problem = Problem(costs, max(busiest, plan.micro_batches))
+    combination = Combination(plan.strategy, tuple(map(len, plan.groups)))
+    bounds = (0, *(stage.stop for stage in plan.stages))
+    return evaluate(problem, combination, bounds, plan.strategy.recompute).memory_bytes
 
 
 def plan_seconds(plan: Plan, members: Sequence[Member], costs: CostModel) -> float:
@@ -157,12 +172,3 @@ def _plans(
 
 def _evenly(layers: int, count: int) -> tuple[int, ...]:
     return tuple(k * layers // count for k in range(count + 1))
-
-
-def _memory(plan: Plan, problem: Problem, strategy: Strategy) -> int:
-    """The fullest worker's bytes, by the cost model."""
-    combination = Combination(strategy, tuple(map(len, plan.groups)))
-    busiest = max(max(Counter(row).values()) * len(set(row)) for row in plan.assignment)
-    dealt = replace(problem, micro_batches=max(busiest, problem.micro_batches))
-    bounds = (0, *(stage.stop for stage in plan.stages))
-    return evaluate(dealt, combination, bounds, strategy.recompute).memory_bytes

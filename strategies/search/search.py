@@ -17,7 +17,7 @@ from runtime.plan import Strategy
 from strategies.schedules.pipeline_time import pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
-from strategies.search.dynamic import Branch, Choice, CutSearch
+from strategies.search.dynamic import Branch, Choice, Cut, CutSearch
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import ALIKE
 from strategies.search.space import Combination, Space, combinations
@@ -98,11 +98,11 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
     place_of = {each: place for place, each in enumerate(possible)}
     least = {each: cuts.least(each) * (1 - ALIKE) for each in possible}
     unopened, many = sorted(possible, key=lambda each: -least[each]), FEW
-    waiting: list[tuple[float, int, int, Branch | Choice]] = []
+    waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
     found: dict[int, Choice] = {}
     numbers = counting()
     while (waiting or unopened) and len(found) < count:
-        opened: Choice | list[Branch]
+        opened: Choice | Cut | list[Branch]
         if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
             opened = cuts.branches([unopened.pop() for _ in range(min(many, len(unopened)))])
             many *= 8
@@ -113,12 +113,12 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
             if isinstance(known, Choice):
                 found[place] = known
                 continue
-            opened = cuts.settle(known)
+            opened = cuts.price(known) if isinstance(known, Cut) else cuts.settle(known)
         if isinstance(opened, Choice):
             place = place_of[opened.combination]
             heappush(waiting, (opened.cost.step_seconds, place, next(numbers), opened))
         else:  # branches that are alike but for rounding are all settled before one is taken
-            for branch in opened:
+            for branch in [opened] if isinstance(opened, Cut) else opened:
                 bound = branch.bound * (1 - ALIKE)
                 heappush(waiting, (bound, place_of[branch.combination], next(numbers), branch))
     return list(found.values())

@@ -13,6 +13,7 @@ from runtime.fabric.interface import Message, Tag
 from runtime.plan import Plan, Shard, Stage
 from runtime.protocol import Change, Entry
 from runtime.snapshots import ROWS, ShardStore
+from strategies.stage import WHOLE, Keeps
 
 NEWCOMER, USHER, SIZE = 1, 0, 64
 ENTRY = Message(USHER, Tag(2, 0, 0, "entry"), [], Entry(7, None, None))
@@ -33,8 +34,8 @@ class Stage2:
         self.working = {1: torch.ones(SIZE)}
         self.accumulators = {1: torch.ones(SIZE)}
 
-    def hold(self, *stages: tuple[int, int]) -> None:
-        assert stages == ((0, 2),)
+    def hold(self, *stages: tuple[int, int], keeps: Keeps) -> None:
+        assert (stages, keeps) == (((0, 2),), WHOLE)
         self.version[0] = None
         self.working[0], self.accumulators[0] = torch.ones(SIZE), torch.ones(SIZE)
 
@@ -62,8 +63,9 @@ class Line:
 def newcomer(line: Line) -> tuple[Stage2, ShardStore, list[object]]:
     stage, store, begun = Stage2(), ShardStore(), list[object]()
     progress = SimpleNamespace(begin=lambda *of: begun.append(of))
+    job = SimpleNamespace(keeps_under=lambda plan: WHOLE)
     follower = SimpleNamespace(
-        worker=NEWCOMER, stage=stage, store=store, endpoint=line, layout=None, _progress=progress
+        worker=NEWCOMER, job=job, stage=stage, store=store, endpoint=line, layout=None, _progress=progress
     )
     assert Follower._entry(cast(Follower, follower), CHANGE) == ENTRY.note
     return stage, store, begun

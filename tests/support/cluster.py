@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from actors.host import Host, steady_time
-from actors.planning import plan_chooser, plan_mender, searched_planners
+from actors.planning import plan_chooser, plan_mender, salvageable, searched_planners
 from actors.recorder import Recorder
 from actors.worker import Worker
 from runtime.controller import Controller
@@ -267,8 +267,7 @@ class LocalRun:
         )
         if job.search is not None:
             chooser, _ = searched_planners(*parts, job, job.search)
-        mender = plan_mender(*parts) if job.salvages else None
-        return Controller(terms, chooser, self.plan_gain, mender)
+        return Controller(terms, chooser, self.plan_gain, plan_mender(*parts, salvageable(*parts, job)))
 
 
 def run_toy(

@@ -110,3 +110,5 @@ def test_paths_decide_the_bits(good: Path) -> None:
         load_recipe(good, [*paths, "parallel.sequence_slices=2"])
     with pytest.raises(RecipeError, match=r'\[paths\] does not go with precision.recompute = "auto"'):
         load_recipe(good, [*paths, "precision.recompute=auto"])
+    with pytest.raises(RecipeError, match=r'\[paths\] does not go with parallel.sharding = "auto"'):
+        load_recipe(good, [*paths, "parallel.sharding=auto"])

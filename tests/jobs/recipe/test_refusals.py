@@ -120,7 +120,7 @@ WRONG = {
         "workers = 4",
         'workers = 4\nschedule = "auto"\nsequence = 2',
         "demo.toml: parallel.sequence (2) is for runs that name their strategy: set sequence to 1 or "
-        '"auto", or name the schedule and what is recomputed.',
+        '"auto", or name the schedule, the sharding and what is recomputed.',
     ),
     "teams by search of a sequence that nobody has cut": (
         "workers = 4",
@@ -132,7 +132,7 @@ WRONG = {
         "workers = 4",
         'workers = 4\nmemory = "8GiB"',
         "demo.toml: parallel.memory has a meaning only for a search: set parallel.schedule, "
-        'parallel.sequence or precision.recompute to "auto", or remove memory.',
+        'parallel.sharding, parallel.sequence or precision.recompute to "auto", or remove memory.',
     ),
     "chunks that the schedule cannot do": (
         "workers = 4",

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from strategies.planning.costs import CostModel
-from strategies.search.cost import Problem
-from strategies.search.planning import KEPT, _memory, plan_seconds, searched_plan
+from strategies.search.planning import KEPT, fits, memory_bytes, plan_seconds, searched_plan
 from strategies.search.search import NothingFits
 from strategies.search.space import Space
 
@@ -72,11 +71,10 @@ def test_scarce_memory_is_kept_to_by_recomputing() -> None:
     members, space = members_of(4), Space(stages=(2,), schedules=("1f1b",))
     free = searched_plan(0, members, LAYOUT, COSTS, 8, space)
     assert free.strategy is not None and free.strategy.recompute == ()
-    problem = Problem(COSTS, 8)
-    limit = _memory(free, problem, free.strategy) - 1
-    tight = searched_plan(0, members, LAYOUT, replace(COSTS, worker_memory_bytes=limit), 8, space)
+    limited = replace(COSTS, worker_memory_bytes=memory_bytes(free, COSTS) - 1)
+    tight = searched_plan(0, members, LAYOUT, limited, 8, space)
     assert tight.strategy is not None and tight.strategy.recompute
-    assert _memory(tight, problem, tight.strategy) <= limit
+    assert fits(tight, limited) and not fits(free, limited)
     assert plan_seconds(tight, members, COSTS) > plan_seconds(free, members, COSTS)
 
 
