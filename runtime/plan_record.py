@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.plan import Plan
+from runtime.plan import Plan, Strategy
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -12,7 +12,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     ...] of stage 0, ...], "teams": [[lead, ...], ...], "shards": {worker: {"owned": elements, "kept":
     elements of others' shards, "backups": [workers that keep its own]}}}``.
 
-    Where micro-batches skip stages, "paths" has those that each of them passes.
+    Where micro-batches skip stages, "paths" has those that each of them passes; where the strategy was
+    searched for, "strategy" says it (``in_words``).
 
     Shards are summed up by worker: their bounds would make the record of a large plan large, and follow from
     the plan's stages.
@@ -35,4 +36,16 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "teams": [list(team) for team in plan.teams],
         "shards": shards,
         **({"paths": [list(path) for path in plan.paths]} if plan.paths else {}),
+        **({"strategy": in_words(plan.strategy)} if plan.strategy is not None else {}),
     }
+
+
+def in_words(strategy: Strategy) -> str:
+    """ "interleaved x2, zero3, teams of 2, 3 layers recomputed": what was chosen, for a person."""
+    said = [strategy.schedule + (f" x{strategy.chunks}" if strategy.chunks > 1 else ""), strategy.sharding]
+    if strategy.sequence > 1:
+        said.append(f"teams of {strategy.sequence}")
+    if strategy.recompute:
+        count = len(strategy.recompute)
+        said.append(f"{count} layer{'s' * (count > 1)} recomputed")
+    return ", ".join(said)

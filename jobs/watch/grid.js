@@ -57,7 +57,7 @@ export class Grid {
     at("grid").classList.toggle("many", workers.length >= MANY);
     at("grid").setAttribute("aria-rowcount", plan.stages.length);
     say(at("grid-note"), `generation ${plan.generation}: ${plural(workers.length, "worker")}, ` +
-      `${count(plan.assignment[0].length)} micro-batches a step`);
+      `${count(plan.assignment[0].length)} micro-batches a step` + (plan.strategy ? `; ${plan.strategy}` : ""));
     this.mark();
     if (focused) this.cells.get(this.chosen).focus();
   }

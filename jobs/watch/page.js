@@ -231,7 +231,8 @@ function drawn(title, plan, other, missing) {
       make("div", {class: "chips"}, ...few.map(([, chip]) => chip), rest ? make("span", {class: "soft"}, `and ${rest} more`) : null));
   });
   return make("div", {class: "plan"}, make("h3", {}, `${title} `,
-    make("span", {class: "soft"}, `generation ${plan.generation}, ${plural(mine.size, "worker")}; \u00d7 micro-batches`)), ...rows);
+    make("span", {class: "soft"}, `generation ${plan.generation}, ${plural(mine.size, "worker")}; \u00d7 micro-batches` +
+      (plan.strategy ? `; ${plan.strategy}` : ""))), ...rows);
 }
 
 /** Of many workers those that went or came, and some of the others, those that changed first. */

@@ -83,6 +83,8 @@ def screen(record: RunRecord, now: float) -> RenderableType:
     parts: list[RenderableType] = [_headline(figures), _curves(record, figures), Text()]
     plan = current_plan(record)
     if plan is not None:
+        strategy = plan.get("strategy")  # where it was searched for
+        parts += [Text(f"strategy: {strategy}", style="dim")] if strategy else []
         parts += [_workers(record, plan), _legend()]
     happened = [each for each in events(record) if each["tone"] != "quiet"][-EVENTS:]
     if happened:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
-from runtime.plan import Plan, Stage
+from runtime.plan import Plan, Stage, Strategy
 from runtime.plan_record import plan_to_json
 from runtime.salvage import Salvage, Status, kept, remaining
 
@@ -33,6 +34,16 @@ def test_paths_travel_and_are_put_on_record() -> None:
     there = pickle.loads(pickle.dumps(PLAN))
     assert there == PLAN and there.paths == PATHS
     assert plan_to_json(PLAN)["paths"] == [[0, 1, 2, 3], [0, 3], [0, 2, 1, 3]]
+
+
+def test_a_strategy_that_was_chosen_is_put_on_record_in_words() -> None:
+    assert "strategy" not in plan_to_json(PLAN)
+    for strategy, words in (
+        (Strategy("1f1b"), "1f1b, zero1"),
+        (Strategy("interleaved", 2, "zero3", recompute=(4,)), "interleaved x2, zero3, 1 layer recomputed"),
+        (Strategy("gpipe", sequence=3, recompute=(1, 2)), "gpipe, zero1, teams of 3, 2 layers recomputed"),
+    ):
+        assert plan_to_json(replace(PLAN, strategy=strategy))["strategy"] == words
 
 
 def test_only_what_is_passed_has_to_be_done() -> None:
