@@ -50,11 +50,7 @@ class Room:
     def give(self, stage: StageModel) -> None:
         """Ends the thread and hands the memory to ``stage``, which is to hold the blocks next."""
         self.close()
-        for block, memory in self._working.items():
-            if block not in stage.working:
-                stage.working[block], stage.version[block] = memory, None
-        for block, memory in self._accumulators.items():
-            stage.accumulators.setdefault(block, memory)
+        stage.prepare(self._working, self._accumulators)
 
 
 def _beside(held: dict[int, Tensor], blocks: dict[int, int]) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from runtime.plan import Plan
 from strategies.engine import EngineSettings
+from strategies.keeps import WHOLE, Keeps
 from strategies.model import ModelBuilder
 from strategies.optimizer import OptimizerSettings
 from strategies.pipeline import Data
@@ -17,7 +18,7 @@ from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.shardings.registry import SHARDINGS, Entry
 from strategies.skippipe.paths import Paths
-from strategies.stage import WHOLE, Keeps, Precision
+from strategies.stage import Precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from runtime.resharding import Content, Transfer
 from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
+from strategies.keeps import Keeps
 from strategies.model import build_model, flat_parameters
 from strategies.residence import Residence
-from strategies.stage import Keeps, LayerTimes
+from strategies.stage import LayerTimes
 from strategies.zero import piece_of
 
 _ROWS_OF: Mapping[Content, Any] = {"parameters": 0, "moments": slice(1, ROWS), "state": slice(0, ROWS)}

@@ -8,7 +8,7 @@ up between two layers to see whether it has been interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.differentiation import differentiate, leaf, owes_gradient
+from strategies.keeps import WHOLE, Keeps
 from strategies.model import LossFunction, Model
 from strategies.residence import Residence, Window
 from strategies.sums import GradientSums
@@ -32,23 +33,6 @@ class Precision:
 
     autocast: bool = False
     recompute: Collection[int] = ()
-
-
-@dataclass(frozen=True)
-class Keeps:
-    """What a stage has in memory all the time: the held layers' ``parameters``, and ``sums`` of all of their
-    gradients. With ``streams`` the layers compute with parameters that come and go (``residence``)."""
-
-    parameters: bool = True
-    sums: bool = True
-    streams: bool = False
-
-
-WHOLE = Keeps()
-
-
-def _offloads(keeps: Keeps) -> bool:
-    return keeps.streams and keeps.parameters
 
 
 @dataclass(slots=True)
@@ -113,7 +97,7 @@ class StageModel:
         self.version: dict[int, int | None] = {}
         self.keeps = keeps
         # what is offloaded is summed where it is at home
-        self.sums_device = torch.device("cpu") if _offloads(keeps) else device
+        self.sums_device = torch.device("cpu") if keeps.offloads else device
         self._sums = GradientSums(self.layout, self.sums_device, exact=exact)
         self.accumulators = self._sums.accumulators
         self.maxima_T = self._sums.maxima_T
@@ -180,8 +164,16 @@ class StageModel:
                 else:
                     parameter.data = torch.empty(0, device=self.device)
 
+    def prepare(self, working: Mapping[int, Tensor], accumulators: Mapping[int, Tensor]) -> None:
+        """Takes memory, flat by block, for parameters and sums of blocks that are to be held next."""
+        for block, memory in working.items():
+            if block not in self.working:
+                self.working[block], self.version[block] = memory, None
+        for block, memory in accumulators.items():
+            self.accumulators.setdefault(block, memory)
+
     def _keep(self, keeps: Keeps) -> None:
-        assert _offloads(keeps) == _offloads(self.keeps), "sums stay in the memory that they are in"
+        assert keeps.offloads == self.keeps.offloads, "sums stay in the memory that they are in"
         self.keeps = keeps
         self.residence = Residence(self.device) if keeps.streams else None
         self.held = ()  # what the layers' parameters are views of is another memory

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from runtime.layout import Layout
+from strategies.keeps import WHOLE, Keeps
 from strategies.residence import Residence
-from strategies.stage import WHOLE, Keeps, Layers, LayerTimes
+from strategies.stage import Layers, LayerTimes
 
 
 class HostParameters:

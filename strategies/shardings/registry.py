@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from runtime.plan import Keeping
+from strategies.keeps import WHOLE, Keeps
 from strategies.shardings.ddp import ReplicaRounds
 from strategies.shardings.zero2 import GradientRounds
 from strategies.shardings.zero3 import ParameterRounds
-from strategies.stage import WHOLE, Keeps
 from strategies.zero import ZeroRounds
 
 

@@ -6,8 +6,9 @@ import torch
 
 from actors.room import Room
 from runtime.plan import Plan, Stage
+from strategies.keeps import WHOLE, Keeps
 from strategies.model import build_model
-from strategies.stage import WHOLE, Keeps, Precision, StageModel
+from strategies.stage import Precision, StageModel
 from tests.support.models import build
 
 WORKER = 1
