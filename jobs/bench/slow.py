@@ -31,8 +31,9 @@ WORKERS = 8
 SPEED = 0.5
 """Of the slow worker, beside the others."""
 
-FORWARD_SECONDS = 0.006
-"""Per layer, so that an undisturbed step takes about five seconds."""
+FORWARD_SECONDS = 0.01
+"""Per layer, so that an undisturbed step takes about eight seconds: on two cores the workers' own work for a
+layer's messages is then a small part of it."""
 
 STEPS, FEWEST_STEPS = 5, 3
 """Over how many steps a throughput is measured, after the first one of a phase; the even split's phase may
