@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from runtime.layout import Layout
-from runtime.plan import Keeping, Member, Plan, WorkerId
+from runtime.plan import Keeping, Member, Plan, Strategy, WorkerId
 from runtime.salvage import Progress, Salvage
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
@@ -20,13 +20,17 @@ from strategies.planning.mending import mended, pays
 from strategies.planning.planner import choose_plan
 from strategies.planning.step_time import simulate_step
 from strategies.profile import Profile
-from strategies.search.planning import fits, plan_seconds, searched_plan
+from strategies.schedules.registry import DEFAULT
+from strategies.search.planning import cut_for_schedule, fits, plan_seconds, searched_plan
 from strategies.search.search import NothingFits
 from strategies.search.space import Space
 from strategies.sequence.teams import ALONE, Teaming, speeds_of_teams, teamed
 from strategies.shardings.registry import SHARDINGS
 from strategies.skippipe.paths import Paths
 from strategies.skippipe.planning import choose_path_plan, grouped, staged_costs, staged_layout
+
+ONE_F_ONE_B = Strategy(DEFAULT)
+"""What the planner divides work for by itself."""
 
 
 def planners(
@@ -42,8 +46,9 @@ def planners(
     keeping = SHARDINGS[job.sharding].keeping
     teaming = Teaming(job.sequence, job.sequence_slices)
     parts = (layout, profile)
-    chooser = plan_chooser(*parts, job.micro_batches, stages, job.chunks, keeping, teaming, job.paths)
-    gain = plan_gain(*parts, teaming, job.paths) if rebalance else None
+    strategy = Strategy(job.schedule, job.chunks)
+    chooser = plan_chooser(*parts, job.micro_batches, stages, strategy, keeping, teaming, job.paths)
+    gain = plan_gain(*parts, strategy, teaming, job.paths) if rebalance else None
     return chooser, gain, mender
 
 
@@ -94,14 +99,14 @@ def plan_chooser(
     profile: Profile,
     micro_batches: int,
     stages: int | Literal["auto"],
-    chunks: int = 1,
+    strategy: Strategy = ONE_F_ONE_B,
     keeping: Keeping = Keeping.PARAMETERS,
     teaming: Teaming = ALONE,
     paths: Paths | None = None,
 ) -> PlanChooser:
-    """The planner with everything filled in that does not change during a run. ``chunks``: how many stages
-    every worker holds, where there are layers enough; ``keeping``: what the sharding keeps; with ``paths``
-    the stages are theirs."""
+    """The planner with everything filled in that does not change during a run. ``strategy``: the schedule,
+    and how many stages every worker holds, where there are layers enough; ``keeping``: what the sharding
+    keeps; with ``paths`` the stages are theirs."""
 
     parameter_bytes = _parameter_bytes(layout)
 
@@ -113,14 +118,20 @@ def plan_chooser(
         before = None if previous is None else folded(previous)
         plan, _ = choose_plan(generation, members, layout, costs, micro_batches, stages, before)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]
-        plan = teamed(unfolded(plan, chunks, layout, members, seconds), teaming, members)
-        return replace(plan, keeping=keeping)
+        plan = unfolded(plan, strategy.chunks, layout, members, seconds)
+        if strategy != ONE_F_ONE_B and teaming == ALONE:
+            plan = cut_for_schedule(plan, strategy, layout, members, costs, before)
+        return replace(teamed(plan, teaming, members), keeping=keeping)
 
     return choose
 
 
 def plan_gain(
-    layout: Layout, profile: Profile, teaming: Teaming = ALONE, paths: Paths | None = None
+    layout: Layout,
+    profile: Profile,
+    strategy: Strategy = ONE_F_ONE_B,
+    teaming: Teaming = ALONE,
+    paths: Paths | None = None,
 ) -> PlanGain:
     """By how much one plan's pipeline is faster than another's, both simulated with measured speeds."""
 
@@ -128,6 +139,9 @@ def plan_gain(
 
     def gain(present: Plan, other: Plan, members: Sequence[Member], speeds: Speeds) -> float:
         costs = _costs(parameter_bytes, profile, speeds)
+        if strategy != ONE_F_ONE_B and teaming == ALONE and paths is None:
+            before, after = (replace(plan, strategy=strategy) for plan in (present, other))
+            return plan_seconds(before, members, costs) / plan_seconds(after, members, costs) - 1.0
         costs = costs if paths is None else staged_costs(costs, paths)
         speed = {member.worker: member.speed for member in members}
         as_planned = folded if paths is None else grouped

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from actors.planning import plan_chooser, plan_gain, plan_mender
 from runtime.layout import Layout
+from runtime.plan import Strategy
 from runtime.signals import PlanChooser, PlanGain, PlanMender, Terms
 from runtime.simulation.fleet import Fleet
 from runtime.simulation.fleet_report import FleetReport, FleetSettings
@@ -21,6 +22,7 @@ from runtime.simulation.settings import Stages
 from runtime.simulation.toy import Cut, toy_layout
 from runtime.simulation.trace import Entry, read_trace, spot_trace
 from strategies.profile import Profile
+from strategies.schedules.registry import DEFAULT
 from strategies.skippipe.paths import Paths
 
 SAMPLE_TRACE = Path(__file__).parent / "traces" / "spot.csv"
@@ -84,8 +86,10 @@ def real_planner(
     """The planner as a run has it; what passes between layers takes no time."""
     profile = Profile(forward=(), backward=(), boundary_bytes=())
     paths = None if cut is None else Paths(cut.bounds, cut.paths)
-    chooser = plan_chooser(layout, profile, micro_batches, stages, chunks, paths=paths)
-    return chooser, plan_gain(layout, profile, paths=paths), plan_mender(layout, profile, lambda plan: True)
+    strategy = Strategy("interleaved" if chunks > 1 else DEFAULT, chunks)
+    chooser = plan_chooser(layout, profile, micro_batches, stages, strategy, paths=paths)
+    gain = plan_gain(layout, profile, strategy, paths=paths)
+    return chooser, gain, plan_mender(layout, profile, lambda plan: True)
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from runtime.layout import Layout
-from runtime.plan import Member, Plan, Stage
+from runtime.plan import Member, Plan, Stage, Strategy
 from strategies.planning.candidates import nearest_groups, spread_over_domains
 from strategies.planning.costs import CostModel, Predictor
 from strategies.planning.folding import folded, unfolded
@@ -21,7 +21,7 @@ from strategies.planning.planner import choose_plan
 from strategies.schedules.pipeline_time import plan_pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
-from strategies.search.search import NothingFits, Proposal, search
+from strategies.search.search import LARGEST_SIMULATION, NothingFits, Proposal, search
 from strategies.search.space import Combination, Space
 from strategies.sequence.teams import Teaming, teamed
 from strategies.sharding import shard_blocks
@@ -75,6 +75,33 @@ def searched_plan(
         return plans[0]
     fitting = [plan for plan in plans if fits(plan, costs)]
     return min(fitting or plans[:1], key=lambda plan: plan_seconds(plan, members, costs))
+
+
+def cut_for_schedule(
+    plan: Plan,
+    strategy: Strategy,
+    layout: Layout,
+    members: Sequence[Member],
+    costs: CostModel,
+    previous: Plan | None,
+) -> Plan:
+    """``plan``, which is cut as if for 1F1B, or one of as many groups that the search cuts for ``strategy``,
+    where it is predicted to be faster under that by more than ``KEPT``. A step of more than
+    ``LARGEST_SIMULATION`` tasks, in which a layer more or less counts for little, is left as it is."""
+    if 2 * len(plan.stages) * plan.micro_batches > LARGEST_SIMULATION:
+        return plan
+    space = Space(
+        stages=(len(plan.groups),),
+        schedules=(strategy.schedule,),
+        chunks=strategy.chunks,
+        shardings=(strategy.sharding,),
+        recompute=(),
+    )
+    searched = searched_plan(plan.generation, members, layout, costs, plan.micro_batches, space, previous)
+    here, there = (
+        plan_seconds(replace(each, strategy=strategy), members, costs) for each in (plan, searched)
+    )
+    return replace(searched, strategy=None) if there * (1 + KEPT) < here else plan
 
 
 def fits(plan: Plan, costs: CostModel) -> bool:

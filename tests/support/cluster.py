@@ -24,7 +24,7 @@ from runtime.fabric.inprocess import InProcessFabric
 from runtime.fabric.interface import EndpointClosed
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
-from runtime.plan import CONTROLLER
+from runtime.plan import CONTROLLER, Strategy
 from runtime.protocol import Leave
 from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
@@ -262,9 +262,8 @@ class LocalRun:
         keeping = SHARDINGS[job.sharding].keeping
         teaming = Teaming(job.sequence, job.sequence_slices)
         parts = (first.layout, first.profile)
-        chooser = plan_chooser(
-            *parts, job.micro_batches, self.stages, job.chunks, keeping, teaming, job.paths
-        )
+        strategy = Strategy(job.schedule, job.chunks)
+        chooser = plan_chooser(*parts, job.micro_batches, self.stages, strategy, keeping, teaming, job.paths)
         if job.search is not None:
             chooser, _ = searched_planners(*parts, job, job.search)
         return Controller(terms, chooser, self.plan_gain, plan_mender(*parts, salvageable(*parts, job)))

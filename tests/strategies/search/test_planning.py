@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.layout import ALIGNMENT, Block, Layout
-from runtime.plan import Member, Plan
-from strategies.planning.costs import CostModel
-from strategies.search.planning import KEPT, fits, memory_bytes, plan_seconds, searched_plan
+from runtime.plan import Member, Plan, Strategy
+from strategies.planning.costs import CostModel, levelled
+from strategies.planning.folding import unfolded
+from strategies.planning.planner import choose_plan
+from strategies.search.planning import (
+    KEPT,
+    cut_for_schedule,
+    fits,
+    memory_bytes,
+    plan_seconds,
+    searched_plan,
+)
 from strategies.search.search import NothingFits
 from strategies.search.space import Space
 
@@ -113,3 +123,27 @@ def test_every_schedule_is_ranked_by_its_own_time() -> None:
         for name in ("1f1b", "zero-bubble")
     }
     assert found["zero-bubble"] < found["1f1b"]
+
+
+@pytest.mark.parametrize(("schedule", "chunks"), [("gpipe", 1), ("zero-bubble", 1), ("interleaved", 2)])
+def test_layers_are_cut_for_the_schedule_that_is_named(schedule: str, chunks: int) -> None:
+    rng, strategy, gains = random.Random(7), Strategy(schedule, chunks), []
+    for _ in range(25):
+        seconds = levelled([0.01 * rng.choice([1.0, 1.0, 1.0, 0.3, 2.5]) for _ in range(12)])
+        layout = Layout(12, tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT) for i in range(12)), ())
+        costs = replace(
+            CostModel.unmeasured(layout),
+            forward_seconds=seconds,
+            backward_seconds=tuple(2 * each for each in seconds),
+        )
+        members = members_of(rng.choice([4, 6, 7]), *rng.choice([(), (1,)]))
+        plan, _ = choose_plan(3, members, layout, costs, 12, rng.choice([2, 3]))
+        plan = unfolded(plan, chunks, layout, members, [3 * each for each in seconds])
+        found = cut_for_schedule(plan, strategy, layout, members, costs, None)
+        assert found.generation == 3 and len(found.groups) == len(plan.groups) and found.strategy is None
+        before, after = (plan_seconds(replace(p, strategy=strategy), members, costs) for p in (plan, found))
+        assert found == plan or before > after * (1 + KEPT)
+        gains.append(before / after)
+    assert max(gains) > 1.05
+    large = replace(plan, assignment=tuple(row * 60 for row in plan.assignment))
+    assert cut_for_schedule(large, strategy, layout, members, costs, None) is large
