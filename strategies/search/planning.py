@@ -21,6 +21,7 @@ from strategies.planning.planner import choose_plan
 from strategies.schedules.pipeline_time import plan_pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
+from strategies.search.formulas import FORMULAS
 from strategies.search.search import LARGEST_SIMULATION, NothingFits, Proposal, search
 from strategies.search.space import Combination, Space
 from strategies.sequence.teams import Teaming, teamed
@@ -88,12 +89,14 @@ def cut_for_schedule(
     """``plan``, which is cut as if for 1F1B, or one of as many groups that the search cuts for ``strategy``,
     where it is predicted to be faster under that by more than ``KEPT``. A step of more than
     ``LARGEST_SIMULATION`` tasks, in which a layer more or less counts for little, is left as it is."""
-    if 2 * len(plan.stages) * plan.micro_batches > LARGEST_SIMULATION:
+    large = 2 * len(plan.stages) * plan.micro_batches > LARGEST_SIMULATION
+    chunks = len(plan.stages) // len(plan.groups)  # fewer than asked for where layers are few
+    if large or strategy.schedule not in FORMULAS or (chunks == 1 and strategy.chunks > 1):
         return plan
     space = Space(
         stages=(len(plan.groups),),
         schedules=(strategy.schedule,),
-        chunks=strategy.chunks,
+        chunks=chunks,
         shardings=(strategy.sharding,),
         recompute=(),
     )

@@ -147,3 +147,14 @@ def test_layers_are_cut_for_the_schedule_that_is_named(schedule: str, chunks: in
     assert max(gains) > 1.05
     large = replace(plan, assignment=tuple(row * 60 for row in plan.assignment))
     assert cut_for_schedule(large, strategy, layout, members, costs, None) is large
+
+
+def test_with_few_layers_for_many_chunks_fewer_are_cut() -> None:
+    members = members_of(3)
+    for workers in (2, 3):
+        layout = Layout(5, LAYOUT.blocks[:5], ())
+        costs = CostModel.unmeasured(layout)
+        plan, _ = choose_plan(0, members[:workers], layout, costs, 8, workers)
+        plan = unfolded(plan, 5 // workers, layout, members, [1.0] * 5)
+        found = cut_for_schedule(plan, Strategy("interleaved", 4), layout, members[:workers], costs, None)
+        assert len(found.stages) == len(plan.stages) == workers * (5 // workers)
