@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from strategies.engine import EngineSettings
-from strategies.model import ModelBuilder
-from strategies.optimizer import OptimizerSettings
-from strategies.pipeline import Data
+from strategies.options import Keeps, Offload, OptimizerSettings, Precision
 from strategies.schedules.registry import DEFAULT
 from strategies.search.space import Space
-from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.shardings.registry import SHARDINGS
 from strategies.skippipe.paths import Paths
-from strategies.stage import Keeps, Precision
+
+if TYPE_CHECKING:  # the controller has the job too, and no PyTorch
+    from strategies.model import ModelBuilder
+    from strategies.pipeline import Data
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ up between two layers to see whether it has been interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,29 +22,9 @@ from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.differentiation import differentiate, leaf, owes_gradient
 from strategies.model import LossFunction, Model
+from strategies.options import WHOLE, Keeps, Precision
 from strategies.residence import Residence, Window
 from strategies.sums import GradientSums
-
-
-@dataclass(frozen=True)
-class Precision:
-    """``recompute`` lists the layers whose activations are computed again in backward."""
-
-    autocast: bool = False
-    recompute: Collection[int] = ()
-
-
-@dataclass(frozen=True)
-class Keeps:
-    """What a stage has in memory all the time: the held layers' ``parameters``, and ``sums`` of all of their
-    gradients. With ``streams`` the layers compute with parameters that come and go (``residence``)."""
-
-    parameters: bool = True
-    sums: bool = True
-    streams: bool = False
-
-
-WHOLE = Keeps()
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from strategies.pipeline import Data, Pipeline
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
 from strategies.shardings.offload import StreamedLayers
-from strategies.shardings.registry import SHARDINGS
+from strategies.shardings.rounds import ROUNDS
 from strategies.share import (
     Outcome,
     Share,
@@ -100,7 +100,7 @@ class StepRunner:
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
-        self.rounds = SHARDINGS[self.job.sharding].rounds(self.endpoint, self.plan, self.layout, self.worker)
+        self.rounds = ROUNDS[self.job.sharding](self.endpoint, self.plan, self.layout, self.worker)
         self.rounds.join(self.stage, self.store)
         if self.job.offload is not None:
             self.stage.window = StreamedLayers(self.stage, self.job.offload)

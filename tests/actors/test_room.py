@@ -7,7 +7,8 @@ import torch
 from actors.room import Room
 from runtime.plan import Plan, Stage
 from strategies.model import build_model
-from strategies.stage import WHOLE, Keeps, Precision, StageModel
+from strategies.options import WHOLE, Keeps, Precision
+from strategies.stage import StageModel
 from tests.support.models import build
 
 WORKER = 1

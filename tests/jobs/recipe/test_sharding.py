@@ -8,7 +8,7 @@ import pytest
 
 from jobs.assembly import assemble
 from jobs.recipe.recipe import RecipeError, load_recipe
-from strategies.shardings.offload import Offload
+from strategies.options import Offload
 from strategies.shardings.registry import SHARDINGS
 
 RECIPE = Path("jobs/recipes/demo.toml")
