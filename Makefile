@@ -11,6 +11,8 @@ EXTRAS ?= dev
 PROCESSES ?= 2
 APISERVER ?= $(HOME)/.cache/reknit/apiserver
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some containers set it: then each of a run's processes compiles all that it imports for itself.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup lint test units test-apiserver demo chaos bench clean
 .DELETE_ON_ERROR:

@@ -16,25 +16,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, feed_name, first_line
-from actors.prefetch import Prefetcher, Prepared, Rota, prepare
 from runtime.events import Event, FeedWorkerLost, FeedWorkerReplaced
 from strategies.job import Job
-from strategies.pipeline import Data
 from strategies.reading import Wanted
 
-AGAIN_SECONDS = 1.0
-"""Until a feed worker that failed is asked again."""
+if TYPE_CHECKING:
+    from actors.prefetch import Prepared
 
 LOOK_SECONDS = 1.0
 """Between two looks at whether a feed worker's node has been left by the workers."""
@@ -60,8 +55,13 @@ class FeedActor:
     """Prepares what it is asked for, one read after the other."""
 
     def __init__(self, job: Job) -> None:
+        # the controller, which names this class, does without PyTorch
+        import torch
+
+        from actors.prefetch import prepare
+
         torch.set_num_threads(1)
-        self._data = job.build_data()
+        self._data, self._prepare = job.build_data(), prepare
         self._forever = threading.Event()
 
     def ready(self) -> FeedReady:
@@ -74,7 +74,7 @@ class FeedActor:
         self._forever.wait()
 
     def prepare(self, wanted: Wanted) -> Prepared:
-        return prepare(self._data, wanted)
+        return self._prepare(self._data, wanted)
 
 
 class FeedCrew:
@@ -196,40 +196,3 @@ def _why(error: RayError) -> str:
     if isinstance(error, RayTaskError):
         return f"raised {first_line(error)}"
     return "process died" if isinstance(error, RayActorError) else first_line(error)
-
-
-class Asker:
-    """Asks a run's feed workers in turn. For one thread."""
-
-    def __init__(self, run: str, count: int) -> None:
-        self._run = run
-        self._rota = Rota(count, AGAIN_SECONDS)
-        self._handles: dict[int, Any] = {}
-
-    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
-        while (number := self._rota.next()) is not None:
-            try:
-                handle = self._handles.get(number)
-                if handle is None:
-                    handle = ray.get_actor(feed_name(self._run, number), namespace=NAMESPACE)
-                    self._handles[number] = handle
-                future: Future[Prepared] = handle.prepare.remote(wanted).future()
-            except (ValueError, RayError):  # not there yet, or no more
-                self._failed(number)
-                continue
-            future.add_done_callback(partial(self._note_failure, number))
-            return future
-        return None
-
-    def _note_failure(self, number: int, done: Future[Prepared]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._failed(number)
-
-    def _failed(self, number: int) -> None:
-        self._handles.pop(number, None)
-        self._rota.failed(number)
-
-
-def fed(build_data: Callable[[], Data], run: str, count: int) -> Data:
-    """The data set with ``count`` feed workers of ``run`` in front of it."""
-    return Prefetcher(build_data(), Asker(run, count))

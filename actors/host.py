@@ -13,11 +13,10 @@ from typing import Protocol
 
 from actors.recorder import Recorder
 from actors.timeline_writer import TimelineWriter
-from actors.worker import EndpointMaker
 from runtime.checkpoint import prune, write_manifest
 from runtime.controller import Controller
 from runtime.events import CheckpointSkipped, CheckpointWritten
-from runtime.fabric.interface import CONTROL, Endpoint, Interrupted, Message, Tag
+from runtime.fabric.interface import CONTROL, Endpoint, EndpointMaker, Interrupted, Message, Tag
 from runtime.plan import CONTROLLER, Plan, WorkerId
 from runtime.protocol import Finished, Here, Measured, Resume, Timed
 from runtime.signals import (

@@ -1,7 +1,7 @@
 """A cache in front of a data set: what a worker will read is prepared elsewhere, ahead of time.
 
 Data sets are pure functions, so it does not matter who prepares a micro-batch: what does not come (in time)
-is read here. This class knows nothing of Ray; ``actors.feed`` says whom it asks.
+is read here. This class knows nothing of Ray; ``actors.fed`` says whom it asks.
 """
 
 from __future__ import annotations

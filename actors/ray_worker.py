@@ -1,4 +1,8 @@
-"""The Ray actor around a worker: one accelerator, or one CPU slot with a fixed number of threads."""
+"""The Ray actor around a worker: one accelerator, or one CPU slot with a fixed number of threads.
+
+The controller names the actor's class and computes nothing: what computes (``actors.workshop``), and with it
+PyTorch, is imported where a worker is made.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,14 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import ray
-import torch
 
-from actors.feed import fed
 from actors.names import run_of
 from actors.naps import Naps
-from actors.worker import Worker
 from runtime.allocator import keep_freed_memory
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
 from runtime.fabric.secret import secret_of
@@ -25,6 +26,9 @@ from runtime.layout import Layout
 from runtime.plan import WorkerId
 from strategies.job import Job
 from strategies.profile import Profile
+
+if TYPE_CHECKING:
+    from actors.worker import Worker
 
 SWITCH_INTERVAL = 5e-4
 """Seconds. Python's default of 5 ms would make the fabric's thread wait that long for a busy worker."""
@@ -55,8 +59,6 @@ class WorkerActor:
 
     def __init__(self, worker: WorkerId, job: Job, secret: bytes | None) -> None:
         self._run = run_of(ray.get_runtime_context().get_actor_name() or "")
-        if job.feed_workers:
-            job = replace(job, build_data=partial(fed, job.build_data, self._run, job.feed_workers))
         self._id, self._job, self._secret = worker, job, secret
         self._worker: Worker | None = None
         self._ended = threading.Event()
@@ -65,6 +67,9 @@ class WorkerActor:
         # Ray runs __init__ in the main thread, the only one that may do this
         self._naps = Naps()
         signal.signal(signal.SIGTERM, self._terminated)
+        from actors.workshop import new_worker
+
+        self._new_worker = new_worker
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         worker = self._worker
@@ -78,12 +83,11 @@ class WorkerActor:
         trained layer by layer, or where this node lacks the fabric's secret."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         keep_freed_memory()
-        torch.set_num_threads(self._job.threads)
-        worker = _worker_class(self._job)(
+        worker = self._new_worker(
             self._id,
             self._job,
+            self._run,
             self._make_endpoint,
-            assigned_device(),
             domain=ray.get_runtime_context().get_node_id(),
             controller=controller,
             on_beat=self._naps.again,
@@ -142,19 +146,3 @@ class WorkerActor:
         if self._error is not None:
             raise self._error
         return self._reason
-
-
-def _worker_class(job: Job) -> type[Worker]:
-    if job.engine is None:
-        return Worker
-    from actors.engines.worker import EngineWorker  # what it needs is not installed everywhere
-
-    return EngineWorker
-
-
-def assigned_device() -> torch.device:
-    """The GPU that Ray assigned to this process (a fraction counts too), else the CPU."""
-    if torch.cuda.is_available() and ray.get_gpu_ids():
-        torch.cuda.set_device(0)  # Ray shows the process its own GPUs only
-        return torch.device("cuda", 0)
-    return torch.device("cpu")

@@ -21,14 +21,7 @@ import torch
 from actors.follower import Follower
 from actors.gauge import Gauge
 from actors.line import Line
-from runtime.fabric.interface import (
-    ControlCallback,
-    Endpoint,
-    EndpointClosed,
-    Interrupted,
-    LostCallback,
-    Message,
-)
+from runtime.fabric.interface import EndpointClosed, EndpointMaker, Interrupted, Message
 from runtime.plan import CONTROLLER, WorkerId
 from runtime.protocol import (
     Change,
@@ -51,12 +44,11 @@ from strategies.boundary import Value, flatten
 from strategies.devices import known_peak
 from strategies.job import Job
 from strategies.model import Model, build_model
-from strategies.profile import Profile, profile
+from strategies.profile import Profile
 from strategies.sequence.phases import cut
 from strategies.sequence.stage import SequenceStage
 from strategies.stage import StageModel
-
-EndpointMaker = Callable[[ControlCallback, LostCallback], Endpoint]
+from strategies.warm_up import profile
 
 NEVER = 1 << 62
 """A generation that no plan has."""

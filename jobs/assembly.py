@@ -19,15 +19,13 @@ from jobs.recipe.sharding import possible_shardings
 from runtime.detection import Patience
 from runtime.settings import targets_folder
 from strategies.job import Fault, Job
-from strategies.optimizer import OptimizerSettings
+from strategies.options import Offload, OptimizerSettings, Precision
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
 from strategies.sequence.phases import check_phases
-from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.skippipe.paths import Paths, find_paths
-from strategies.stage import Precision
 
 
 def data_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a recipe names by ``package.module:function``.
 
-Every worker imports this to unpickle its job, so it imports little: that is time the others train without it.
+Every worker and the controller import this to unpickle the job, so it imports little, and no PyTorch: that is
+time the others train without it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from strategies.model import LossFunction
-from strategies.pipeline import Data
+    from strategies.model import LossFunction
+    from strategies.pipeline import Data
 
 BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

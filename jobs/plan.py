@@ -20,11 +20,11 @@ from strategies.boundary import Value, flatten
 from strategies.job import Job
 from strategies.model import build_model
 from strategies.planning.costs import CostModel
-from strategies.profile import profile
 from strategies.search.cost import Problem
 from strategies.search.search import NothingFits, Proposal, in_words, search
 from strategies.search.space import Space
 from strategies.sequence.phases import cut
+from strategies.warm_up import profile
 
 SIMULATED = 12
 """How many of the best of each micro-batch size are simulated too."""

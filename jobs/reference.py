@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jobs.sliced_reference import sliced_losses
 from runtime import exact
 from runtime.streams import seed_layer
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 
 Batches = Callable[[int, int], tuple[Any, Any]]
 """(step from 1, micro-batch from 0) -> (inputs, targets)."""

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from runtime.plan import Plan
 from strategies.engine import EngineSettings
-from strategies.keeps import WHOLE, Keeps
-from strategies.model import ModelBuilder
-from strategies.optimizer import OptimizerSettings
-from strategies.pipeline import Data
+from strategies.options import WHOLE, Keeps, Offload, OptimizerSettings, Precision
 from strategies.schedules.registry import DEFAULT
 from strategies.search.space import Space
-from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.shardings.registry import SHARDINGS, Entry
 from strategies.skippipe.paths import Paths
-from strategies.stage import Precision
+
+if TYPE_CHECKING:  # the controller has the job too, and no PyTorch
+    from strategies.model import ModelBuilder
+    from strategies.pipeline import Data
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from runtime.resharding import Content, Transfer
 from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.job import Job
-from strategies.keeps import Keeps
 from strategies.model import build_model, flat_parameters
+from strategies.options import Keeps
 from strategies.residence import Residence
 from strategies.stage import LayerTimes
 from strategies.zero import piece_of

@@ -8,7 +8,7 @@ up between two layers to see whether it has been interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,18 +21,10 @@ from runtime.pulse import Pulse
 from runtime.streams import seed_layer
 from strategies.boundary import Spec, Value, flatten, unflatten
 from strategies.differentiation import differentiate, leaf, owes_gradient
-from strategies.keeps import WHOLE, Keeps
 from strategies.model import LossFunction, Model
+from strategies.options import WHOLE, Keeps, Precision
 from strategies.residence import Residence, Window
 from strategies.sums import GradientSums
-
-
-@dataclass(frozen=True)
-class Precision:
-    """``recompute`` lists the layers whose activations are computed again in backward."""
-
-    autocast: bool = False
-    recompute: Collection[int] = ()
 
 
 @dataclass(slots=True)

@@ -99,9 +99,8 @@ class StepRunner:
     seconds: StepSeconds = field(default_factory=StepSeconds)
 
     def __post_init__(self) -> None:
-        self.rounds = self.job.sharding_under(self.plan).rounds(
-            self.endpoint, self.plan, self.layout, self.worker
-        )
+        rounds = self.job.sharding_under(self.plan).rounds()
+        self.rounds = rounds(self.endpoint, self.plan, self.layout, self.worker)
         self.rounds.join(self.stage, self.store)
         if self.job.offload is not None:
             self.stage.window = StreamedLayers(self.stage, self.job.offload)

@@ -24,7 +24,7 @@ from runtime.layout import Layout
 from runtime.settings import be_local_rank
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.engine import EngineSettings, parameter_groups
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 
 
 @dataclass(frozen=True, slots=True)

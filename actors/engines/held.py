@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from runtime.layout import Layout
-from strategies.keeps import WHOLE, Keeps
+from strategies.options import WHOLE, Keeps
 from strategies.residence import Residence
 from strategies.stage import Layers, LayerTimes
 

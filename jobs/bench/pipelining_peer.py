@@ -23,7 +23,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from runtime.exact import clip_coefficient
 from strategies.job import Job
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from jobs.bench.resident import started, wait_for
 from jobs.recipe.recipe import Recipe
 from runtime.protocol import Measured
 from strategies.model import build_model
-from strategies.shardings.offload import Offload
+from strategies.options import Offload
 from strategies.shardings.registry import DEFAULT, SHARDINGS
 from strategies.shardings.theory import part_of, resident_bytes, sent_bytes
 

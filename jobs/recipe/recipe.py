@@ -31,8 +31,8 @@ from jobs.recipe.section import Natural, PositiveFloat, Section
 from jobs.recipe.sequence import check_sequence
 from jobs.recipe.sharding import ShardingName, check_sharding
 from jobs.recipe.table import read_model
+from strategies import options
 from strategies.schedules.registry import DEFAULT
-from strategies.shardings import offload
 from strategies.shardings.registry import DEFAULT as SHARDING
 
 __all__ = ["Fault", "Recipe", "RecipeError", "load_recipe"]
@@ -116,7 +116,7 @@ class Offload(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Offload:
-        offload.Offload(self.window, self.move)
+        options.Offload(self.window, self.move)
         return self
 
 

@@ -13,9 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runtime.fabric import notes
 from runtime.fabric.inbox import Inbox, InboxEndpoint
@@ -28,6 +26,9 @@ from runtime.fabric.interface import (
     Tag,
 )
 from runtime.plan import WorkerId
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from runtime.plan import WorkerId
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Tag(NamedTuple):
@@ -149,3 +150,5 @@ CONTROL = "control"
 ControlCallback = Callable[[Message], None]
 LostCallback = Callable[[WorkerId, str], None]
 """Called with (peer, reason) when an established link to a peer ends without being closed here."""
+
+EndpointMaker = Callable[[ControlCallback, LostCallback], Endpoint]

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-import torch
-
 from runtime.fabric.baton import Baton
 from runtime.fabric.framing import STAGING_BYTES
 from runtime.fabric.handshake import Acceptance, Lane, Refused
@@ -120,6 +118,8 @@ class Receiver:
 
         Ctrl-C passes through: if it comes between two bytes of a link, that link ends.
         """
+        import torch  # the controller, which waits for no message, does without it
+
         if torch.is_inference_mode_enabled():  # it would mark every tensor that is made here
             return
         if not self._baton.take_over():

@@ -14,9 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runtime.fabric.framing import as_bytes, encode_head, on_host
 from runtime.fabric.handshake import MIN_SECRET_BYTES, Lane, Refused
@@ -32,6 +30,9 @@ from runtime.fabric.interface import (
 from runtime.fabric.links import OutgoingLink, SendQueue
 from runtime.fabric.receiver import Receiver, reason_of
 from runtime.plan import WorkerId
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 

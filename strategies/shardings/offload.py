@@ -10,28 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from strategies.options import Offload
 from strategies.residence import Residence
 from strategies.stage import StageModel
-
-
-@dataclass(frozen=True, slots=True)
-class Offload:
-    """``window`` layers stay on the device, in moves of ``move`` layers. Beside the window one more move is
-    there, which comes while the layers before it compute. Raises ValueError where the two do not fit."""
-
-    window: int = 2
-    move: int = 1
-
-    def __post_init__(self) -> None:
-        if self.move < 1 or self.window < self.move or self.window % self.move:
-            raise ValueError(
-                f"has a window of {self.window} layers, which cannot be moved {self.move} at a time: choose "
-                "a window that is a multiple of move, and both at least 1"
-            )
 
 
 def moves_of(first: int, stop: int, offload: Offload) -> list[range]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from runtime.layout import Layout
 from runtime.plan import Keeping, Plan, WorkerId
-from strategies.shardings.offload import Offload
+from strategies.options import Offload
 from strategies.shardings.registry import SHARDINGS
 
 PARAMETER, ROUNDED, SUM, STATE, VERSIONS = 4, 4, 8, 12, 2

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from runtime.events import StepRepeated
-from strategies.optimizer import OptimizerSettings
-from strategies.stage import Precision
+from strategies.options import OptimizerSettings, Precision
 from tests.support.cluster import OPTIMIZER, LocalRun, Result, run_toy, toy_job
 from tests.support.expected import Bits, reference_bits, reference_steps, toy_bits
 from tests.support.models import Head, Tokens, build

@@ -22,7 +22,7 @@ from jobs.deepspeed_config import engine_settings
 from runtime.snapshots import ROWS, Piece, ShardStore
 from strategies.engine import EngineSettings
 from strategies.model import Model, build_model, flat_parameters
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 from tests.support.deepspeed import alone
 from tests.support.models import Tokens, build
 from tests.support.ray_jobs import toy_recipe

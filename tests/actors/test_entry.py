@@ -13,7 +13,7 @@ from runtime.fabric.interface import Message, Tag
 from runtime.plan import Plan, Shard, Stage
 from runtime.protocol import Change, Entry
 from runtime.snapshots import ROWS, ShardStore
-from strategies.keeps import WHOLE, Keeps
+from strategies.options import WHOLE, Keeps
 
 NEWCOMER, USHER, SIZE = 1, 0, 64
 ENTRY = Message(USHER, Tag(2, 0, 0, "entry"), [], Entry(7, None, None))

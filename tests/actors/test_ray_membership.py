@@ -57,6 +57,14 @@ def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> 
         yield watched
 
 
+def test_only_workers_have_loaded_pytorch(watched: Watched) -> None:
+    def has(process: int) -> bool:
+        return "libtorch" in Path(f"/proc/{process}/maps").read_text()
+
+    assert all(map(has, watched.run.processes().values()))
+    assert not has(watched.run.controller_process())
+
+
 def test_a_killed_worker_is_replaced(watched: Watched) -> None:
     victim = watched.full()[0]
     watched.kill(victim)

@@ -6,9 +6,9 @@ import torch
 
 from actors.room import Room
 from runtime.plan import Plan, Stage
-from strategies.keeps import WHOLE, Keeps
 from strategies.model import build_model
-from strategies.stage import Precision, StageModel
+from strategies.options import WHOLE, Keeps, Precision
+from strategies.stage import StageModel
 from tests.support.models import build
 
 WORKER = 1

@@ -10,8 +10,9 @@ import pytest
 
 from runtime.events import WorkerJoined
 from strategies.job import Fault
+from strategies.options import Precision
 from strategies.schedules.registry import SCHEDULES
-from strategies.stage import Precision, StageModel
+from strategies.stage import StageModel
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, recoveries
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import toy_bits

@@ -17,10 +17,9 @@ from runtime.fabric.sockets import SocketEndpoint
 from runtime.plan import Keeping, WorkerId
 from runtime.signals import Drain
 from strategies.job import Fault
+from strategies.options import Offload, Precision
 from strategies.schedules.registry import SCHEDULES
-from strategies.shardings.offload import Offload
 from strategies.shardings.registry import DEFAULT, SHARDINGS
-from strategies.stage import Precision
 from tests.support.chaos import (
     ChaosRun,
     Trigger,

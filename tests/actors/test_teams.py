@@ -11,7 +11,7 @@ import pytest
 
 from runtime.events import WorkerJoined
 from strategies.job import Fault
-from strategies.stage import Precision
+from strategies.options import Precision
 from tests.support.chaos import ChaosRun, Trigger, TriggeringTokens, losses, random_faults, recoveries
 from tests.support.cluster import Result, toy_job
 from tests.support.expected import Bits, reference_bits

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from jobs.models.captioner import LogMel, attention_mask, build
 from jobs.models.gpt import IGNORED, loss
 from strategies.model import describe
-from strategies.optimizer import OptimizerSettings
-from strategies.profile import profile
-from strategies.stage import Precision
+from strategies.options import OptimizerSettings, Precision
+from strategies.warm_up import profile
 from tests.support.expected import reference_steps
 
 SIZES: dict[str, Any] = {

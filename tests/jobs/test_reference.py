@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from jobs.reference import Reference, reference_steps
 from runtime.streams import seed_layer
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 
 SETTINGS = OptimizerSettings(learning_rate=3e-3, warmup_steps=2, decay_steps=12, clip_norm=0.5)
 MICRO_BATCHES = 4

@@ -9,8 +9,8 @@ from torch import nn
 
 from strategies.anatomy import anatomy
 from strategies.model import build_model
-from strategies.profile import profile
-from strategies.stage import Precision
+from strategies.options import Precision
+from strategies.warm_up import profile
 from tests.support.models import Tokens, build
 
 

@@ -32,8 +32,8 @@ WARM_UP = """
 import sys, torch
 from tests.support.models import build, Tokens
 from strategies.model import build_model
-from strategies.profile import profile
-from strategies.stage import Precision
+from strategies.options import Precision
+from strategies.warm_up import profile
 model = build_model(build, 0)
 inputs, targets = Tokens(0).micro_batch(1, 0)
 profile(model, inputs, targets, seed=0, precision=Precision(), device=torch.device("cpu"))

@@ -14,8 +14,9 @@ from strategies import flops
 from strategies.devices import KNOWN, TERA, peak_of
 from strategies.flops import FlopCounter
 from strategies.model import ModelBuilder, build_model
-from strategies.profile import Profile, profile
-from strategies.stage import Precision
+from strategies.options import Precision
+from strategies.profile import Profile
+from strategies.warm_up import profile
 from tests.support.models import Tokens, build
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from runtime.layout import ALIGNMENT
 from strategies.model import Model, build_model, describe, flat_parameters
-from strategies.profile import profile
-from strategies.stage import Precision
+from strategies.options import Precision
+from strategies.warm_up import profile
 from tests.support.models import build, loss
 
 CPU = torch.device("cpu")

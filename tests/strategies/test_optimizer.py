@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.layout import ALIGNMENT, Block, TensorSpec, aligned
-from strategies.optimizer import OptimizerSettings, segments, update
+from strategies.optimizer import segments, update
+from strategies.options import OptimizerSettings
 
 SETTINGS = OptimizerSettings(learning_rate=1e-2, warmup_steps=3, decay_steps=20, weight_decay=0.1)
 

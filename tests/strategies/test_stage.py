@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from runtime.exact import next_exponents
 from strategies.model import build_model, flat_parameters
+from strategies.options import Precision
 from strategies.share import contributions
-from strategies.stage import Activation, Precision, StageModel
+from strategies.stage import Activation, StageModel
 from tests.support.models import Tokens, build
 from tests.support.values import build_values
 

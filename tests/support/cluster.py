@@ -29,7 +29,7 @@ from runtime.protocol import Leave
 from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
 from strategies.job import Fault, Job
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 from strategies.profile import Profile
 from strategies.sequence.teams import Teaming
 from strategies.shardings.registry import SHARDINGS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jobs.reference import Reference, ReferenceStep
-from strategies.optimizer import OptimizerSettings
+from strategies.options import OptimizerSettings
 from tests.support.cluster import OPTIMIZER
 from tests.support.models import Tokens, build
 

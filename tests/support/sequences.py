@@ -14,9 +14,10 @@ from jobs.models import gpt
 from runtime.fabric.inprocess import InProcessFabric
 from runtime.fabric.interface import Tag
 from strategies.model import build_model, flat_parameters
+from strategies.options import Precision
 from strategies.sequence.exchange import Exchange
 from strategies.sequence.stage import SequenceStage
-from strategies.stage import LayerTimes, Precision
+from strategies.stage import LayerTimes
 from tests.support.models import Tokens
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 from jobs.assembly import assemble
 from jobs.recipe.recipe import RecipeError, load_recipe
 from runtime.plan import Plan, Stage, Strategy
-from strategies.shardings.offload import Offload
+from strategies.options import Offload
 from strategies.shardings.registry import DEFAULT, SHARDINGS
 
 RECIPE = Path("jobs/recipes/demo.toml")

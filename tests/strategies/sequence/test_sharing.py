@@ -11,7 +11,7 @@ from torch import nn
 
 from jobs.models.gpt import build
 from strategies.sequence.division import elements_sent
-from strategies.sequence.sharing import sharing_of
+from strategies.sequence.timing import sharing_of
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 12, 24, 6
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.plan import Keeping
-from strategies.shardings.offload import Offload
+from strategies.options import Offload
 from strategies.shardings.registry import SHARDINGS
 from strategies.shardings.theory import even_part, moved_bytes, part_of, resident_bytes, sent_bytes
 from tests.support.cluster import toy_job

@@ -1,0 +1,41 @@
+"""Who decides, asks, decodes or passes on imports no PyTorch: it is most of what its start would take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIGHT = {
+    "a recipe is read": "jobs.recipe.recipe",
+    "a controller": "actors.ray_controller",
+    "its job is unpickled": "jobs.builders",
+    "a run is asked": "actors.cluster jobs.control jobs.cli jobs.cli_jobs jobs.cli_watch",
+    "a job is submitted": "jobs.submission actors.jobs",
+    "manifests are written": "jobs.kubernetes jobs.pods",
+    "a set is curated": "jobs.curate jobs.curation.pipeline jobs.curation.work",
+    "a run is watched": "jobs.watch.app jobs.watch.top jobs.watch.trace jobs.watch.source",
+    "HTTP is passed on": "actors.serving jobs.serving.app",
+}
+CODE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.exit(f"{name} imports PyTorch")
+"""
+
+
+def imported(*names: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CODE, *names]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_who_computes_nothing_imports_no_pytorch() -> None:
+    done = imported(*(name for names in LIGHT.values() for name in names.split()))
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_computes_does() -> None:
+    assert "actors.workshop imports PyTorch" in imported("actors.workshop").stderr, "else nothing is proved"
