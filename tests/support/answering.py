@@ -1,0 +1,61 @@
+"""The HTTP interface over an engine in this process, and who asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from actors.serving import Piece
+from jobs.serving.generation import Generation
+from jobs.serving.host import EngineHost
+
+
+class Local:
+    """One engine as the whole backend; ``fails`` is raised by the next generation, after ``after`` pieces."""
+
+    continued = 3
+
+    def __init__(self, host: EngineHost) -> None:
+        self.host = host
+        self.asked: list[Generation] = []
+        self.fails: Exception | None = None
+        self.after = 0
+
+    async def generate(self, asked: Generation, every: int) -> AsyncIterator[Piece]:
+        self.asked.append(asked)
+        fails, self.fails = self.fails, None
+        pieces = self.host.generate(asked, every)
+        count = 0
+        async for piece in pieces:
+            if fails is not None and count == self.after:
+                raise fails
+            count += 1
+            yield piece
+
+    async def stats(self) -> list[dict[str, Any]]:
+        return [{**self.host.stats(), "process": 7}]
+
+
+class Client:
+    """Synchronous requests to an ASGI application, each in an event loop of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(ask())
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
