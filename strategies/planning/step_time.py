@@ -6,6 +6,7 @@ is several times as fast, because a recovery waits for it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -13,7 +14,11 @@ from itertools import accumulate
 
 from runtime.plan import Plan, WorkerId
 from strategies.schedules.limits import group_limit
-from strategies.schedules.simulation import GOLDEN
+
+_draws = random.Random(0)
+_DRAWN = [_draws.uniform(-1.0, 1.0) for _ in range(8191)]
+_APART = 1367
+"""Tasks between the beginnings of two draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,12 @@ def simulate_step(
     backward_seconds: Sequence[float],
     speeds: Mapping[WorkerId, float],
     unsteadiness: float = 0.0,
+    draw: int = 0,
 ) -> float:
     """Seconds from the first forward to the last backward of one step under 1F1B.
 
     ``forward_seconds`` and ``backward_seconds`` are per layer and micro-batch at speed 1.0. Messages
-    take no time; the planner adds communication by itself. ``unsteadiness`` as in
+    take no time; the planner adds communication by itself. ``unsteadiness`` and ``draw`` as in
     ``simulate_pipeline``.
     """
     shape = [(stage.stop - stage.first, len(stage.workers)) for stage in plan.stages]
@@ -54,16 +60,17 @@ def simulate_step(
                 group_limit(shape, k),
             )
         )
-    return simulate_pipeline(times, unsteadiness)
+    return simulate_pipeline(times, unsteadiness, draw)
 
 
-def simulate_pipeline(stages: Sequence[StageTimes], unsteadiness: float = 0.0) -> float:
+def simulate_pipeline(stages: Sequence[StageTimes], unsteadiness: float = 0.0, draw: int = 0) -> float:
     """``simulate_step`` of stages that need no plan. About 1 us for each of the 2 x stages x
     micro-batches forwards and backwards.
 
-    ``unsteadiness`` makes every task take between 1 - u and 1 + u times its seconds, in a fixed
-    sequence without a trend. Real workers fall out of step; a plan that is fast only as long as
-    everybody is exactly on time should not look fast. What it returns is a pure function either way.
+    ``unsteadiness`` makes every task take between 1 - u and 1 + u times its seconds, as drawn once and for
+    all; each ``draw`` begins elsewhere in what was drawn. Real workers fall out of step; a plan that is fast
+    only as long as everybody is exactly on time should not look fast. What it returns is a pure function
+    either way.
     """
     first_of = list(accumulate((len(stage.speeds) for stage in stages), initial=0))
     rows = [[first_of[k] + i for i in stage.row] for k, stage in enumerate(stages)]
@@ -78,7 +85,7 @@ def simulate_pipeline(stages: Sequence[StageTimes], unsteadiness: float = 0.0) -
     in_flight = [0] * workers
     idle = [True] * workers
     running: list[tuple[float, int, int, bool]] = []  # a worker runs one thing: no ties
-    tasks = 0
+    tasks = draw * _APART
 
     def start(worker: int, now: float) -> None:
         nonlocal tasks
@@ -93,7 +100,7 @@ def simulate_pipeline(stages: Sequence[StageTimes], unsteadiness: float = 0.0) -
             return
         idle[worker] = False
         tasks += 1
-        seconds *= 1.0 + unsteadiness * (2.0 * (tasks * GOLDEN % 1.0) - 1.0)
+        seconds *= 1.0 + unsteadiness * _DRAWN[tasks % len(_DRAWN)]
         heappush(running, (now + seconds, worker, micro_batch, is_forward))
 
     for micro_batch, worker in enumerate(rows[0]):

@@ -17,9 +17,6 @@ from strategies.schedules.instructions import Offer, Place, Schedule, Tally, Wor
 TIE = 1e-9
 """Relative: what ends within so little of the same moment ends at the same moment."""
 
-GOLDEN = 0.6180339887498949
-"""The golden ratio's fraction: multiples of it, less their whole part, spread evenly over 0 to 1."""
-
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:

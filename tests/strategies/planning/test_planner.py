@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member, Plan
 from strategies.planning.costs import STATE, Division, Predictor
 from strategies.planning.planner import ROOM, CostModel, choose_plan, predicted_gain
-from strategies.planning.ranking import UNSTEADINESS, assign, stages_of, step_seconds
+from strategies.planning.ranking import DRAWS, UNSTEADINESS, assign, stages_of, step_seconds
 from strategies.planning.step_time import simulate_step
 
 
@@ -214,12 +215,10 @@ def test_the_prediction_is_the_simulated_step_plus_communication() -> None:
     layout, members = layout_of(6), members_of(5)
     costs = costs_of(layout, [0.01, 0.02, 0.01, 0.03, 0.01, 0.01], boundary_bytes=(1000,) * 6)
     plan, prediction = choose_plan(0, members, layout, costs, 8, 3)
-    simulated = simulate_step(
-        plan,
-        costs.forward_seconds,
-        costs.backward_seconds,
-        {m.worker: m.speed for m in members},
-        UNSTEADINESS,
+    speeds = {m.worker: m.speed for m in members}
+    simulated = fmean(
+        simulate_step(plan, costs.forward_seconds, costs.backward_seconds, speeds, UNSTEADINESS, draw)
+        for draw in range(DRAWS)
     )
     division = Division((0, *(s.stop for s in plan.stages)), tuple(s.workers for s in plan.stages))
     extra = Predictor(costs, members, 8, None).communication_seconds(division)
