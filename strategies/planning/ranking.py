@@ -147,11 +147,11 @@ class _Simulation:
 
     def refine(self, candidate: Candidate, memory_limit: float | None) -> Candidate:
         """One change at a time while that lowers the rank (hill climbing)."""
+        if self._scale(candidate.division) > 1:
+            return candidate  # a sample of the workers is too coarse for that
         best, previous = self.score(candidate, DRAWS), None
         while best is not previous:
             previous = best
-            if self._scale(best.division) > 1:
-                return best  # a sample of the workers is too coarse for that
             for division in _neighbours(best.division):
                 if memory_limit is not None and self._predictor.memory_bytes(division) > memory_limit:
                     continue
