@@ -92,9 +92,11 @@ class FeedCrew:
         note: Callable[[Event], None],
         step: Callable[[], int],
         emptied: Callable[[], frozenset[str]],
+        empty_seconds: float = EMPTY_SECONDS,
     ) -> None:
         self._run, self._job, self._cpus = run, job, cpus
         self._note, self._step, self._emptied = note, step, emptied
+        self._empty_seconds = empty_seconds
         self._handles: dict[int, Any] = {}
         self._ended = threading.Event()
         self.processes: dict[int, int] = {}
@@ -157,7 +159,7 @@ class FeedCrew:
                 empty_since = None
             elif empty_since is None:
                 empty_since = time.monotonic()
-            elif time.monotonic() - empty_since > EMPTY_SECONDS:
+            elif time.monotonic() - empty_since > self._empty_seconds:
                 return
 
     def _elsewhere(self, number: int) -> Any:

@@ -20,7 +20,7 @@ import ray
 
 from actors.crew import Place, RayCrew, end_all, worker_names
 from actors.exposition import Exposition, MetricsSettings
-from actors.feed import FeedCrew
+from actors.feed import EMPTY_SECONDS, FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
 from actors.planning import demand, planners, team_size
@@ -61,6 +61,7 @@ class RunSettings:
     name: str
     place: Place
     feed_cpus: float = 1.0
+    feed_empty_seconds: float = EMPTY_SECONDS
     max_workers: int | None = None
     spares: int = 0
     rebalance: bool = True
@@ -129,6 +130,7 @@ class ControllerActor:
             note=lambda event: self._recorder.event(event, steady_time()),
             step=lambda: self._recorder.steps[-1].step + 1 if self._recorder.steps else 1,
             emptied=self._crew.emptied,
+            empty_seconds=settings.feed_empty_seconds,
         )
         self._stopping, self._done = threading.Event(), threading.Event()
         self._error: ValueError | None = None

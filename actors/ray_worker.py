@@ -18,7 +18,7 @@ import ray
 
 from actors.names import run_of
 from actors.naps import Naps
-from runtime.allocator import keep_freed_memory
+from runtime.allocator import keep_freed_memory, without_garbage
 from runtime.fabric.interface import ControlCallback, EndpointClosed, LostCallback
 from runtime.fabric.secret import secret_of
 from runtime.fabric.sockets import SocketEndpoint
@@ -67,8 +67,8 @@ class WorkerActor:
         # Ray runs __init__ in the main thread, the only one that may do this
         self._naps = Naps()
         signal.signal(signal.SIGTERM, self._terminated)
-        from actors.workshop import new_worker
-
+        with without_garbage():
+            from actors.workshop import new_worker
         self._new_worker = new_worker
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:

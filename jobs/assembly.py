@@ -23,7 +23,6 @@ from strategies.options import Offload, OptimizerSettings, Precision
 from strategies.schedules.registry import DEFAULT
 from strategies.search.formulas import FORMULAS
 from strategies.search.space import Space
-from strategies.sequence.phases import check_phases
 from strategies.shardings.registry import DEFAULT as SHARDING
 from strategies.skippipe.paths import Paths, find_paths
 
@@ -136,6 +135,8 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             f"({len(layers)}): lower one of them or build a model of more layers"
         )
     if recipe.parallel.slices > 1:
+        from strategies.sequence.phases import check_phases  # who looks at a run needs no PyTorch
+
         check_phases(layers)
     offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-import torch
 from rich.console import Console
 
 from actors.cluster import RayRun, connect, gcs_address
@@ -196,7 +195,7 @@ def _facts(recipe: Recipe) -> dict[str, object]:
         "started": time.time(),
         "versions": {
             "reknit": version("reknit"),
-            "torch": torch.__version__,
+            "torch": version("torch"),
             "ray": version("ray"),
             "python": sys.version.split()[0],
         },

@@ -10,7 +10,7 @@ import io
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def fed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     base = tmp_path_factory.mktemp("fed")
     recipe = captions_recipe(write_set(base / "set"))
     folder = RunFolder.create(base / "run", recipe.to_toml(), {"device": "cpu"})
-    with RayRun(assemble(recipe, str(folder.checkpoints)), run_settings(recipe, folder.path)) as run:
+    settings = replace(run_settings(recipe, folder.path), feed_empty_seconds=2.0)
+    with RayRun(assemble(recipe, str(folder.checkpoints)), settings) as run:
         fed = Fed(run, folder, cluster)
         wait_until(lambda: len(run.feed_processes()) == FEED_WORKERS, "feed workers")
         fed.goes_on("steps")

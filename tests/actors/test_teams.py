@@ -54,7 +54,9 @@ def assert_same_bits(result: Result, steps: int = STEPS) -> None:
 
 
 @pytest.mark.parametrize(("workers", "stages", "team"), [(1, 1, 1), (3, 2, 1), *LAYOUTS])
-def test_undisturbed(tmp_path: Path, workers: int, stages: int, team: int) -> None:
+def test_undisturbed(
+    tmp_path: Path, held_out_alone: list[float], workers: int, stages: int, team: int
+) -> None:
     run = run_of(tmp_path, workers, stages, team, held_out_every=2, held_out_micro_batches=3)
     result = run.run()
     assert_same_bits(result)
@@ -63,8 +65,14 @@ def test_undisturbed(tmp_path: Path, workers: int, stages: int, team: int) -> No
         (workers, team) == (3, 2)
     ), "in a group of three with teams of two one computes alone"
     if stages == 1:
-        alone = run_of(tmp_path / "alone", 1, 1, 1, held_out_every=2, held_out_micro_batches=3).run()
-        assert held_out(result) == held_out(alone) != []
+        assert held_out(result) == held_out_alone != []
+
+
+@pytest.fixture(scope="module")
+def held_out_alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The held-out losses of one worker by itself."""
+    folder = tmp_path_factory.mktemp("alone")
+    return held_out(run_of(folder, 1, 1, 1, held_out_every=2, held_out_micro_batches=3).run())
 
 
 def held_out(result: Result) -> list[float]:

@@ -28,7 +28,9 @@ from runtime.plan import CONTROLLER, Strategy
 from runtime.protocol import Leave
 from runtime.run_folder import RunFolder
 from runtime.signals import Durable, Joined, Learn, Lost, PlanGain, Terms
+from strategies.boundary import Value, flatten
 from strategies.job import Fault, Job
+from strategies.model import Model
 from strategies.options import OptimizerSettings
 from strategies.profile import Profile
 from strategies.sequence.teams import Teaming
@@ -75,18 +77,22 @@ class Result:
         return [(record.loss, record.grad_norm, record.fingerprint) for record in self.steps]
 
 
+_MEASURED: dict[Any, Profile] = {}
+"""By all that a warm-up depends on."""
+
+
 class LikeTheFirst(Worker):
-    """Has the model of the first worker of its run, in the same process: takes over what that one measured,
-    which is a quarter of a short run's time."""
+    """Has the model of an earlier worker in the same process: takes over what that one measured, which is a
+    quarter of a short run's time."""
 
-    def __init__(self, measured: list[Profile], *arguments: Any, **named: Any) -> None:
-        self._measured = measured
-        super().__init__(*arguments, **named)
-
-    def _measure(self, *arguments: Any) -> Profile:
-        if not self._measured:
-            self._measured.append(super()._measure(*arguments))
-        return self._measured[0]
+    def _measure(self, model: Model, inputs: Value, targets: Value, device: torch.device) -> Profile:
+        job, build = self.job, self.job.build_model
+        made = (build.func, repr((build.args, build.keywords))) if isinstance(build, partial) else build
+        forms = [(tensor.shape, tensor.dtype) for tensor in flatten(inputs)[0]]
+        key = (made, repr((forms, job.precision, job.search, job.paths)))
+        if key not in _MEASURED:
+            _MEASURED[key] = super()._measure(model, inputs, targets, device)
+        return _MEASURED[key]
 
 
 @dataclass
@@ -116,7 +122,6 @@ class LocalRun:
         self._threads: list[threading.Thread] = []
         self._hosts: list[threading.Thread] = []
         self.members: dict[int, Worker] = {}
-        self._profiles: list[Profile] = []
         self.dead: set[int] = set()
 
     def _make_fabric(self) -> Any:
@@ -195,7 +200,6 @@ class LocalRun:
 
     def _worker(self, number: int) -> Worker:
         return LikeTheFirst(
-            self._profiles,
             number,
             self.job,
             partial(self._endpoint, number),
