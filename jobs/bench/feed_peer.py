@@ -113,7 +113,7 @@ def prepared(batch: Mapping[str, np.ndarray[Any, Any]], size: int) -> dict[str, 
     }
 
 
-class _Trainer:
+class Trainer:
     """What Ray Train's worker trains in one regime: a plain loop of PyTorch."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -121,8 +121,8 @@ class _Trainer:
 
         torch.manual_seed(recipe.run.seed)
         layers, self._loss = build_layers(recipe.model.build, recipe.model.arguments)
-        self._model = torch.nn.Sequential(*layers)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=recipe.optimizer.learning_rate)
+        self.model = torch.nn.Sequential(*layers)
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=recipe.optimizer.learning_rate)
 
     def window(self, source: Iterator[dict[str, Any]], warm_up: int, steps: int) -> Window:
         waited, began = 0.0, 0.0
@@ -143,13 +143,13 @@ class _Trainer:
             row = {name: values[0] for name, values in next(source).items()}
             waited += time.perf_counter() - asked
             targets = row.pop("targets")
-            total, count = self._loss(self._model(row), targets)
+            total, count = self._loss(self.model(row), targets)
             total.backward()  # type: ignore[no-untyped-call]
             counted += int(count)
-        for parameter in self._model.parameters():
+        for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= counted
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return waited
@@ -162,7 +162,7 @@ def _loop(order: dict[str, Any]) -> None:
 
     recipes = {name: Recipe.model_validate(each) for name, each in order["recipes"].items()}
     torch.set_num_threads(max(recipe.parallel.threads for recipe in recipes.values()))
-    trainers = {name: _Trainer(recipe) for name, recipe in recipes.items()}
+    trainers = {name: Trainer(recipe) for name, recipe in recipes.items()}
     folder = Path(order["folder"])
     _write(_place(folder, "ready"), {})
     for turn in itertools.count():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.assembly import build_data, data_arguments
 from jobs.bench.feed import EXACT, FAST, PEER, Key, ratio, report, rounds_of, window
-from jobs.bench.feed_peer import _Trainer, prepared
+from jobs.bench.feed_peer import Trainer, prepared
 from jobs.bench.feed_set import BATCH, MICRO_BATCHES, PREPARING, TRAINING, Regime, Window, recipe, write_set
 from jobs.builders import build_layers
 from jobs.data.multimodal import MultimodalData
@@ -56,14 +56,12 @@ def test_a_turn_of_the_peer_trains_for_its_steps(tmp_path: Path) -> None:
             inputs, targets = data.micro_batch(taken, 0)
             yield {name: value[None] for name, value in {**inputs, "targets": targets}.items()}
 
-    trainer = _Trainer(run)
-    before = [parameter.detach().clone() for parameter in trainer._model.parameters()]
+    trainer = Trainer(run)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     found = trainer.window(batches(), 2, 3)
     assert taken == 5 * MICRO_BATCHES
     assert found.samples_per_second > 0 and 0 < found.data_wait_share < 1
-    changed = [
-        not torch.equal(old, new) for old, new in zip(before, trainer._model.parameters(), strict=True)
-    ]
+    changed = [not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True)]
     assert all(changed)
 
 
