@@ -104,7 +104,7 @@ def rounds_of(
     """A turn of everybody in each round, in an order that is reversed from round to round."""
     windows: dict[Key, list[Window]] = {key: [] for key in takers}
     for number in range(rounds):
-        for key in list(takers) if number % 2 == 0 else reversed(takers):
+        for key in list(takers)[:: 1 if number % 2 == 0 else -1]:
             windows[key].append(takers[key]())
         for regime in dict.fromkeys(regime for regime, _ in takers):
             last = {who: windows[regime, who][-1] for which, who in takers if which is regime}

@@ -24,10 +24,11 @@ class Glance(nn.Module):
         self.weight = nn.Parameter(torch.randn(vocabulary, width))
 
     def forward(self, row: dict[str, Any]) -> Tensor:
-        colour_BKC = row["image"].float().mean(dim=(2, 3)) / 255.0
-        seen_BKD = self.colour(colour_BKC)
-        segment_BTD = row["segment"].clamp(min=0)[..., None].expand(-1, -1, seen_BKD.shape[-1])
-        return F.embedding(row["tokens"], self.weight) + seen_BKD.gather(1, segment_BTD)
+        colour_BKC: Tensor = row["image"].float().mean(dim=(2, 3)) / 255.0
+        seen_BKD: Tensor = self.colour(colour_BKC)
+        segment_BTD: Tensor = row["segment"].clamp(min=0)[..., None].expand(-1, -1, seen_BKD.shape[-1])
+        text_BTD: Tensor = F.embedding(row["tokens"], self.weight)
+        return text_BTD + seen_BKD.gather(1, segment_BTD)
 
 
 def build(*, width: int, vocabulary: int) -> tuple[list[nn.Module], Loss]:
