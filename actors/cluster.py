@@ -45,11 +45,13 @@ def connect(
     gpus_per_worker: float,
     *,
     more_cpus: float = 0.0,
+    kept_processes: int | None = None,
 ) -> Iterator[None]:
     """Joins the Ray cluster at ``address``, else the one that this process is part of or was started
     for (a submitted job's), else starts a local one.
 
-    ``more_cpus`` are for what is no worker. What was started or joined here is left again at the end.
+    ``more_cpus`` are for what is no worker; ``kept_processes``: how many idle ones a Ray that is started
+    keeps for tasks to come (None: one a CPU). What was started or joined here is left again at the end.
     Raises ValueError if there is no cluster at ``address``.
     """
     if ray.is_initialized():
@@ -66,7 +68,10 @@ def connect(
                 num_cpus=max(1, math.ceil(workers * cpus_per_worker + more_cpus)),
                 num_gpus=None if gpus_per_worker else 0,
                 include_dashboard=False,
-                _system_config={"worker_niceness": 0},  # nobody else lives on a cluster of our own
+                _system_config={
+                    "worker_niceness": 0,  # nobody else lives on a cluster of our own
+                    **({} if kept_processes is None else {"num_workers_soft_limit": kept_processes}),
+                },
                 **quiet,
             )
     except ConnectionError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -27,14 +27,14 @@ class Asker:
         self._rota = Rota(count, AGAIN_SECONDS)
         self._handles: dict[int, Any] = {}
 
-    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+    def __call__(self, wanted: Sequence[Wanted]) -> Future[list[Prepared]] | None:
         while (number := self._rota.next()) is not None:
             try:
                 handle = self._handles.get(number)
                 if handle is None:
                     handle = ray.get_actor(feed_name(self._run, number), namespace=NAMESPACE)
                     self._handles[number] = handle
-                future: Future[Prepared] = handle.prepare.remote(wanted).future()
+                future: Future[list[Prepared]] = handle.prepare.remote(wanted).future()
             except (ValueError, RayError):  # not there yet, or no more
                 self._failed(number)
                 continue
@@ -42,7 +42,7 @@ class Asker:
             return future
         return None
 
-    def _note_failure(self, number: int, done: Future[Prepared]) -> None:
+    def _note_failure(self, number: int, done: Future[list[Prepared]]) -> None:
         if done.cancelled() or done.exception() is not None:
             self._failed(number)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ class FeedActor:
         """Never returns."""
         self._forever.wait()
 
-    def prepare(self, wanted: Wanted) -> Prepared:
+    def prepare(self, wanted: Sequence[Wanted]) -> list[Prepared]:
         return self._prepare(self._data, wanted)
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,31 +41,36 @@ class Prepared:
     digest: str | None
 
 
-def prepare(data: Data, wanted: Wanted) -> Prepared:
+def prepare(data: Data, wanted: Sequence[Wanted]) -> list[Prepared]:
     """What a feed worker does."""
-    found = read(data, wanted)
-    tensors, spec = flatten(found.value)
-    return Prepared([t.numpy() for t in tensors], spec, found.samples, getattr(data, "digest", None))
+    digest = getattr(data, "digest", None)
+    prepared = []
+    for each in wanted:
+        found = read(data, each)
+        tensors, spec = flatten(found.value)
+        prepared.append(Prepared([tensor.numpy() for tensor in tensors], spec, found.samples, digest))
+    return prepared
 
 
 class Prefetcher:
     """The same data set as ``data``, to its reader. For one thread.
 
-    ``ask`` returns the future of a read, or None where nobody is there to prepare it. ``served`` and
+    ``ask`` returns the future of some reads, or None where nobody is there to prepare them; both sides of a
+    micro-batch are asked for at once, since a call takes longer than most targets do. ``served`` and
     ``missed`` count the reads that had been prepared, and those that had to be done here.
     """
 
     def __init__(
         self,
         data: Data,
-        ask: Callable[[Wanted], Future[Prepared] | None],
+        ask: Callable[[Sequence[Wanted]], Future[list[Prepared]] | None],
         *,
         patience: float = PATIENCE_SECONDS,
         most: int = MOST_AHEAD,
     ) -> None:
         self._data, self._ask = data, ask
         self._patience, self._most = patience, most
-        self._coming: dict[Wanted, Future[Prepared]] = {}
+        self._coming: dict[Wanted, tuple[Future[list[Prepared]], int]] = {}
         self._to_ask: deque[Wanted] = deque()
         self.served = self.missed = 0
 
@@ -95,16 +101,20 @@ class Prefetcher:
 
     def _ask_ahead(self) -> None:
         while self._to_ask and len(self._coming) < self._most:
-            future = self._ask(self._to_ask[0])
+            first = self._to_ask[0]
+            together = [each for each in islice(self._to_ask, len(Side)) if each[1:] == first[1:]]
+            future = self._ask(together)
             if future is None:
                 return  # whoever may be there later is asked with the next read
-            self._coming[self._to_ask.popleft()] = future
+            for place, each in enumerate(together):
+                self._to_ask.popleft()
+                self._coming[each] = future, place
 
     def _read(self, wanted: Wanted) -> Read:
-        future = self._coming.pop(wanted, None)
-        if future is None and wanted in self._to_ask:
+        coming = self._coming.pop(wanted, None)
+        if coming is None and wanted in self._to_ask:
             self._to_ask.remove(wanted)
-        prepared = None if future is None else self._received(future)
+        prepared = None if coming is None else self._received(*coming)
         self._ask_ahead()
         if prepared is None:
             self.missed += 1
@@ -114,9 +124,9 @@ class Prefetcher:
         tensors = [torch.from_numpy(np.array(array)) for array in prepared.arrays]
         return Read(unflatten(tensors, prepared.spec), prepared.samples)
 
-    def _received(self, future: Future[Prepared]) -> Prepared | None:
+    def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
         try:
-            prepared = future.result(timeout=self._patience)
+            prepared = future.result(timeout=self._patience)[place]
         except Exception:  # late, lost with whoever prepared it, or failed there: then it shows here too
             return None
         return prepared if prepared.digest == getattr(self._data, "digest", None) else None

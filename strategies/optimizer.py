@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,35 +43,43 @@ def segments(block: Block, start: int, stop: int) -> tuple[Segment, ...]:
     )
 
 
-@torch.no_grad()
-def update(
-    old_state: Tensor,
-    new_state: Tensor,
-    gradient_N: Tensor,
-    parts: Sequence[Segment],
-    step: int,
-    settings: OptimizerSettings,
-) -> None:
-    """One AdamW step from ``old_state``, which stays as it is, into ``new_state``.
+class Update(NamedTuple):
+    """A shard's states before and after a step, float32 (3, N) with rows parameters, exp_avg and exp_avg_sq,
+    its gradient, float32 (N), divided and clipped, and its ``parts``."""
 
-    Both states are float32 (3, N), rows parameters, exp_avg and exp_avg_sq; ``gradient_N`` is
-    float32, already divided and clipped; ``step`` counts from 1. Padding is copied over.
+    old_state: Tensor
+    new_state: Tensor
+    gradient_N: Tensor
+    parts: Sequence[Segment]
+
+
+@torch.no_grad()
+def update(shards: Sequence[Update], step: int, settings: OptimizerSettings) -> None:
+    """One AdamW step of each of ``shards`` from its old state, which stays as it is, into the new one.
+
+    ``step`` counts from 1. Padding is copied over. All at once, since a call takes as long as a few thousand
+    elements do.
     """
-    assert old_state.shape == new_state.shape == (3, gradient_N.numel())
-    new_state.copy_(old_state)
+    for shard in shards:
+        assert shard.old_state.shape == shard.new_state.shape == (3, shard.gradient_N.numel())
+        shard.new_state.copy_(shard.old_state)
     steps_before = float(step - 1)  # the kernel itself adds the one
     for decays in (True, False):
-        chosen = [part for part in parts if part.decays is decays]
+        chosen = [
+            (shard, slice(part.start, part.stop))
+            for shard in shards
+            for part in shard.parts
+            if part.decays is decays
+        ]
         if not chosen:
             continue
-        slices = [slice(part.start, part.stop) for part in chosen]
         adamw(
-            [new_state[0, s] for s in slices],
-            [gradient_N[s] for s in slices],
-            [new_state[1, s] for s in slices],
-            [new_state[2, s] for s in slices],
+            [shard.new_state[0, s] for shard, s in chosen],
+            [shard.gradient_N[s] for shard, s in chosen],
+            [shard.new_state[1, s] for shard, s in chosen],
+            [shard.new_state[2, s] for shard, s in chosen],
             [],
-            [torch.tensor(steps_before, device=new_state.device) for _ in slices],
+            [torch.tensor(steps_before, device=shard.new_state.device) for shard, _ in chosen],
             fused=True,
             amsgrad=False,
             beta1=settings.betas[0],

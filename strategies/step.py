@@ -22,7 +22,7 @@ from runtime.samples import count
 from runtime.snapshots import Piece, ShardStore
 from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
-from strategies.optimizer import Segment, segments, update
+from strategies.optimizer import Segment, Update, segments, update
 from strategies.pipeline import Data, Pipeline
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
@@ -253,7 +253,8 @@ class StepRunner:
             if self._exact:
                 values = squared_norms(sums_N, bounds)
             else:
-                values = [float(sums_N[start:stop].double().square().sum()) for start, stop in bounds]
+                wide = (sums_N[start:stop].double() for start, stop in bounds)
+                values = [float(part.dot(part)) for part in wide]
             for segment, value in zip(cuts, values, strict=True):
                 squared[segment.tensor.index] = squared.get(segment.tensor.index, 0) + value
         return squared
@@ -314,13 +315,18 @@ class StepRunner:
         for piece in list(sums):  # their memory is given back one by one
             gradients[piece] = self._gradient(piece, sums.pop(piece), exponents, clip / count).cpu()
         gradients = self.rounds.spread(self._tag(step, attempt, "spread"), gradients)
-        new_states: dict[Piece, Tensor] = {}
         self.stage.pulse.enter()
-        for piece, gradient_N in gradients.items():
-            old_3N = self._state(piece, step - 1)
-            new_3N = self.store.buffer(piece[2] - piece[1])
-            update(old_3N, new_3N, gradient_N, self._segments[piece], step, self.job.optimizer)
-            new_states[piece] = new_3N
+        updates = {
+            piece: Update(
+                self._state(piece, step - 1),
+                self.store.buffer(piece[2] - piece[1]),
+                gradient_N,
+                self._segments[piece],
+            )
+            for piece, gradient_N in gradients.items()
+        }
+        update(list(updates.values()), step, self.job.optimizer)
+        new_states = {piece: each.new_state for piece, each in updates.items()}
         for piece, new_3N in new_states.items():
             self.store.put(piece, step, new_3N)
         self.stage.pulse.leave()

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from jobs.assembly import data_arguments
+from jobs.bench.driver import Driver
 from jobs.bench.goodput_trace import Step
 from jobs.bench.kills import Commit
 from jobs.builders import build_data, build_layers
@@ -69,15 +67,7 @@ class RayTrainRun:
             "checkpoint_every": setting.checkpoint_every,
             "environment": dict(setting.environment),
         }
-        path = folder / "order.json"
-        path.write_text(json.dumps(order), encoding="utf-8")
-        self._log = (folder / "driver.log").open("w", encoding="utf-8")
-        self._driver = subprocess.Popen(
-            [sys.executable, "-m", "jobs.bench.ray_train_peer", str(path)],
-            cwd=Path(__file__).parents[2],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+        self._driver = Driver("jobs.bench.ray_train_peer", order, folder)
 
     def __enter__(self) -> RayTrainRun:
         return self
@@ -85,9 +75,7 @@ class RayTrainRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._driver.send_signal(signal.SIGKILL)
-        self._driver.wait()
-        self._log.close()
+        self._driver.close()
 
     def steps(self) -> list[Step]:
         """Every step that was finished, those done twice too."""
@@ -104,9 +92,7 @@ class RayTrainRun:
 
     def check(self) -> None:
         """Raises RuntimeError if the driver ended by itself."""
-        if self._driver.poll() is not None:
-            last = (self._folder / "driver.log").read_text(encoding="utf-8").splitlines()[-1:]
-            raise RuntimeError(f"Ray Train's driver ended by itself: {last}")
+        self._driver.check()
 
 
 def ray_train_sets(folder: Path) -> list[list[Step]]:

@@ -12,6 +12,8 @@ from runtime.streams import stream_key
 
 Pixels = npt.NDArray[np.uint8]
 
+_LEVELS_L1 = np.arange(256, dtype=np.uint8)[:, None]
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -45,6 +47,8 @@ def augmented(pixels_YXC: Pixels, how: Augmentation, seed: int, epoch: int, samp
     if how.jitter:
         colours_C = 1.0 + how.jitter * (2.0 * draws[4:7] - 1.0)
         contrast = 1.0 + how.jitter * (2.0 * float(draws[7]) - 1.0)
-        values = (pixels_YXC - 127.5) * contrast + 127.5
-        pixels_YXC = np.rint(np.clip(values * colours_C, 0.0, 255.0)).astype(np.uint8)
+        # what becomes of each of the 256 levels of a colour: far fewer than there are pixels
+        levels_L1 = (_LEVELS_L1 - 127.5) * contrast + 127.5
+        table_LC = np.rint(np.clip(levels_L1 * colours_C, 0.0, 255.0)).astype(np.uint8)
+        pixels_YXC = np.stack([table_LC[:, c].take(pixels_YXC[:, :, c]) for c in range(3)], axis=-1)
     return np.ascontiguousarray(pixels_YXC)

@@ -56,24 +56,31 @@ class Captions:
             table = table.filter(chosen)
         codes = table["language"].combine_chunks().dictionary_encode()
         numbers = [curated.tokenizer.language(code) for code in codes.dictionary.to_pylist()]
-        self._languages = np.asarray(numbers, dtype=np.int64)[codes.indices.to_numpy()]
+        languages_N = np.asarray(numbers, dtype=np.int64)[codes.indices.to_numpy()]
         tokens = table["tokens"].combine_chunks()
-        self._offsets = tokens.offsets.to_numpy().astype(np.int64)
-        self._tokens = tokens.values.to_numpy().astype(np.int64)
-        self.end = curated.tokenizer.end
+        offsets = tokens.offsets.to_numpy().astype(np.int64)
+        captions = tokens.values.to_numpy().astype(np.int64)[offsets[0] : offsets[-1]]
+        offsets -= offsets[0]
+        # each as its language, its caption and the end: all but the last go in, all but the first come out
+        ended = np.insert(captions, offsets[1:], curated.tokenizer.end)
+        self._texts = np.insert(ended, offsets[:-1] + np.arange(len(languages_N)), languages_N)
+        self._offsets = offsets + 2 * np.arange(len(offsets))
         whole = sum(file.bytes for file in curated.manifest.splits[split]) <= memory_bytes
-        self._media = curated.table(split, self._columns) if whole and self._columns else None
+        # rows are taken from one chunk in an eighth of the time that they are taken from several
+        self._media = (
+            curated.table(split, self._columns).combine_chunks() if whole and self._columns else None
+        )
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Text positions of every sample: its language and its caption (the end is only ever a target)."""
-        lengths: npt.NDArray[np.int64] = np.diff(self._offsets) + 1
+        lengths: npt.NDArray[np.int64] = np.diff(self._offsets) - 1
         return lengths
 
     def text(self, sample: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(language, caption...) and (caption..., end)."""
-        caption = self._tokens[self._offsets[sample] : self._offsets[sample + 1]]
-        return np.append(self._languages[sample], caption), np.append(caption, self.end)
+        whole = self._texts[self._offsets[sample] : self._offsets[sample + 1]]
+        return whole[:-1], whole[1:]
 
     def media(self, samples: Sequence[int]) -> dict[str, list[bytes | None]]:
         """The stored image and clip of each sample."""

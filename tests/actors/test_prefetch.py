@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,19 +43,25 @@ class Asked:
 
     def __init__(self, data: Any) -> None:
         self.data = data
-        self.futures: dict[Wanted, Future[Prepared]] = {}
-        self.order: list[Wanted] = []
+        self.futures: dict[Wanted, Future[list[Prepared]]] = {}
+        self.calls: list[list[Wanted]] = []
         self.answers = True
 
-    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+    @property
+    def order(self) -> list[Wanted]:
+        return [wanted for call in self.calls for wanted in call]
+
+    def __call__(self, wanted: Sequence[Wanted]) -> Future[list[Prepared]] | None:
         if not self.answers:
             return None
-        self.order.append(wanted)
-        self.futures[wanted] = Future()
-        return self.futures[wanted]
+        self.calls.append(list(wanted))
+        future: Future[list[Prepared]] = Future()
+        self.futures |= dict.fromkeys(wanted, future)
+        return future
 
     def answer(self, wanted: Wanted) -> None:
-        self.futures[wanted].set_result(prepare(self.data, wanted))
+        (call,) = (call for call in self.calls if wanted in call)
+        self.futures[wanted].set_result(prepare(self.data, call))
 
 
 def tensor(found: Read) -> Tensor:
@@ -80,12 +86,27 @@ def test_what_is_prepared_is_what_would_have_been_read() -> None:
     assert torch.equal(cache.micro_batch(1, 0)[1], data.micro_batch(1, 0)[1])
 
 
-def failing(future: Future[Prepared]) -> None:
+def test_both_sides_of_a_micro_batch_are_asked_for_at_once() -> None:
+    data = Told(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked)
+    pairs = [[Wanted(side, 1, m) for side in (Side.INPUTS, Side.TARGETS)] for m in range(3)]
+    cache.expect([*pairs[0], pairs[1][1], *pairs[2]])
+    assert asked.calls == [pairs[0], [pairs[1][1]], pairs[2]], "who reads one side only asks for that"
+    for call in asked.calls:
+        asked.answer(call[0])
+    for each in reversed(asked.order):
+        found, expected = read(cache, each), read(data, each)
+        assert torch.equal(tensor(found), tensor(expected)) and found.samples == expected.samples
+    assert (cache.served, cache.missed) == (5, 0)
+
+
+def failing(future: Future[list[Prepared]]) -> None:
     future.set_exception(RuntimeError("lost with its process"))
 
 
-def other_data(future: Future[Prepared]) -> None:
-    future.set_result(Prepared([], ("plain", 1), (), "another digest"))
+def other_data(future: Future[list[Prepared]]) -> None:
+    future.set_result([Prepared([], ("plain", 1), (), "another digest")])
 
 
 @pytest.mark.parametrize("what", [failing, other_data, lambda future: None, lambda future: future.cancel()])
@@ -190,11 +211,11 @@ class Feeders:
         self._left = breaks_after
         self.data = Tokens(5)
 
-    def __call__(self, wanted: Wanted) -> Future[Prepared] | None:
+    def __call__(self, wanted: Sequence[Wanted]) -> Future[list[Prepared]] | None:
         self._left -= 1
         return self._pool.submit(self._prepare, wanted, self._left)
 
-    def _prepare(self, wanted: Wanted, left: int) -> Prepared:
+    def _prepare(self, wanted: Sequence[Wanted], left: int) -> list[Prepared]:
         if left < 0:
             raise RuntimeError("broken")
         if left % 3 == 0:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.layout import ALIGNMENT, Block, TensorSpec, aligned
-from strategies.optimizer import segments, update
+from strategies.optimizer import Update, segments, update
 from strategies.options import OptimizerSettings
 
 SETTINGS = OptimizerSettings(learning_rate=1e-2, warmup_steps=3, decay_steps=20, weight_decay=0.1)
@@ -66,12 +66,14 @@ def test_slices_have_the_bits_of_whole_tensors_and_of_torch(data: st.DataObject)
         for group in optimizer.param_groups:
             group["lr"] = SETTINGS.rate(step)
         optimizer.step()
-        for k, (a, b) in enumerate(shards):
-            before = pieces[k].clone()
-            new = torch.full_like(pieces[k], math.nan)
-            update(pieces[k], new, gradient[a:b].clone(), segments(block, a, b), step, SETTINGS)
-            assert torch.equal(pieces[k], before)
-            pieces[k] = new
+        before = [piece.clone() for piece in pieces]
+        updates = [
+            Update(piece, torch.full_like(piece, math.nan), gradient[a:b].clone(), segments(block, a, b))
+            for piece, (a, b) in zip(pieces, shards, strict=True)
+        ]
+        update(updates, step, SETTINGS)
+        assert all(torch.equal(old, kept) for old, kept in zip(pieces, before, strict=True))
+        pieces = [each.new_state for each in updates]
         sharded = torch.cat(pieces, dim=1)
         for parameter, tensor in zip(parameters, block.tensors, strict=True):
             part = slice(tensor.offset, tensor.stop)
@@ -89,12 +91,12 @@ def test_large_tensors_have_the_bits_of_their_slices_too() -> None:
     block = block_of((100_003,), (1, 70_001))
     state, gradients = random_state(block, 7)
     whole = torch.empty_like(state)
-    update(state, whole, gradients[0], segments(block, 0, block.size), 5, SETTINGS)
+    update([Update(state, whole, gradients[0], segments(block, 0, block.size))], 5, SETTINGS)
     assert not torch.equal(whole, state)
     cuts = [0, 64, 40_064, 100_032, 100_096, 150_016, block.size]
     for a, b in pairwise(cuts):
         new = torch.empty(3, b - a)
-        update(state[:, a:b], new, gradients[0][a:b], segments(block, a, b), 5, SETTINGS)
+        update([Update(state[:, a:b], new, gradients[0][a:b], segments(block, a, b))], 5, SETTINGS)
         assert torch.equal(new, whole[:, a:b])
 
 

@@ -17,6 +17,7 @@ from jobs.data.multimodal import MultimodalData, build
 from jobs.models import captioner
 from jobs.models.gpt import IGNORED
 from runtime.samples import count
+from runtime.streams import stream_key
 from tests.support.captions import COUNTS, RATE, SIZE, write_set
 from tests.support.chaos import ChaosRun
 from tests.support.cluster import toy_job
@@ -105,6 +106,18 @@ def test_augmentation_differs_by_epoch_and_sample() -> None:
     assert np.array_equal(augmented(pixels, Augmentation(), 1, 0, 0), pixels)
     flips = {augmented(pixels, Augmentation(flip=True), 1, 0, n).tobytes() for n in range(20)}
     assert flips == {pixels.tobytes(), pixels[:, ::-1].tobytes()}
+
+
+@pytest.mark.parametrize("jitter", [0.2, 0.95])
+def test_jitter_is_that_of_every_pixel_by_itself(jitter: float) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    key = stream_key("augment", 1, 2, 3)
+    draws = np.random.Generator(np.random.Philox(key)).random(8)
+    colours = 1.0 + jitter * (2.0 * draws[4:7] - 1.0)
+    contrast = 1.0 + jitter * (2.0 * float(draws[7]) - 1.0)
+    expected = np.rint(np.clip(((pixels - 127.5) * contrast + 127.5) * colours, 0.0, 255.0))
+    found = augmented(pixels, Augmentation(jitter=jitter), 1, 2, 3)
+    assert found.flags.c_contiguous and np.array_equal(found, expected)
 
 
 def test_held_out_is_fixed_plain_and_apart(folder: Path) -> None:
