@@ -95,7 +95,7 @@ def test_the_report_compares_with_the_power_that_is_left() -> None:
         < slow.GOAL
         < float(str(report.rows[2]["simulated"]))
     )
-    loaded = [replace(phase, step_seconds=2 * phase.step_seconds) for phase in phases]
+    loaded = [replace(phase, step_seconds=3 * phase.step_seconds) for phase in phases]
     assert not slow.report(loaded).met
 
 

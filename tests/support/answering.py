@@ -10,8 +10,25 @@ from typing import Any
 import httpx
 
 from actors.serving import Piece
+from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.generation import Generation
 from jobs.serving.host import EngineHost
+
+TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
+CAPTIONER: dict[str, Any] = {
+    "image_size": 16,
+    "patch": 4,
+    "width": 32,
+    "depth_image": 1,
+    "depth_text": 2,
+    "heads": 2,
+    "vocabulary": TOKENIZER.vocabulary,
+    "context": 60,
+    "audio": True,
+    "audio_rate": 1600,
+    "audio_seconds": 0.32,
+    "mels": 8,
+}
 
 
 class Local:

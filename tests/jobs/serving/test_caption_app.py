@@ -14,31 +14,14 @@ import soundfile
 from PIL import Image
 
 from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
-from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.app import AppSettings, build
 from jobs.serving.generation import Generation, Prompt
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource
-from tests.support.answering import Client, Local, events
+from tests.support.answering import CAPTIONER, TOKENIZER, Client, Local, events
 from tests.support.served import make_run, write_checkpoint
-
-TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
-CAPTIONER: dict[str, Any] = {
-    "image_size": 16,
-    "patch": 4,
-    "width": 32,
-    "depth_image": 1,
-    "depth_text": 2,
-    "heads": 2,
-    "vocabulary": TOKENIZER.vocabulary,
-    "context": 60,
-    "audio": True,
-    "audio_rate": 1600,
-    "audio_seconds": 0.32,
-    "mels": 8,
-}
 
 
 @pytest.fixture(scope="module")

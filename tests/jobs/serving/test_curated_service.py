@@ -17,7 +17,7 @@ from jobs.serving.decoder import CaptionDecoder
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
-from tests.jobs.serving.test_app import CAPTIONER, Client, Local
+from tests.support.answering import CAPTIONER, Client, Local
 from tests.support.captions import LANGUAGES, RATE, SIZE, Row, drawn_row, write_set
 from tests.support.media import picture, tone
 from tests.support.served import make_run, write_checkpoint

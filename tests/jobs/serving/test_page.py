@@ -16,7 +16,7 @@ from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource
-from tests.jobs.serving.test_app import CAPTIONER, Local
+from tests.support.answering import CAPTIONER, Local
 from tests.support.browser import chromium, listening, needs_chromium
 from tests.support.browser import page as open_page
 from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
