@@ -135,11 +135,15 @@ class _Simulation:
         return score(self._predictor, candidate.division, candidate.name, seconds)
 
     def confirmed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Sorted, once whoever comes first has been simulated ``DRAWS`` times, or as often as that goes."""
+        """Sorted, once whoever comes first has been simulated ``DRAWS`` times, or as often as that goes.
+
+        Large ones, in which luck evens out, are taken as they are."""
         draws = dict.fromkeys((each.division for each in candidates), 1)
         found = sorted(candidates, key=Candidate.rank)
         while found and draws[found[0].division] < DRAWS and self.affords(found[0].division):
             first = found[0]
+            if self._scale(first.division) > 1:
+                break
             draws[first.division] += 1
             found[0] = self.score(first, draws[first.division])
             found.sort(key=Candidate.rank)
