@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from jobs.recipe.choices import AUTO
 from strategies.schedules.registry import SCHEDULES, skipping_schedules
 from strategies.skippipe.paths import swaps_allowed
 from strategies.skippipe.search import search_terms
@@ -38,10 +39,10 @@ def check_paths(
     if paths is not None and engine != "reknit":
         raise ValueError(f"[paths] does not go with engine.name = {engine!r}: remove one of them.")
     for key, value in (("precision.recompute", recompute), ("parallel.sharding", sharding)):
-        if paths is not None and value == "auto":
+        if paths is not None and value == AUTO:
             raise ValueError(
-                f'[paths] does not go with {key} = "auto", which has the layers cut anew: name it, or remove '
-                "[paths]."
+                f'[paths] does not go with {key} = "{AUTO}", which has the layers cut anew: name it, or '
+                "remove [paths]."
             )
     if paths is not None and slices > 1:
         raise ValueError(f"[paths] does not go with parallel.sequence_slices ({slices}): remove one of them.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +15,9 @@ from actors.serving import Piece
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.generation import Generation
 from jobs.serving.host import EngineHost
+from jobs.serving.scheduler import Limits
+from jobs.serving.source import RunSource
+from tests.support.served import make_run, write_checkpoint
 
 TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
 CAPTIONER: dict[str, Any] = {
@@ -55,6 +60,18 @@ class Local:
 
     async def stats(self) -> list[dict[str, Any]]:
         return [{**self.host.stats(), "process": 7}]
+
+
+@contextmanager
+def answering(folder: Path, **made: Any) -> Iterator[Local]:
+    """An engine with the only checkpoint, of step 10, of a run that is made in ``folder``; ``made`` goes to
+    ``make_run``."""
+    write_checkpoint(folder, make_run(folder, **made), 10, 1)
+    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
+    try:
+        yield Local(host)
+    finally:
+        host.close()
 
 
 class Client:

@@ -12,21 +12,15 @@ import pytest
 from actors.serving import Overloaded, Unavailable
 from jobs.serving.app import AppSettings, build
 from jobs.serving.generation import Sampling
-from jobs.serving.host import EngineHost
-from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
-from jobs.serving.source import RunSource
-from tests.support.answering import Client, Local, events
-from tests.support.served import CONTEXT, expected_text, layers_of, make_run, write_checkpoint
+from tests.support.answering import Client, Local, answering, events
+from tests.support.served import CONTEXT, expected_text, layers_of, make_run
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    folder = tmp_path_factory.mktemp("text") / "run"
-    write_checkpoint(folder, make_run(folder), 10, 1)
-    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
-    yield Local(host)
-    host.close()
+    with answering(tmp_path_factory.mktemp("text") / "run") as local:
+        yield local
 
 
 @pytest.fixture

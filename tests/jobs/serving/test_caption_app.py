@@ -16,22 +16,15 @@ from PIL import Image
 from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
 from jobs.serving.app import AppSettings, build
 from jobs.serving.generation import Generation, Prompt
-from jobs.serving.host import EngineHost
-from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
-from jobs.serving.source import RunSource
-from tests.support.answering import CAPTIONER, TOKENIZER, Client, Local, events
-from tests.support.served import make_run, write_checkpoint
+from tests.support.answering import CAPTIONER, TOKENIZER, Client, Local, answering, events
 
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     folder = tmp_path_factory.mktemp("captions") / "run"
-    recipe = make_run(folder, model="jobs.models.captioner:build", arguments=CAPTIONER)
-    write_checkpoint(folder, recipe, 10, 1)
-    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
-    yield Local(host)
-    host.close()
+    with answering(folder, model="jobs.models.captioner:build", arguments=CAPTIONER) as local:
+        yield local
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource
-from tests.support.answering import CAPTIONER, Local
+from tests.support.answering import CAPTIONER, TOKENIZER, Local, answering
 from tests.support.browser import chromium, listening, needs_chromium
 from tests.support.browser import page as open_page
 from tests.support.served import CONTEXT, expected_text, make_run, write_checkpoint
@@ -35,17 +34,11 @@ def page(browser: Any, url: str, scheme: str = "light", width: int = 900) -> Abs
     return open_page(browser, url, scheme, width, but="status of")
 
 
-TOKENIZER = CaptionTokenizer(["en", "fr", "de"])
-
-
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     folder = tmp_path_factory.mktemp("page") / "run"
-    recipe = make_run(folder, model="jobs.models.captioner:build", arguments=CAPTIONER)
-    write_checkpoint(folder, recipe, 10, 1)
-    host = EngineHost(RunSource(folder), Limits(), 1, 1000.0)
-    yield Local(host)
-    host.close()
+    with answering(folder, model="jobs.models.captioner:build", arguments=CAPTIONER) as local:
+        yield local
 
 
 def drawing(folder: Path) -> Path:
