@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.names import NAMESPACE, feed_name
-from actors.prefetch import Prefetcher, Prepared, Rota
+from actors.prefetch import MOST_TOGETHER, Prefetcher, Prepared, Rota
 from strategies.pipeline import Data
 from strategies.reading import Wanted
 
@@ -53,4 +53,5 @@ class Asker:
 
 def fed(build_data: Callable[[], Data], run: str, count: int) -> Data:
     """The data set with ``count`` feed workers of ``run`` in front of it."""
-    return Prefetcher(build_data(), Asker(run, count))
+    # with several at once nobody is to have all of the next micro-batches
+    return Prefetcher(build_data(), Asker(run, count), together=MOST_TOGETHER // count)

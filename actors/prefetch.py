@@ -6,12 +6,13 @@ is read here. This class knows nothing of Ray; ``actors.fed`` says whom it asks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,24 @@ PATIENCE_SECONDS = 1.0
 MOST_AHEAD = 32
 """Reads that are asked for and not yet taken: what bounds the memory."""
 
+MOST_TOGETHER = MOST_AHEAD // 4
+"""Reads in one call, where there is one feed worker: it has others while these are on their way."""
+
+TOGETHER_SECONDS = 0.1
+"""So much preparing is asked for in one call, that the call itself (2 ms of the feed worker's time, with
+storing what it answers) is a small part of it; no more, since all of it comes when the last read is there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A read as it travels: arrays that Ray can share between processes without copies. ``digest`` is that of
-    the data set that it was read from."""
+    the data set that it was read from, ``seconds`` what reading took."""
 
     arrays: list[npt.NDArray[Any]]
     spec: Spec
     samples: Samples
     digest: str | None
+    seconds: float
 
 
 def prepare(data: Data, wanted: Sequence[Wanted]) -> list[Prepared]:
@@ -46,17 +55,20 @@ def prepare(data: Data, wanted: Sequence[Wanted]) -> list[Prepared]:
     digest = getattr(data, "digest", None)
     prepared = []
     for each in wanted:
+        began = time.perf_counter()
         found = read(data, each)
+        seconds = time.perf_counter() - began
         tensors, spec = flatten(found.value)
-        prepared.append(Prepared([tensor.numpy() for tensor in tensors], spec, found.samples, digest))
+        arrays = [tensor.numpy() for tensor in tensors]
+        prepared.append(Prepared(arrays, spec, found.samples, digest, seconds))
     return prepared
 
 
 class Prefetcher:
     """The same data set as ``data``, to its reader. For one thread.
 
-    ``ask`` returns the future of some reads, or None where nobody is there to prepare them; both sides of a
-    micro-batch are asked for at once, since a call takes longer than most targets do. ``served`` and
+    ``ask`` returns the future of some reads, or None where nobody is there to prepare them. ``most`` reads
+    (two at least) may be asked for and not yet taken, ``together`` of them in one call. ``served`` and
     ``missed`` count the reads that had been prepared, and those that had to be done here.
     """
 
@@ -67,9 +79,11 @@ class Prefetcher:
         *,
         patience: float = PATIENCE_SECONDS,
         most: int = MOST_AHEAD,
+        together: int = MOST_TOGETHER,
     ) -> None:
         self._data, self._ask = data, ask
-        self._patience, self._most = patience, most
+        self._patience, self._most, self._together = patience, most, together
+        self._seconds = math.inf  # of a read, as it was lately
         self._coming: dict[Wanted, tuple[Future[list[Prepared]], int]] = {}
         self._to_ask: deque[Wanted] = deque()
         self.served = self.missed = 0
@@ -100,15 +114,28 @@ class Prefetcher:
         return self._data.held_out(micro_batch)
 
     def _ask_ahead(self) -> None:
-        while self._to_ask and len(self._coming) < self._most:
-            first = self._to_ask[0]
-            together = [each for each in islice(self._to_ask, len(Side)) if each[1:] == first[1:]]
+        while self._to_ask:
+            together = self._next_call()
+            if len(self._coming) + len(together) > self._most:
+                return
             future = self._ask(together)
             if future is None:
                 return  # whoever may be there later is asked with the next read
             for place, each in enumerate(together):
                 self._to_ask.popleft()
                 self._coming[each] = future, place
+
+    def _next_call(self) -> list[Wanted]:
+        """Both sides of the next micro-batch, and of those after it; no more than are on their way already,
+        so that after a beginning the first ones come soon."""
+        size = min(self._together, len(self._coming), int(TOGETHER_SECONDS / max(self._seconds, 1e-6)))
+        together: list[Wanted] = []
+        for _, sides in groupby(self._to_ask, key=lambda each: each[1:]):
+            of_micro_batch = list(sides)
+            if together and len(together) + len(of_micro_batch) > size:
+                break
+            together += of_micro_batch
+        return together
 
     def _read(self, wanted: Wanted) -> Read:
         coming = self._coming.pop(wanted, None)
@@ -126,9 +153,11 @@ class Prefetcher:
 
     def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
         try:
-            prepared = future.result(timeout=self._patience)[place]
+            together = future.result(timeout=self._patience)
         except Exception:  # late, lost with whoever prepared it, or failed there: then it shows here too
             return None
+        self._seconds = sum(each.seconds for each in together) / len(together)
+        prepared = together[place]
         return prepared if prepared.digest == getattr(self._data, "digest", None) else None
 
 

@@ -15,7 +15,10 @@ from runtime.plan import Plan, WorkerId
 from runtime.samples import Read
 
 AHEAD = 2
-"""Steps that are told ahead, the one under way among them."""
+"""Steps that are told ahead at least, the one under way among them."""
+
+READS_AHEAD = 24
+"""Reads that are told ahead, of more steps than these where a step has few."""
 
 
 class Side(Enum):
@@ -47,18 +50,24 @@ def read(data: Any, wanted: Wanted) -> Read:
 def announce(
     data: Any, plan: Plan, worker: WorkerId, step: int, started: Collection[tuple[Side, int]] = ()
 ) -> None:
-    """Tells ``data`` what this worker will read of ``step`` and the one after it, in order, if it wants to
+    """Tells ``data`` what this worker will read of ``step`` and those after it, in order, if it wants to
     know. ``started``: what of ``step`` has been read already."""
     expect = getattr(data, "expect", None)
     if expect is None:
         return
     read_at = ((Side.INPUTS, plan.assignment[0]), (Side.TARGETS, plan.assignment[-1]))
+    of_step = [
+        (side, micro_batch)
+        for micro_batch in range(plan.micro_batches)
+        for side, workers in read_at
+        if workers[micro_batch] == worker
+    ]
+    steps = max(AHEAD, -(-READS_AHEAD // max(1, len(of_step))))
     expect(
         [
             Wanted(side, each, micro_batch)
-            for each in range(step, step + AHEAD)
-            for micro_batch in range(plan.micro_batches)
-            for side, workers in read_at
-            if workers[micro_batch] == worker and (each > step or (side, micro_batch) not in started)
+            for each in range(step, step + steps)
+            for side, micro_batch in of_step
+            if each > step or (side, micro_batch) not in started
         ]
     )

@@ -17,7 +17,7 @@ from actors.prefetch import Prefetcher, Prepared, Rota, prepare
 from runtime.plan import Plan, Stage
 from runtime.samples import Read
 from strategies.job import Fault
-from strategies.reading import AHEAD, Side, Wanted, announce, read
+from strategies.reading import AHEAD, READS_AHEAD, Side, Wanted, announce, read
 from tests.support.chaos import ChaosRun
 from tests.support.cluster import toy_job
 from tests.support.expected import toy_bits
@@ -101,12 +101,39 @@ def test_both_sides_of_a_micro_batch_are_asked_for_at_once() -> None:
     assert (cache.served, cache.missed) == (5, 0)
 
 
+class Slow(Told):
+    """Takes a while to read."""
+
+    def inputs(self, step: int, micro_batch: int) -> Read:
+        time.sleep(0.11)
+        return super().inputs(step, micro_batch)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(Told, [1, 1, 1, 2, 4, 4, 4, 4, 3]), (Slow, [1, 1, 1, 1])])
+def test_what_is_prepared_soon_is_asked_for_together(kind: type[Told], sizes: list[int]) -> None:
+    data = kind(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, most=12, together=4)
+    wanted = [Wanted(Side.INPUTS, 1, m) for m in range(24)]
+    cache.expect(wanted[:1])  # nothing is known yet of how long it takes
+    cache.expect(wanted[:2])
+    asked.answer(wanted[0])
+    cache.inputs(1, 0)
+    cache.expect(wanted[1:4] if kind is Slow else wanted[1:])
+    for each in wanted[1:] if kind is Told else wanted[1:4]:
+        if not asked.futures[each].done():
+            asked.answer(each)
+        assert torch.equal(tensor(read(cache, each)), tensor(Told.inputs(data, 1, each.micro_batch)))
+    assert [len(call) for call in asked.calls] == sizes
+    assert asked.order == wanted[: len(asked.order)] and cache.missed == 0
+
+
 def failing(future: Future[list[Prepared]]) -> None:
     future.set_exception(RuntimeError("lost with its process"))
 
 
 def other_data(future: Future[list[Prepared]]) -> None:
-    future.set_result([Prepared([], ("plain", 1), (), "another digest")])
+    future.set_result([Prepared([], ("plain", 1), (), "another digest", 0.0)])
 
 
 @pytest.mark.parametrize("what", [failing, other_data, lambda future: None, lambda future: future.cancel()])
@@ -197,10 +224,23 @@ def test_a_stage_is_told_of_what_it_reads_only() -> None:
     sides = [{each.side for each in wanted} for wanted in told]
     assert sides == [{Side.INPUTS}, {Side.TARGETS}]
     assert [(w.step, w.micro_batch) for w in told[0]] == [
-        (step, m) for step in range(7, 7 + AHEAD) for m in plan.micro_batches_of(0)
+        (step, m) for step in range(7, 7 + READS_AHEAD // 2) for m in plan.micro_batches_of(0)
     ]
     assert (7, 0) not in [(w.step, w.micro_batch) for w in told[1]]
     announce(Tokens(1), plan, 0, 7)  # a data set that need not know is not told
+
+
+def test_of_long_steps_the_next_one_is_told_too() -> None:
+    told: list[Wanted] = []
+
+    class Listening(Told):
+        def expect(self, wanted: list[Wanted]) -> None:
+            told.extend(wanted)
+
+    plan = Plan(1, (Stage(0, 2, (0,)),), ((0,) * READS_AHEAD,), ())
+    announce(Listening(1), plan, 0, 7)
+    assert {each.step for each in told} == set(range(7, 7 + AHEAD))
+    assert len(told) == AHEAD * READS_AHEAD * len(Side)
 
 
 class Feeders:
