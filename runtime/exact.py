@@ -36,6 +36,7 @@ _CHUNK_GPU = 1 << 22
 
 _NORM_CHUNK_CPU = 1 << 15  # with its three parts it stays in a core's cache
 _NORM_CHUNK_GPU = 1 << 17  # exactness allows no more
+_DOT_CHUNK = 1 << 16
 
 
 class Workspace:
@@ -130,6 +131,13 @@ def accumulate_fast(accumulator_N: Tensor, gradient: Tensor) -> None:
     NaN and infinity stay in the sum and so show in the gradient norm.
     """
     accumulator_N.add_(gradient.reshape(-1))
+
+
+@torch.no_grad()
+def squared_norm_fast(sums_N: Tensor) -> float:
+    """The sum of squares of flat float32 sums: chunk by chunk in float32, the chunks in float64."""
+    dots = [part.dot(part) for part in torch.split(sums_N, _DOT_CHUNK)]
+    return float(torch.stack(dots).sum(dtype=torch.float64))
 
 
 def _sum_bits(contributions: int | Sequence[int], tensors: int) -> Tensor:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from runtime.events import StepRecord
-from runtime.exact import clip_coefficient, fingerprint, mean_gradient, squared_norms
+from runtime.exact import (
+    clip_coefficient,
+    fingerprint,
+    mean_gradient,
+    squared_norm_fast,
+    squared_norms,
+)
 from runtime.fabric.collectives import exchange
 from runtime.fabric.interface import Endpoint, Tag
 from runtime.layout import Layout
@@ -253,8 +259,7 @@ class StepRunner:
             if self._exact:
                 values = squared_norms(sums_N, bounds)
             else:
-                wide = (sums_N[start:stop].double() for start, stop in bounds)
-                values = [float(part.dot(part)) for part in wide]
+                values = [squared_norm_fast(sums_N[start:stop]) for start, stop in bounds]
             for segment, value in zip(cuts, values, strict=True):
                 squared[segment.tensor.index] = squared.get(segment.tensor.index, 0) + value
         return squared

@@ -228,6 +228,13 @@ def test_fast_sums_are_float32_sums() -> None:
     assert total.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
 
+def test_the_norm_of_fast_sums_is_close_to_that_of_float64() -> None:
+    assert exact.squared_norm_fast(torch.ones(200_001)) == 200_001.0
+    assert exact.squared_norm_fast(torch.ones(0)) == 0.0
+    sums = torch.randn(1_000_003, generator=torch.Generator().manual_seed(6)) * 1e-3
+    assert exact.squared_norm_fast(sums) == pytest.approx(float(sums.double().square().sum()), rel=1e-6)
+
+
 @settings(max_examples=50)
 @given(data=st.data())
 def test_fingerprints_of_parts_add_up_in_any_order(data: st.DataObject) -> None:
