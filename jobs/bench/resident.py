@@ -24,6 +24,9 @@ from runtime.run_folder import RunFolder
 PATIENCE_SECONDS = 180.0
 """How long a bench waits for the next step of a run."""
 
+LOOK_SECONDS = 0.4
+"""Between two looks at a run whose turn it is: each costs its controller some milliseconds."""
+
 
 @contextmanager
 def started(recipe: Recipe, folder: Path) -> Iterator[RayRun]:
@@ -121,7 +124,7 @@ class Turns:
 
         self._signal(name, signal.SIGCONT)
         try:
-            wait_for(f"{steps} steps of {name}", enough)
+            wait_for(f"{steps} steps of {name}", enough, LOOK_SECONDS)
         finally:
             end = time.time()
             self._signal(name, signal.SIGSTOP)
