@@ -73,12 +73,15 @@ def accumulate(
     exponent: int | None,
     maximum: Tensor,
     workspace: Workspace,
+    *,
+    first: bool = False,
 ) -> None:
     """Adds ``round(gradient * 2^exponent)`` and raises ``maximum`` to the largest |gradient|.
 
     ``accumulator_N`` is flat, contiguous float64; ``gradient`` has N elements of any floating
     type, shape and strides; ``maximum`` is a 0-dimensional float32 view into the maxima. Nothing
-    waits for the device. With ``exponent`` None (a probing pass) only the maximum is recorded.
+    waits for the device. With ``exponent`` None (a probing pass) only the maximum is recorded. The ``first``
+    contribution overwrites whatever lies in the accumulator: the bits are those of adding to zeros.
 
     Scaling by a power of two and rounding (to nearest, ties to even) are exact in float32: a
     float32 number of 2^23 or more is an integer already. NaN and infinity end up in ``maximum``.
@@ -91,11 +94,11 @@ def accumulate(
         return
     scale = workspace.scale(exponent)
     if gradient_N.numel() <= workspace.chunk:  # most tensors: spared the cost of two splits
-        _add_scaled(accumulator_N, gradient_N, scale, workspace.scratch[: gradient_N.numel()])
+        _add_scaled(accumulator_N, gradient_N, scale, workspace.scratch[: gradient_N.numel()], first)
         return
     chunks_N = torch.split(accumulator_N, workspace.chunk), torch.split(gradient_N, workspace.chunk)
     for sums, part in zip(*chunks_N, strict=True):
-        _add_scaled(sums, part, scale, workspace.scratch[: part.numel()])
+        _add_scaled(sums, part, scale, workspace.scratch[: part.numel()], first)
 
 
 def _noted(gradient: Tensor, maximum: Tensor) -> Tensor:
@@ -119,18 +122,25 @@ def contribution(gradient: Tensor, exponent: int | None, maximum: Tensor, out_N:
         torch.mul(gradient_N, math.ldexp(1.0, exponent), out=out_N).round_()
 
 
-def _add_scaled(sums: Tensor, part: Tensor, scale: Tensor, scratch: Tensor) -> None:
-    torch.mul(part, scale, out=scratch)
-    sums.add_(scratch.round_())
+def _add_scaled(sums: Tensor, part: Tensor, scale: Tensor, scratch: Tensor, first: bool) -> None:
+    torch.mul(part, scale, out=scratch).round_()
+    if first:
+        sums.copy_(scratch.add_(0.0))  # -0.0 becomes 0.0, as it would by adding it to 0.0
+    else:
+        sums.add_(scratch)
 
 
 @torch.no_grad()
-def accumulate_fast(accumulator_N: Tensor, gradient: Tensor) -> None:
-    """Adds in float32: quicker, but the bits depend on the order of the additions.
+def accumulate_fast(accumulator_N: Tensor, gradient: Tensor, *, first: bool = False) -> None:
+    """Adds in float32: quicker, but the bits depend on the order of the additions. ``first`` as in
+    ``accumulate``.
 
     NaN and infinity stay in the sum and so show in the gradient norm.
     """
-    accumulator_N.add_(gradient.reshape(-1))
+    if first:
+        torch.add(gradient.reshape(-1), 0.0, out=accumulator_N)
+    else:
+        accumulator_N.add_(gradient.reshape(-1))
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ class StageModel:
         """Holds the layers of ``stages`` from now on, and lets go of the others; what there is of them in
         memory is up to ``keeps`` (None: as before).
 
-        Blocks that stay keep their contents; new ones and their sums are uninitialised (version None).
+        Blocks that stay keep their contents; new ones are uninitialised (version None), and their sums zeros.
         """
         if keeps is not None and keeps != self.keeps:
             self._keep(keeps)
@@ -185,6 +185,10 @@ class StageModel:
 
     def clear_gradients(self) -> None:
         self._sums.clear()
+
+    def summed(self) -> dict[int, Tensor]:
+        """The sums of gradients since ``clear_gradients``, by block: what ``accumulators`` hold."""
+        return self._sums.summed()
 
     def split(self, value: Value) -> Value:
         """What the first layer takes of the data's inputs: here all of it, as it is."""

@@ -244,7 +244,7 @@ class StepRunner:
             began_ns = time.perf_counter_ns()
             self.fault("reduce", step, 0)
             tag = self._tag(step, attempt, "reduce")
-            sums = self.rounds.reduce(tag, self.stage.accumulators, ordered=not self._exact)
+            sums = self.rounds.reduce(tag, self.stage.summed(), ordered=not self._exact)
             share.squared = self._squared(sums)
             self.seconds.reduce += time.perf_counter() - began
             self.spans.add(REDUCE, began_ns)

@@ -13,7 +13,9 @@ from runtime.layout import Block, Layout
 
 class GradientSums:
     """``accumulators[block]`` is flat, as the block's parameters are: float64 where sums are ``exact``, else
-    float32. ``maxima_T`` has the largest |gradient| of every tensor of the model (exact sums only)."""
+    float32. What they hold is told by ``summed``: memory that nothing was added to yet is not cleared until
+    then, for the first gradient overwrites it. ``maxima_T`` has the largest |gradient| of every tensor of the
+    model (exact sums only)."""
 
     def __init__(self, layout: Layout, device: torch.device, *, exact: bool) -> None:
         self.device = device
@@ -24,6 +26,7 @@ class GradientSums:
         # what every micro-batch asks for, made once
         self._maximum = self.maxima_T.unbind()
         self._parts: dict[tuple[int, int], Tensor] = {}
+        self._blank: set[tuple[int, int]] = set()  # whatever lies there counts as zeros
         self._used = [
             tuple(dict.fromkeys((use.block, use.tensor.index) for use in layout.uses_of(layer)))
             for layer in range(layout.layers)
@@ -31,35 +34,46 @@ class GradientSums:
 
     def hold(self, blocks: Mapping[int, Block]) -> None:
         """Has memory for the gradients of ``blocks`` from now on: what is among ``accumulators`` stays as it
-        is, who made it ready included, and what is not is uninitialised."""
+        is, who made it ready included, and what is not holds zeros."""
         for index in [index for index in self.accumulators if index not in blocks]:
             del self.accumulators[index]
         self._parts = {key: part for key, part in self._parts.items() if key[0] in blocks}
+        self._blank &= self._parts.keys()
         divided = {index for index, _ in self._parts}
         for index, block in sorted(blocks.items()):
             if index not in self.accumulators:
                 dtype = torch.float64 if self._exact else torch.float32
-                self.accumulators[index] = torch.empty(block.size, dtype=dtype, device=self.device)
+                self.accumulators[index] = torch.zeros(block.size, dtype=dtype, device=self.device)
             if index not in divided:
                 flat = self.accumulators[index]
                 self._parts |= {(index, each.index): flat[each.offset : each.stop] for each in block.tensors}
 
     def clear(self) -> None:
         """Sums of nothing, and no maxima."""
-        for accumulator in self.accumulators.values():
-            accumulator.zero_()
+        self._blank = set(self._parts)
         self.maxima_T.zero_()
+
+    def summed(self) -> dict[int, Tensor]:
+        """``accumulators``, with zeros where nothing was added."""
+        for key in self._blank:
+            self._parts[key].zero_()
+        self._blank.clear()
+        return self.accumulators
 
     def add(self, layer: int, gradients: Sequence[Tensor | None], exponents: Sequence[int] | None) -> None:
         """Adds the gradients of ``layer``'s parameters, in the order of their first use; None where there is
         none. ``exponents`` has the scale of every tensor of the model (``runtime.exact.accumulate``)."""
-        for (block, index), gradient in zip(self._used[layer], gradients, strict=True):
+        for key, gradient in zip(self._used[layer], gradients, strict=True):
             if gradient is None:
                 continue
-            total = self._parts[block, index]
+            total, index, first = self._parts[key], key[1], key in self._blank
             gradient = gradient.to(self.device)
-            if self._exact:
-                exponent = None if exponents is None else exponents[index]
-                accumulate(total, gradient, exponent, self._maximum[index], self._workspace)
+            if not self._exact:
+                accumulate_fast(total, gradient, first=first)
             else:
-                accumulate_fast(total, gradient)
+                exponent = None if exponents is None else exponents[index]
+                maximum = self._maximum[index]
+                accumulate(total, gradient, exponent, maximum, self._workspace, first=first)
+                if exponent is None:
+                    continue
+            self._blank.discard(key)

@@ -71,6 +71,27 @@ def test_the_sum_has_the_same_bits_in_any_order_grouping_and_slicing(data: st.Da
     assert [int(x) for x in whole[:20]] == by_hand
 
 
+def bits_of(tensor: Tensor) -> list[int]:
+    return tensor.view(torch.int64 if tensor.dtype == torch.float64 else torch.int32).tolist()
+
+
+@pytest.mark.parametrize("size", [300, exact.Workspace().chunk + 5])
+def test_the_first_contribution_overwrites_what_lies_there(size: int, workspace: exact.Workspace) -> None:
+    """Down to the sign of zero."""
+    gradient = contributions_of(3, 1, size)[0]
+    for exponent in (20, None):
+        there = torch.full((size,), math.nan, dtype=torch.float64)
+        maxima = exact.new_maxima(1)
+        exact.accumulate(there, gradient, exponent, maxima[0], workspace, first=True)
+        expected, recorded = summed([gradient], exponent, workspace)
+        assert torch.equal(maxima, recorded)
+        assert there.isnan().all() if exponent is None else bits_of(there) == bits_of(expected)
+    there_32, zeros_32 = torch.full((size,), math.nan), torch.zeros(size)
+    exact.accumulate_fast(there_32, gradient, first=True)
+    exact.accumulate_fast(zeros_32, gradient)
+    assert bits_of(there_32) == bits_of(zeros_32)
+
+
 def test_chunks_and_their_tail_are_all_summed(workspace: exact.Workspace) -> None:
     gradient = torch.randn(2 * workspace.chunk + 77, generator=torch.Generator().manual_seed(1))
     total, maxima = summed([gradient, gradient], 30, workspace)

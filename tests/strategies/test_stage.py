@@ -68,7 +68,7 @@ def sums(stages: list[StageModel], order: list[int]) -> tuple[dict[int, Tensor],
     losses = {micro_batch: train(stages, 1, micro_batch, exponents)[0] for micro_batch in order}
     totals: dict[int, Tensor] = {}
     for each in stages:
-        for block, sums_N in each.accumulators.items():
+        for block, sums_N in each.summed().items():
             totals[block] = totals.get(block, 0) + sums_N
     return totals, losses
 
@@ -115,12 +115,12 @@ def test_a_backward_in_two_parts_has_the_bits_of_one(
         )
         again_and_again(backward, interrupted)
         put_off.append(deferred)
-    assert not any(total_N.any() for total_N in split.accumulators.values()), "nothing is summed so far"
+    assert not any(total_N.any() for total_N in split.summed().values()), "nothing is summed so far"
     for deferred in put_off:
         assert len(deferred) > 1
         again_and_again(partial(split.weight_gradients, deferred, exponents), interrupted)
-    for block, total_N in whole.accumulators.items():
-        assert total_N.any() and split.accumulators[block].equal(total_N)
+    for block, total_N in whole.summed().items():
+        assert total_N.any() and split.summed()[block].equal(total_N)
     assert split.maxima_T.equal(whole.maxima_T)
 
 
@@ -237,19 +237,37 @@ def test_no_gradient_flows_through_a_detached_input() -> None:
     made = stage(0, LAYERS, builder)
     made.clear_gradients()
     train([made], 1, 0, [20] * len(made.layout.tensors))
-    by_layer = {block.layers: bool(made.accumulators[block.index].any()) for block in made.layout.blocks}
+    by_layer = {block.layers: bool(made.summed()[block.index].any()) for block in made.layout.blocks}
     assert by_layer[(1,)] is False and by_layer[(2,)] is True and by_layer[(0, 4)] is True
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_cleared_sums_start_anew(exact: bool) -> None:
+    """Where nothing is added they are zeros; a probing pass adds nothing."""
+    made = stage(0, LAYERS, exact=exact)
+    exponents = [20] * len(made.layout.tensors)
+    made.clear_gradients()
+    train([made], 1, 0, exponents)
+    once = {block: total.clone() for block, total in made.summed().items()}
+    train([made], 1, 1, exponents)
+    made.clear_gradients()
+    if exact:
+        train([made], 1, 1, None)
+    train([made], 1, 0, exponents)
+    assert all(made.summed()[block].equal(total) for block, total in once.items())
+    made.clear_gradients()
+    assert not any(total.any() for total in made.summed().values())
 
 
 def test_fast_sums_are_plain_float32_sums() -> None:
     made = stage(0, LAYERS, exact=False)
     made.clear_gradients()
     train([made], 1, 0, None)
-    assert {total.dtype for total in made.accumulators.values()} == {torch.float32}
-    once = {block: total.clone() for block, total in made.accumulators.items()}
+    assert {total.dtype for total in made.summed().values()} == {torch.float32}
+    once = {block: total.clone() for block, total in made.summed().items()}
     train([made], 1, 0, None)
     single = [block.index for block in made.layout.blocks if len(block.layers) == 1]
-    assert all(made.accumulators[block].equal(2 * once[block]) for block in single)
+    assert all(made.summed()[block].equal(2 * once[block]) for block in single)
 
 
 def test_times_are_taken_per_layer_and_micro_batch() -> None:

@@ -113,6 +113,6 @@ def in_a_team(
     found.times = [stage.take_times() for stage in stages]
     fabric.close()
     found.losses = [losses[s] for s in range(slices)]
-    blocks = stages[0].accumulators
-    found.sums = {block: sum(s.accumulators[block] for s in stages) for block in blocks}  # type: ignore[misc]
+    blocks = stages[0].summed()
+    found.sums = {block: sum(s.summed()[block] for s in stages) for block in blocks}  # type: ignore[misc]
     return found

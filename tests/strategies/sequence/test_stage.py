@@ -62,7 +62,7 @@ def test_gradients_equal_those_of_full_attention() -> None:
             continue  # a tied one has two gradients here, and one there
         expected = model.layers[use.layer].get_parameter(use.name).grad
         assert expected is not None
-        summed = stage.accumulators[use.block][use.tensor.offset : use.tensor.stop] * 2.0**-30
+        summed = stage.summed()[use.block][use.tensor.offset : use.tensor.stop] * 2.0**-30
         assert (summed - expected.flatten()).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
