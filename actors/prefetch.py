@@ -28,7 +28,10 @@ PATIENCE_SECONDS = 1.0
 """How long a read waits for what was asked for. Less than any worker may be stuck in one call."""
 
 MOST_AHEAD = 32
-"""Reads that are asked for and not yet taken: what bounds the memory."""
+"""Reads that are asked for and not yet taken."""
+
+MOST_AHEAD_BYTES = 256 << 20
+"""What they may take in memory; reads of two micro-batches are always asked for."""
 
 MOST_TOGETHER = MOST_AHEAD // 4
 """Reads in one call, where there is one feed worker: it has others while these are on their way."""
@@ -83,7 +86,7 @@ class Prefetcher:
     ) -> None:
         self._data, self._ask = data, ask
         self._patience, self._most, self._together = patience, most, together
-        self._seconds = math.inf  # of a read, as it was lately
+        self._seconds, self._bytes = math.inf, 1.0  # of a read, as it was lately
         self._coming: dict[Wanted, tuple[Future[list[Prepared]], int]] = {}
         self._to_ask: deque[Wanted] = deque()
         self.served = self.missed = 0
@@ -116,7 +119,8 @@ class Prefetcher:
     def _ask_ahead(self) -> None:
         while self._to_ask:
             together = self._next_call()
-            if len(self._coming) + len(together) > self._most:
+            most = min(self._most, max(2 * len(Side), int(MOST_AHEAD_BYTES / self._bytes)))
+            if len(self._coming) + len(together) > most:
                 return
             future = self._ask(together)
             if future is None:
@@ -157,6 +161,8 @@ class Prefetcher:
         except Exception:  # late, lost with whoever prepared it, or failed there: then it shows here too
             return None
         self._seconds = sum(each.seconds for each in together) / len(together)
+        arrays = [array for each in together for array in each.arrays]
+        self._bytes = max(1.0, sum(array.nbytes for array in arrays) / len(together))
         prepared = together[place]
         return prepared if prepared.digest == getattr(self._data, "digest", None) else None
 

@@ -128,6 +128,25 @@ def test_what_is_prepared_soon_is_asked_for_together(kind: type[Told], sizes: li
     assert asked.order == wanted[: len(asked.order)] and cache.missed == 0
 
 
+def test_large_reads_are_asked_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Told(3)
+    read_bytes = tensor(data.inputs(1, 0)).nbytes
+    monkeypatch.setattr("actors.prefetch.MOST_AHEAD_BYTES", 6 * read_bytes)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, most=12, together=4)
+    wanted = [Wanted(Side.INPUTS, 1, m) for m in range(24)]
+    cache.expect(wanted[:1])  # nothing is known yet of how large it is
+    asked.answer(wanted[0])
+    cache.inputs(1, 0)
+    cache.expect(wanted[1:])
+    assert [len(call) for call in asked.calls] == [1, 1, 1, 2], "four more would be eight"
+    for each in wanted[1:]:
+        if not asked.futures[each].done():
+            asked.answer(each)
+        read(cache, each)
+    assert asked.order == wanted and cache.missed == 0
+
+
 def failing(future: Future[list[Prepared]]) -> None:
     future.set_exception(RuntimeError("lost with its process"))
 
