@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ from starlette.routing import Route
 
 from actors.serving import APPLICATION, REPLICAS, Piece, Replicas, Scale, ServedApplication, application
 from tests.support.counts import Count
+from tests.support.dashboard import free_port
 from tests.support.ray_cluster import local_ray
 from tests.support.ray_jobs import wait_until
 
@@ -71,9 +71,7 @@ def running() -> dict[str, int]:
 
 
 def test_replicas_come_with_the_load_and_one_that_hangs_costs_no_answer() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     scale = Scale(1, 2, cpus=1.0, target=2.0, silence_seconds=3.0, idle_seconds=2.0)
     app = application(Counter, build_app, scale)
     stopped: list[int] = []

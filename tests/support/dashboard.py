@@ -22,11 +22,17 @@ from ray.cluster_utils import Cluster
 
 from tests.support.ray_jobs import TOKEN, descendants
 
+_PORTS = range(20_000, 32_768)
+"""Above those that Ray's workers listen at, below those that the kernel gives to whoever connects: a port
+that is to be bound later is not taken by somebody else meanwhile."""
+
 
 def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = secrets.choice(_PORTS)
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @dataclass(frozen=True)

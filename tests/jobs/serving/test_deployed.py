@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import httpx
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from actors.serving import ServedApplication
 from jobs.serving.deployed import app
+from tests.support.dashboard import free_port
 from tests.support.ray_cluster import local_ray
 from tests.support.served import expected_text, make_run, write_checkpoint
 
@@ -20,9 +20,7 @@ def test_it_answers_who_bears_the_token(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("REKNIT_SERVE_TOKEN", "not-a-secret")
     folder = tmp_path / "run"
     layers = write_checkpoint(folder, make_run(folder), 10, 10)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     asked = {"prompt": "abc", "max_tokens": 5, "temperature": 0}
     with local_ray(1), ServedApplication(app({"run": str(folder)}), "127.0.0.1", port):
         url = f"http://127.0.0.1:{port}/v1/completions"
