@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,17 @@ def test_the_sharding_changes_as_memory_gets_scarce_and_back(
     parts = {"build_data": data, "search": space, "worker_memory_bytes": 345_000}
     run = ChaosRun(toy_job(tmp_path, steps=8, faults=KILL, **parts), tmp_path, 4, max_workers=4)
     plans = plans_of(run)
+    hire = run.hire
+
+    def hire_later(worker: int) -> None:
+        """Who comes for the lost one must not be there before the others have a plan of their own."""
+        wait_until(lambda: len(plans) > 1, "a plan without the lost worker")
+        hire(worker)
+
+    def hiring(worker: int) -> None:
+        threading.Thread(target=hire_later, args=(worker,), daemon=True).start()
+
+    run.hire = hiring  # type: ignore[method-assign]
 
     def replaced() -> None:
         wait_until(lambda: run.controller.generation >= 3, "a worker in place of the lost")
