@@ -18,17 +18,18 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.layout import Layout
 from runtime.plan import WorkerId
 from runtime.storage import Root, Store
+from runtime.strict import STRICT, read_strictly
 
 if TYPE_CHECKING:
+    from pydantic import ConfigDict
     from torch import Tensor
 
 FORMAT = 1
@@ -57,13 +58,14 @@ class ShardFile:
     pieces: tuple[Interval, ...]
 
 
-class Manifest(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
     """What a checkpoint consists of. ``exponents`` are those of the exact sums, by tensor index.
 
     ``extra`` is the caller's (any JSON value).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     format: int = FORMAT
     version: int
@@ -157,7 +159,7 @@ def write_manifest(
                 f"{store.at(manifest.folder, file.name)} was written but cannot be seen by every worker: "
                 f"set checkpoint.folder to a folder that all machines share"
             )
-    body = manifest.model_dump(mode="json")
+    body = asdict(manifest)
     text = json.dumps({"sha256": _digest_of(body), "manifest": body}, indent=1)
     with store.publish(manifest.folder, MANIFEST) as stream:
         stream.write(text.encode())
@@ -202,12 +204,11 @@ def load_manifest(root: Root, version: int) -> Manifest:
             whole = json.loads(stream.read())
         if whole["sha256"] != _digest_of(whole["manifest"]):
             raise CheckpointDamaged(f"{path} does not match its checksum.")
-        manifest = Manifest.model_validate(whole["manifest"])
+        manifest = read_strictly(Manifest, whole["manifest"])
     except FileNotFoundError:
         raise CheckpointDamaged(f"{path} is missing: the checkpoint was not finished.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cause = "it has unknown fields" if isinstance(error, ValidationError) else str(error)
-        raise CheckpointDamaged(f"{path} cannot be read: {cause}.") from error
+        raise CheckpointDamaged(f"{path} cannot be read: {error}.") from error
     if manifest.format != FORMAT or manifest.version != version:
         raise CheckpointDamaged(f"{path} is of format {manifest.format}, version {manifest.version}.")
     return manifest

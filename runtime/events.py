@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from runtime.plan import WorkerId
 from runtime.samples import StepSamples
+from runtime.strict import STRICT, read_strictly
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 Source = Literal["peers", "checkpoint", "initial"]
 """Where state came from: other workers' memory, a durable checkpoint, or the initial seed."""
@@ -21,7 +23,7 @@ Outcome = Literal["completed", "interrupted", "failed"]
 class _Logged:
     """Read back strictly: a field that this version does not know is an error, not skipped."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -300,20 +302,6 @@ class StepRecord(_Logged):
     half_depth_loss: float | None = None
 
 
-_ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (*KINDS.values(), StepRecord)
-}
-
-
-def _validate(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    try:
-        return _ADAPTERS[kind].validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or kind.__name__
-        raise ValueError(f"{kind.__name__}: {place}: {first['msg']}") from error
-
-
 def to_json(event: Event) -> dict[str, Any]:
     """``{"kind": class name, field: value, ...}``, of JSON values."""
     return {"kind": type(event).__name__, **asdict(event)}
@@ -325,8 +313,7 @@ def from_json(record: Mapping[str, Any]) -> Event:
     kind = values.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of event; known are {', '.join(KINDS)}")
-    event: Event = _validate(KINDS[kind], values)
-    return event
+    return read_strictly(KINDS[kind], values)
 
 
 def step_to_json(record: StepRecord) -> dict[str, Any]:
@@ -342,5 +329,4 @@ def step_from_json(record: Mapping[str, Any]) -> StepRecord:
     values = dict(record)
     if isinstance(values.get("fingerprint"), str):
         values["fingerprint"] = int(values["fingerprint"], 16)
-    step: StepRecord = _validate(StepRecord, values)
-    return step
+    return read_strictly(StepRecord, values)
