@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from runtime.fabric.interface import CONTROL, Endpoint, EndpointClosed, Interrupted, Tag
@@ -25,6 +26,10 @@ from runtime.pulse import Pulse
 
 _TAG = Tag(0, 0, 0, CONTROL)
 
+GREETERS = 16
+"""Threads that greet peers. To most of them there is no link yet, and where packets are swallowed making one
+takes long: others must not be accused of that."""
+
 
 class Line:
     """Reports go out from any thread. A controller that is gone is not waited for: what must not get lost is
@@ -42,6 +47,7 @@ class Line:
         self._notice: Leaving | None = None
         self._linked: Linked | None = None
         self._heard: dict[int, set[WorkerId]] = {}
+        self._answered = 0
 
     @property
     def is_open(self) -> bool:
@@ -109,18 +115,27 @@ class Line:
         return False
 
     def greeted(self, peer: WorkerId, greeting: Greeting) -> None:
-        self._heard.setdefault(greeting.number, set()).add(peer)
+        """A peer may have been asked before this worker is, and may answer when nobody listens any more."""
+        if greeting.number > self._answered:
+            self._heard.setdefault(greeting.number, set()).add(peer)
 
     def answer(self, probe: Probe) -> None:
         """Greets all peers, and tells after a while whose greetings have come."""
+        greeters = ThreadPoolExecutor(GREETERS, thread_name_prefix="greeting")
         for peer in probe.peers:
             if peer != self._worker:
-                self.endpoint.send(peer, _TAG, note=Greeting(probe.number))
+                greeters.submit(self._greet, peer, Greeting(probe.number))
+        greeters.shutdown(wait=False)
 
         def report() -> None:
+            self._answered = max(self._answered, probe.number)
             heard = frozenset(self._heard.pop(probe.number, ()))
             self.tell(Heard(self._worker, probe.number, heard))
 
         timer = threading.Timer(probe.seconds, report)
         timer.daemon = True
         timer.start()
+
+    def _greet(self, peer: WorkerId, greeting: Greeting) -> None:
+        with suppress(EndpointClosed, Interrupted):
+            self.endpoint.send(peer, _TAG, note=greeting)

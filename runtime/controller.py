@@ -69,6 +69,9 @@ from runtime.signals import (
 PROBE_SECONDS = 0.5
 """How long greetings between workers may take, where nothing moves any more."""
 
+GREETING_SECONDS = 0.01
+"""How long they may take for each peer, where that is more: one that was never spoken to is dialled first."""
+
 LEARNING_SECONDS = 5.0
 """How long workers may take to tell a new controller where they stand."""
 
@@ -276,16 +279,23 @@ class Controller(Recovery):
         for worker in self._disputes.due(now, self.members):
             outputs += self._lost(worker, "cut off from other workers", now, confirmed=False)
         if self.phase is Phase.RUNNING and self._watch.stalled(now, self._median_step()):
-            assert self.plan is not None
-            self._watch.stirred(now)
-            self._probes += 1
-            probe = Probe(self._probes, self.plan.workers, PROBE_SECONDS)
-            outputs += [Send(worker, probe) for worker in self.plan.workers if worker in self.members]
+            outputs += self._probe(now)
         waits_for = self._cut_off and now - self._cut_off_at > self.terms.patience.silence_seconds
         if self.phase is Phase.PAUSED and waits_for and self._paused_at is None:
             self._paused_at = self._cut_off_at
             outputs.append(Note(self._paused()))
         return outputs + self._hire(now)
+
+    def _probe(self, now: float) -> list[Output]:
+        """Everybody waits for something that is lost; but at the end, for the last checkpoint only."""
+        assert self.plan is not None
+        self._watch.stirred(now)
+        if set(self.plan.workers) <= set(self._finished):
+            return []
+        self._probes += 1
+        peers = self.plan.workers
+        probe = Probe(self._probes, peers, max(PROBE_SECONDS, GREETING_SECONDS * len(peers)))
+        return [Send(worker, probe) for worker in peers if worker in self.members]
 
     def _begin_learning(self, event: Learn, now: float) -> list[Output]:
         assert self.phase is Phase.FORMING and not self.members, "only a fresh controller has to learn"
