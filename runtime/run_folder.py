@@ -45,7 +45,8 @@ _Parsed = TypeVar("_Parsed")
 
 class JsonLinesWriter:
     """Appends JSON objects, one a line, each with a single write: what a killed process has
-    appended is in the file. A torn last line (the machine died) is cut off on opening. Thread-safe.
+    appended is in the file. A torn last line (the machine died) is cut off on opening, and what was written
+    of a line that the disk has no room for at once. Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +60,13 @@ class JsonLinesWriter:
         """Raises OSError."""
         line = json.dumps(dict(record)).encode() + b"\n"
         with self._lock:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
+            before = os.fstat(self._descriptor).st_size
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                os.ftruncate(self._descriptor, before)  # or the next line would go on where this one broke off
+                raise
 
     def close(self) -> None:
         """Forces everything to disk. Idempotent."""

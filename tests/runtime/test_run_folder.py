@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +80,28 @@ def test_a_file_that_is_only_a_torn_line_becomes_empty(tmp_path: Path) -> None:
     JsonLinesWriter(path).close()
     assert path.read_bytes() == b"" and read_json_lines(path) == ([], None)
     assert read_json_lines(tmp_path / "none.jsonl") == ([], None)
+
+
+def test_a_line_that_the_disk_had_no_room_for_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes the beginning of what it is given and refuses the rest."""
+    path = tmp_path / "x.jsonl"
+    writer, write = JsonLinesWriter(path), os.write
+    writer.append({"a": 1})
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 5:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(descriptor, data[:5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no space left"):
+            writer.append({"a": 2})
+    writer.append({"a": 3})
+    writer.close()
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 3}\n'
 
 
 @pytest.mark.parametrize("line", [b'{"a": 3', b"[1]", b""])
