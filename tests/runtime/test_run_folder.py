@@ -104,6 +104,30 @@ def test_a_line_that_the_disk_had_no_room_for_leaves_nothing_behind(
     assert path.read_bytes() == b'{"a": 1}\n{"a": 3}\n'
 
 
+@pytest.mark.parametrize("size", [10, 1 << 16, (1 << 16) + 1, 200_000])
+def test_a_torn_line_is_found_from_the_end(tmp_path: Path, size: int) -> None:
+    whole = b'"' + b"y" * size + b'"\n"z"\n'
+    for kept, torn in ((whole, b""), (whole, b"x" * size), (b"", b"x" * size), (whole[:-4], b"x")):
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(kept + torn)
+        JsonLinesWriter(path).close()
+        assert path.read_bytes() == kept
+
+
+def test_a_long_log_is_opened_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pread, taken = tmp_path / "x.jsonl", os.pread, []
+    path.write_bytes(b'{"a": 1}\n' * 500_000)
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        taken.append(pread(descriptor, size, offset))
+        return taken[-1]
+
+    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.delattr(Path, "read_bytes")
+    JsonLinesWriter(path).close()
+    assert 0 < sum(map(len, taken)) <= 1 << 17
+
+
 @pytest.mark.parametrize("line", [b'{"a": 3', b"[1]", b""])
 def test_a_bad_line_elsewhere_is_an_error_that_names_it(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "x.jsonl"
