@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -108,24 +109,23 @@ class RayCrew:
 
     def expect(self, worker: WorkerId, reference: Any) -> None:
         """A worker that was created will be ready some day: it then joins as one that was hired."""
-        threading.Thread(target=self._await, args=(worker, reference), daemon=True).start()
+        threading.Thread(target=self._await, args=(worker, lambda: reference), daemon=True).start()
 
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
         self._asked_for(worker)
-        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
+        asked = partial(self._create, worker)
+        threading.Thread(target=self._await, args=(worker, asked), daemon=True).start()
 
     def dismiss(self, worker: WorkerId) -> None:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
-    def _bring(self, worker: WorkerId) -> None:
-        self._await(worker, self._create(worker))
-
-    def _await(self, worker: WorkerId, reference: Any) -> None:
-        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes."""
+    def _await(self, worker: WorkerId, asked: Callable[[], Any]) -> None:
+        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes.
+        ``asked`` returns the reference to wait for; what it raises is that the worker could not start."""
         try:
-            ready: Ready = ray.get(reference)
+            ready: Ready = ray.get(asked())
         except Exception as error:
             died = isinstance(error, ActorDiedError)
             self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))
