@@ -384,7 +384,8 @@ class ControllerActor:
             self._host.forget_events()
             return self._form(next_worker)
         self._first = next(iter(answers.values()))
-        newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
+        # training goes on, and nothing that happens is answered before this is known: no file is read back
+        newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout, read_back=False)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
         start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None
