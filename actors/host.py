@@ -192,7 +192,8 @@ class Host:
                 self.recorder.finish(outcome, message, steady_time())
 
     def _write_manifest(self, order: WriteManifest) -> None:
-        began = time.perf_counter()
+        now = steady_time()
+        began = min(now, self.recorder.committed_at(order.version) or now)
         try:
             manifest = write_manifest(
                 self._root,
@@ -203,12 +204,13 @@ class Host:
                 recipe=self._recipe,
             )
         except Exception as error:  # whatever it is: the controller waits for an answer
-            self.post(ManifestFailed(order.version))
             problem = f"the checkpoint of step {order.version} was not finished: {error}"
             self.recorder.event(CheckpointSkipped(problem), steady_time())
+            self.post(ManifestFailed(order.version))
             return
+        now = steady_time()
+        self.recorder.event(CheckpointWritten(order.version, manifest.bytes, now - began), now)
+        # only now: with the last one the run ends, and so does its record
         self.post(ManifestWritten(Durable(order.version, self._root, order.exponents)))
-        seconds = time.perf_counter() - began
-        self.recorder.event(CheckpointWritten(order.version, manifest.bytes, seconds), steady_time())
         with suppress(OSError):  # what stays too long is deleted after the next one
             prune(self._root, self._keep, read_back=False)

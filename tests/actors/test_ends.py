@@ -11,48 +11,15 @@ from typing import Any
 import pytest
 
 from actors import ray_controller
-from actors.host import Host
 from actors.ray_controller import ControllerActor
 from actors.recorder import Recorder
-from runtime.fabric.inprocess import InProcessFabric
-from runtime.fabric.interface import CONTROL, EndpointClosed, Tag
 from runtime.goodput import Ledger
 from runtime.metrics import Metrics
-from runtime.plan import CONTROLLER
 from runtime.run_folder import RunFolder
 
 
 def new_recorder(path: Path) -> Recorder:
     return Recorder(RunFolder.create(path / "run", "", {}), Metrics("run"), Ledger.begin(0))
-
-
-def new_host(path: Path) -> Host:
-    fabric = InProcessFabric()
-
-    def make(on_control: Any, on_lost: Any) -> Any:
-        return fabric.endpoint(CONTROLLER, on_control=on_control, on_lost=on_lost)
-
-    return Host(make, new_recorder(path), checkpoint_root=str(path / "checkpoints"), keep=1, recipe="")
-
-
-class Ill:
-    """A controller whose first decision fails."""
-
-    terms = SimpleNamespace(layout=None)
-
-    def handle(self, event: object, now: float) -> list[Any]:
-        raise AssertionError("a mistake")
-
-
-def test_a_host_that_met_an_error_leaves_nothing_open(tmp_path: Path) -> None:
-    host, ill = new_host(tmp_path), Ill()
-    with pytest.raises(AssertionError, match="a mistake"):
-        host.run(ill)  # type: ignore[arg-type]
-    assert not host._timeline._thread.is_alive()
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        host._writer.submit(print)
-    with pytest.raises(EndpointClosed):
-        host.endpoint.send(0, Tag(0, 0, 0, CONTROL))
 
 
 @pytest.mark.parametrize("raising", ["feed", "workers", "metrics"])
