@@ -11,18 +11,25 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, first_line, worker_name
-from actors.ray_worker import Ready, WorkerActor
+from actors.ray_worker import WATCHERS, Ready, WorkerActor
 from runtime.plan import WorkerId
 from runtime.signals import Drain, Input, Joined, Lost
 from strategies.job import Job
 
 DRAIN_POLL_SECONDS = 0.5
+
+WATCH_SECONDS = 2.0
+"""How long one call waits for a worker's end: it holds a thread there, also when its caller dies."""
+
+LEAVE_SECONDS = 2.0
+"""How long a worker may take to leave by itself."""
 
 ANSWER_SECONDS = 5.0
 """How long workers may take to answer a controller that was started anew."""
@@ -75,7 +82,8 @@ class RayCrew:
 
     def _create(self, worker: WorkerId) -> Any:
         place = self._place
-        actor: Any = ray.remote(WorkerActor)
+        remote: Any = ray.remote
+        actor: Any = remote(concurrency_groups=WATCHERS)(WorkerActor)
         handle: Any = actor.options(
             name=worker_name(self._run, worker),
             namespace=NAMESPACE,
@@ -101,24 +109,23 @@ class RayCrew:
 
     def expect(self, worker: WorkerId, reference: Any) -> None:
         """A worker that was created will be ready some day: it then joins as one that was hired."""
-        threading.Thread(target=self._await, args=(worker, reference), daemon=True).start()
+        threading.Thread(target=self._await, args=(worker, lambda: reference), daemon=True).start()
 
     # ``Crew``.
 
     def hire(self, worker: WorkerId) -> None:
         self._asked_for(worker)
-        threading.Thread(target=self._bring, args=(worker,), daemon=True).start()
+        asked = partial(self._create, worker)
+        threading.Thread(target=self._await, args=(worker, asked), daemon=True).start()
 
     def dismiss(self, worker: WorkerId) -> None:
         threading.Thread(target=self._end, args=(worker,), daemon=True).start()
 
-    def _bring(self, worker: WorkerId) -> None:
-        self._await(worker, self._create(worker))
-
-    def _await(self, worker: WorkerId, reference: Any) -> None:
-        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes."""
+    def _await(self, worker: WorkerId, asked: Callable[[], Any]) -> None:
+        """As long as Ray has no room for it: that is no failure, and what has an autoscaler bring nodes.
+        ``asked`` returns the reference to wait for; what it raises is that the worker could not start."""
         try:
-            ready: Ready = ray.get(reference)
+            ready: Ready = ray.get(asked())
         except Exception as error:
             died = isinstance(error, ActorDiedError)
             self._post(Lost(worker, ("" if died else "could not start: ") + first_line(error)))
@@ -134,7 +141,8 @@ class RayCrew:
     def _watch(self, worker: WorkerId) -> None:
         while True:
             try:
-                ray.get(self._handles[worker].watch.remote())
+                while not ray.get(self._handles[worker].ended.remote(WATCH_SECONDS)):
+                    pass
             except ActorUnavailableError:
                 # Ray itself does not know yet; if it lives but is cut off, its heartbeats will tell
                 time.sleep(UNAVAILABLE_SECONDS)
@@ -151,7 +159,7 @@ class RayCrew:
         handle = self._handles.get(worker)
         if handle is not None:
             with suppress(GetTimeoutError, RayActorError, RayTaskError):
-                ray.get(handle.watch.remote(), timeout=2.0)
+                ray.get(handle.ended.remote(LEAVE_SECONDS), timeout=LEAVE_SECONDS)
         self._kill(worker)
         self._post(Lost(worker, "ended"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from actors.recorder import Recorder
@@ -121,6 +121,13 @@ class Host:
         """Lets ``controller`` handle events until the run ends."""
         self._layout = controller.terms.layout
         self._timeline.start()
+        with ExitStack() as ends:  # the last one first, whatever the loop or one of them raises
+            ends.callback(self.endpoint.close)
+            ends.callback(self._timeline.close)
+            ends.callback(self._writer.shutdown)
+            self._drive(controller)
+
+    def _drive(self, controller: Controller) -> None:
         next_tick = steady_time() + self._tick_seconds
         while not self._ended:
             event, next_tick = self._next_event(next_tick)
@@ -142,9 +149,6 @@ class Host:
                 self._carry_out(output, now)
             if any(isinstance(output, Send) and isinstance(output.command, Resume) for output in outputs):
                 controller.handle(CommandsSent(), steady_time())
-        self._writer.shutdown()
-        self._timeline.close()
-        self.endpoint.close()
 
     def _tell_metrics(self, event: Input, controller: Controller) -> None:
         metrics, plan = self.recorder.metrics, controller.plan
@@ -188,7 +192,8 @@ class Host:
                 self.recorder.finish(outcome, message, steady_time())
 
     def _write_manifest(self, order: WriteManifest) -> None:
-        began = time.perf_counter()
+        now = steady_time()
+        began = min(now, self.recorder.committed_at(order.version) or now)
         try:
             manifest = write_manifest(
                 self._root,
@@ -199,12 +204,13 @@ class Host:
                 recipe=self._recipe,
             )
         except Exception as error:  # whatever it is: the controller waits for an answer
-            self.post(ManifestFailed(order.version))
             problem = f"the checkpoint of step {order.version} was not finished: {error}"
             self.recorder.event(CheckpointSkipped(problem), steady_time())
+            self.post(ManifestFailed(order.version))
             return
+        now = steady_time()
+        self.recorder.event(CheckpointWritten(order.version, manifest.bytes, now - began), now)
+        # only now: with the last one the run ends, and so does its record
         self.post(ManifestWritten(Durable(order.version, self._root, order.exponents)))
-        seconds = time.perf_counter() - began
-        self.recorder.event(CheckpointWritten(order.version, manifest.bytes, seconds), steady_time())
         with suppress(OSError):  # what stays too long is deleted after the next one
             prune(self._root, self._keep, read_back=False)

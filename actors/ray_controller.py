@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -257,12 +257,13 @@ class ControllerActor:
             self._error = error
             self._recorder.finish("failed", str(error), steady_time())
         finally:
-            if self._recorder.outcome is None:
-                self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
-            self._feed.end()
-            end_all(self._settings.name)
-            self._exposition.close()
-            self._done.set()
+            with ExitStack() as ends:  # the last one first, and all of them whatever one raises
+                ends.callback(self._done.set)
+                ends.callback(self._exposition.close)
+                ends.callback(end_all, self._settings.name)
+                ends.callback(self._feed.end)
+                if self._recorder.outcome is None:
+                    self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
 
     # --- a new run ----------------------------------------------------------------------------
 
@@ -384,7 +385,8 @@ class ControllerActor:
             self._host.forget_events()
             return self._form(next_worker)
         self._first = next(iter(answers.values()))
-        newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout)
+        # training goes on, and nothing that happens is answered before this is known: no file is read back
+        newest, problems = newest_whole(self._job.checkpoint_root, self._first.layout, read_back=False)
         for problem in problems:
             self._recorder.event(CheckpointSkipped(problem), steady_time())
         start = Durable(newest.version, self._job.checkpoint_root, newest.exponents) if newest else None

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL = 5e-4
 """Seconds. Python's default of 5 ms would make the fabric's thread wait that long for a busy worker."""
 
+WATCH = "watch"
+WATCHERS = {WATCH: 4}
+"""The actor's threads for those who wait for the worker's end."""
+
 TERM_SECONDS = 30.0
 """What a process that gets SIGTERM usually has until SIGKILL (Kubernetes' default grace period)."""
 
@@ -51,10 +56,13 @@ class Ready:
 
 
 class WorkerActor:
-    """``start`` warms the worker up and sets it going; ``watch`` returns when it has been sent away.
+    """``start`` warms the worker up and sets it going; ``ended`` tells when it has been sent away.
 
     The work is done by a thread of the actor's own, not by a call of the controller's: the controller may
     die and come back meanwhile. ``attach`` then introduces the new one.
+
+    Calls that wait have threads of their own (``WATCHERS``): a controller that died leaves its last ones
+    behind, and the next one must not wait for them.
     """
 
     def __init__(self, worker: WorkerId, job: Job, secret: bytes | None) -> None:
@@ -62,7 +70,6 @@ class WorkerActor:
         self._id, self._job, self._secret = worker, job, secret
         self._worker: Worker | None = None
         self._ended = threading.Event()
-        self._reason = ""
         self._error: BaseException | None = None
         # Ray runs __init__ in the main thread, the only one that may do this
         self._naps = Naps()
@@ -131,18 +138,20 @@ class WorkerActor:
 
     def _live(self, worker: Worker) -> None:
         try:
-            self._reason = worker.run()
-        except EndpointClosed:
-            self._reason = "its endpoint was closed"
+            with suppress(EndpointClosed):
+                worker.run()
         except BaseException as error:  # for whoever watches
             self._error = error
         self._ended.set()
         if worker.abandoned:
             os._exit(0)  # there is nobody left to end this process
 
-    def watch(self) -> str:
-        """Waits for the worker's end; returns why it was sent away. Raises what it raised."""
-        self._ended.wait()
+    @ray.method(concurrency_group=WATCH)
+    def ended(self, seconds: float) -> bool:
+        """Whether the worker's work has come to its end, after waiting for that at most so long. Raises what
+        it raised."""
+        if not self._ended.wait(seconds):
+            return False
         if self._error is not None:
             raise self._error
-        return self._reason
+        return True

@@ -179,6 +179,13 @@ class Recorder:
         self.metrics.observe_step(record)
         self.metrics.observe_ledger(self.ledger)
 
+    def committed_at(self, step: int) -> float | None:
+        """When ``step`` was committed (seconds since 1970, its reporter's clock); None if it is not on
+        record."""
+        with self._lock:
+            found = (record.committed_at for record in reversed(self.steps) if record.step == step)
+            return next(found, None)
+
     def waited_for_data(self, seconds: float) -> None:
         """Books one worker's wait for data in a step, as its part of the run's productive time."""
         with self._lock:

@@ -47,7 +47,9 @@ class ShardWriter:
                 file = write_shards(self._root, version, self._worker, generation, pieces)
             except Exception as error:
                 problem = f"worker {self._worker} could not write: {error}"
-                self._line.tell(Unwritten(self._worker, version, problem))
+                # the run's end waits for the last one, whoever is its controller by then
+                tell = self._line.tell_surely if is_last else self._line.tell
+                tell(Unwritten(self._worker, version, problem))
                 return
             written = Written(self._worker, generation, version, exponents, file)
             self._line.tell_surely(written, only=True)  # older ones are of no use any more

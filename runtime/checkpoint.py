@@ -172,11 +172,12 @@ def list_checkpoints(root: Root) -> list[int]:
     return [version for version in _folders(store) if store.size(folder_name(version), MANIFEST) is not None]
 
 
-def newest_whole(root: Root, layout: Layout) -> tuple[Manifest | None, list[str]]:
+def newest_whole(root: Root, layout: Layout, *, read_back: bool = True) -> tuple[Manifest | None, list[str]]:
     """The newest checkpoint whose every file has its size and checksum, or None.
 
-    The second value says in one sentence each why newer ones were passed over. Raises ValueError if
-    that checkpoint was written by another model.
+    ``read_back=False`` trusts the newest readable manifest: each file is verified when a
+    ``CheckpointReader`` first needs it. The second value says in one sentence each why newer ones were
+    passed over. Raises ValueError if that checkpoint was written by another model.
     """
     store = Store.open(root)
     problems: list[str] = []
@@ -188,7 +189,8 @@ def newest_whole(root: Root, layout: Layout) -> tuple[Manifest | None, list[str]
                     f"{store.at(manifest.folder)} was written by another model (names, shapes or order of "
                     f"the parameters differ): resume with the model of its recipe or choose another folder"
                 )
-            verify(store, manifest)
+            if read_back:
+                verify(store, manifest)
             return manifest, problems
         except CheckpointDamaged as error:
             problems.append(str(error))

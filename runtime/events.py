@@ -179,7 +179,7 @@ class Resumed(_Logged):
 
 @dataclass(frozen=True)
 class CheckpointWritten(_Logged):
-    """``seconds``: from the request to the manifest; training went on meanwhile."""
+    """``seconds``: from its step's commit to the manifest; training went on meanwhile."""
 
     version: int
     bytes: int

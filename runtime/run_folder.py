@@ -39,28 +39,36 @@ READABLE = (
 PIECE = 4 << 20
 """Bytes that ``RunFolder.piece`` returns at most."""
 
+_BLOCK = 1 << 16
 _SUPERSEDED_FROM = "superseded_from"
 _Parsed = TypeVar("_Parsed")
 
 
 class JsonLinesWriter:
     """Appends JSON objects, one a line, each with a single write: what a killed process has
-    appended is in the file. A torn last line (the machine died) is cut off on opening. Thread-safe.
+    appended is in the file. A torn last line (the machine died) is cut off on opening, and what was written
+    of a line that the disk has no room for at once. Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+        size = os.fstat(self._descriptor).st_size
+        whole = _whole_lines(self._descriptor, size)
+        if whole < size:
+            os.ftruncate(self._descriptor, whole)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Raises OSError."""
         line = json.dumps(dict(record)).encode() + b"\n"
         with self._lock:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
+            before = os.fstat(self._descriptor).st_size
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                os.ftruncate(self._descriptor, before)  # or the next line is glued to it
+                raise
 
     def close(self) -> None:
         """Forces everything to disk. Idempotent."""
@@ -69,6 +77,17 @@ class JsonLinesWriter:
                 os.fsync(self._descriptor)
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+
+def _whole_lines(descriptor: int, size: int) -> int:
+    """How many of the first ``size`` bytes of a file are whole lines. Reads from the end: logs are long."""
+    while size:
+        start = max(0, size - _BLOCK)
+        newline = os.pread(descriptor, size - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -150,7 +150,7 @@ class ControllerState:
         self.speeds.warm_up(event.forward, event.backward)
 
     def _hire(self, now: float) -> list[Output]:
-        if self.phase in (Phase.FORMING, Phase.LEARNING) or self.stopping:
+        if self.phase in (Phase.FORMING, Phase.LEARNING, Phase.ENDED) or self.stopping:
             return []
         return list(self._hiring.orders(len(self.members) - len(self._notices), now))
 

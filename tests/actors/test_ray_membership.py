@@ -149,6 +149,20 @@ def test_training_goes_on_while_the_controller_is_started_anew(watched: Watched)
     watched.assert_same_bits()
 
 
+def test_no_number_of_lost_controllers_costs_a_worker(watched: Watched) -> None:
+    """More than a worker's actor has threads: none of them may be left with a caller that is gone."""
+    before = watched.full()
+    processes = {worker: watched.run.processes()[worker] for worker in before}
+    for _ in range(5):
+        restarts = len(watched.events(ControllerRestarted))
+        os.kill(watched.run.controller_process(), signal.SIGKILL)
+        watched.until(lambda known=restarts: len(watched.events(ControllerRestarted)) > known, "another one")
+        watched.goes_on(1)
+    assert watched.plan().workers == before
+    assert {worker: watched.run.processes()[worker] for worker in before} == processes
+    watched.assert_same_bits()
+
+
 def test_a_worker_lost_without_a_controller_is_replaced_by_the_next_one(watched: Watched) -> None:
     victim = watched.full()[1]
     process = watched.run.processes()[victim]

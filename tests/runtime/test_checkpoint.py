@@ -183,6 +183,19 @@ def test_a_manifest_with_one_altered_exponent_is_passed_over(tmp_path: Path) -> 
     assert problem == f"{path} does not match its checksum."
 
 
+def test_a_manifest_can_be_taken_without_reading_the_files_back(tmp_path: Path) -> None:
+    """Whoever reads a file finds what is wrong with it then."""
+    write(tmp_path, 10, HALVES)
+    newest = write(tmp_path, 20, HALVES)
+    (tmp_path / folder_name(20) / newest.files[0].name).write_bytes(b"rotten")
+    (tmp_path / folder_name(30)).mkdir()
+    manifest, problems = newest_whole(tmp_path, layout_of(), read_back=False)
+    assert manifest == newest and len(problems) == 1 and "was not finished" in problems[0]
+    with CheckpointReader(tmp_path, newest) as reader, pytest.raises(CheckpointDamaged, match="instead of"):
+        for block, size in enumerate(SIZES):
+            reader.read_state(block, 0, size)
+
+
 def test_keep_never_deletes_the_newest_whole(tmp_path: Path) -> None:
     for version in (10, 20, 30, 40, 50):
         write(tmp_path, version, HALVES)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.controller import Controller
+from runtime.controller import LEARNING_SECONDS, Controller
 from runtime.events import WorkerLeft
 from runtime.plan import Member
 from runtime.protocol import Here, Leave, Leaving, Linked, Settled
-from runtime.signals import Learn, Output, Terms
+from runtime.signals import End, Learn, Output, Terms, Tick
 from runtime.speeds import Speeds
-from tests.support.controlled import LAYOUT, choose, notes, sent
+from tests.support.controlled import LAYOUT, choose, notes, of, sent
 
 PLAN = choose(2, [Member(0, "a"), Member(1, "b")], Speeds(), None)
 
@@ -42,3 +42,16 @@ def test_a_leaver_stays_until_nobody_waits_for_its_state() -> None:
     assert not sent(controller.handle(Settled(0, 2), 3.0), Leave)
     assert list(sent(controller.handle(Settled(1, 2), 4.0), Leave)) == [2]
     assert controller.speeds.bytes_per_second is None, "its link went with it"
+
+
+def test_a_run_that_ends_before_it_began_asks_for_nobody() -> None:
+    """Too few of the first workers are left when they have had their time to answer."""
+    controller = Controller(Terms("r", LAYOUT, 9, 3, 3, None, max_workers=4), choose)
+    controller.handle(Learn((0, 1, 2), 0, 0.5, 3), 0.0)
+    for worker in (0, 1):
+        controller.handle(Here(worker, f"at {worker}", "a", (1.0,), (2.0,), 0), 0.5)
+    controller.handle(Tick(), 1.0)
+    outputs = controller.handle(Tick(), LEARNING_SECONDS + 0.5)
+    (end,) = of(outputs, End)
+    assert end.outcome == "failed" and "only 2 of 3 workers started" in end.message
+    assert outputs[-1] == end, "nothing comes after the end"

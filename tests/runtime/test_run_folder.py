@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +80,52 @@ def test_a_file_that_is_only_a_torn_line_becomes_empty(tmp_path: Path) -> None:
     JsonLinesWriter(path).close()
     assert path.read_bytes() == b"" and read_json_lines(path) == ([], None)
     assert read_json_lines(tmp_path / "none.jsonl") == ([], None)
+
+
+def test_a_line_that_the_disk_had_no_room_for_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes the beginning of what it is given and refuses the rest."""
+    path = tmp_path / "x.jsonl"
+    writer, write = JsonLinesWriter(path), os.write
+    writer.append({"a": 1})
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 5:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(descriptor, data[:5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no space left"):
+            writer.append({"a": 2})
+    writer.append({"a": 3})
+    writer.close()
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 3}\n'
+
+
+@pytest.mark.parametrize("size", [10, 1 << 16, (1 << 16) + 1, 200_000])
+def test_a_torn_line_is_found_from_the_end(tmp_path: Path, size: int) -> None:
+    whole = b'"' + b"y" * size + b'"\n"z"\n'
+    for kept, torn in ((whole, b""), (whole, b"x" * size), (b"", b"x" * size), (whole[:-4], b"x")):
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(kept + torn)
+        JsonLinesWriter(path).close()
+        assert path.read_bytes() == kept
+
+
+def test_a_long_log_is_opened_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pread, taken = tmp_path / "x.jsonl", os.pread, []
+    path.write_bytes(b'{"a": 1}\n' * 500_000)
+
+    def counted(descriptor: int, size: int, offset: int) -> bytes:
+        taken.append(pread(descriptor, size, offset))
+        return taken[-1]
+
+    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.delattr(Path, "read_bytes")
+    JsonLinesWriter(path).close()
+    assert 0 < sum(map(len, taken)) <= 1 << 17
 
 
 @pytest.mark.parametrize("line", [b'{"a": 3', b"[1]", b""])
