@@ -25,8 +25,8 @@ from runtime.plan import Plan, WorkerId
 from runtime.settings import ray_address
 
 if TYPE_CHECKING:
-    from actors.ray_controller import RunSettings
     from actors.recorder import Progress
+    from actors.run_settings import RunSettings
     from runtime.protocol import Measured
     from strategies.job import Job
 

@@ -78,6 +78,11 @@ class Line:
         """The controller is gone. That does not stop training: everything needed is between the workers."""
         self._lost_at = time.monotonic()
 
+    def wait_on(self) -> None:
+        """A controller that was started anew is on its way."""
+        if not self.is_open:
+            self._lost_at = time.monotonic()
+
     def attach(self, controller: WorkerId, address: str) -> None:
         """Another controller has taken over."""
         self.endpoint.connect({controller: address})

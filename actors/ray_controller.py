@@ -13,22 +13,21 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from typing import Literal
 
 import ray
 
-from actors.crew import Place, RayCrew, end_all, worker_names
-from actors.exposition import Exposition, MetricsSettings
-from actors.feed import EMPTY_SECONDS, FeedCrew
+from actors.crew import RayCrew, end_all, worker_names
+from actors.exposition import Exposition
+from actors.feed import FeedCrew
 from actors.forming import bring
 from actors.host import Host, steady_time
 from actors.planning import demand, planners, team_size
 from actors.ray_worker import SWITCH_INTERVAL, Ready
+from actors.reassurance import Reassurance
 from actors.recorder import Progress, Recorder
+from actors.run_settings import RunSettings
 from runtime.checkpoint import discard_after, newest_whole
 from runtime.controller import Controller
-from runtime.detection import Patience
 from runtime.events import CheckpointSkipped
 from runtime.fabric.interface import ControlCallback, LostCallback
 from runtime.fabric.secret import secret_of
@@ -43,29 +42,6 @@ from strategies.job import Job
 
 SETTLE_SECONDS = 30.0
 """How long a person's wish may wait for a controller that takes over."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What the controller is told beside the job. ``recipe`` is the digest of what decides the bits;
-    ``name`` begins the names of all actors of the run."""
-
-    folder: str
-    workers: int
-    min_workers: int
-    stages: int | Literal["auto"]
-    keep: int
-    recipe: str
-    resume: bool
-    metrics: MetricsSettings
-    name: str
-    place: Place
-    feed_cpus: float = 1.0
-    feed_empty_seconds: float = EMPTY_SECONDS
-    max_workers: int | None = None
-    spares: int = 0
-    rebalance: bool = True
-    patience: Patience = field(default_factory=Patience)
 
 
 class ControllerActor:
@@ -86,6 +62,9 @@ class ControllerActor:
         share = settings.place.gpus or 1.0
         self._exposition = Exposition(self._folder.name, settings.metrics, job, share, earlier)
         metrics = self._exposition.metrics
+        self._reassurance = (
+            Reassurance(worker_names(settings.name), job.orphan_seconds) if self._is_anew else None
+        )
         now = steady_time()
         self._recorder = (
             Recorder.replay(self._folder, metrics, now, since=facts.get("began", 0.0))
@@ -379,6 +358,8 @@ class ControllerActor:
                 ready = None
             if ready is not None:
                 answers[worker] = ready
+        assert self._reassurance is not None
+        self._reassurance.end()
         for worker in set(asked.values()) - set(answers):
             self._crew.dismiss(worker)
         if not answers:

@@ -108,6 +108,11 @@ class WorkerActor:
         """Whether ``start`` has come to its end, and the work has not."""
         return self._worker is not None and not self._ended.is_set()
 
+    def wait_on(self) -> None:
+        """There is a new controller, which will ``attach`` this worker soon."""
+        if self._worker is not None:
+            self._worker.wait_on()
+
     def attach(self, controller: WorkerId, address: str) -> Ready | None:
         """Introduces a new controller; None if this worker has not come so far that it matters."""
         worker = self._worker

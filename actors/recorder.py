@@ -83,11 +83,18 @@ class Recorder:
         for time, what in sorted(entries, key=lambda entry: entry[0]):
             reached = min(max(reached, time), now)  # clocks of several machines
             if isinstance(what, StepRecord):
-                recorder._count(what, reached)
+                recorder._keep(what, reached)
+                if what is steps[-1]:
+                    metrics.observe_step(what)
+                else:
+                    metrics.count_step(what)
             else:
-                recorder._note(what, reached)
+                recorder.events.append(what)
+                recorder._book(what, _nanoseconds(reached))
+                metrics.observe_event(what, reached)
                 if isinstance(what, RunFinished):
                     recorder.outcome, recorder.message = what.outcome, what.detail
+        metrics.observe_ledger(recorder.ledger)
         return recorder
 
     def event(self, event: Event, now: float) -> None:
@@ -169,15 +176,15 @@ class Recorder:
         """Logs a committed step."""
         with self._lock:
             self._write(lambda: self.folder.log_step(record))
-            self._count(replace(record, read=()), now)  # that is for the file only
+            self._keep(replace(record, read=()), now)  # that is for the file only
+            self.metrics.observe_step(record)
+            self.metrics.observe_ledger(self.ledger)
             if now - self._books_at >= BOOKS_SECONDS:
                 self._log_books(now)
 
-    def _count(self, record: StepRecord, now: float) -> None:
+    def _keep(self, record: StepRecord, now: float) -> None:
         self.steps.append(record)
         self.ledger = self.ledger.commit(_nanoseconds(now))
-        self.metrics.observe_step(record)
-        self.metrics.observe_ledger(self.ledger)
 
     def committed_at(self, step: int) -> float | None:
         """When ``step`` was committed (seconds since 1970, its reporter's clock); None if it is not on

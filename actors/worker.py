@@ -62,8 +62,8 @@ def kill_this_process(name: str) -> None:
 class Worker:
     """One worker of a job. ``run`` returns when the controller sends it away.
 
-    ``domain`` names its failure domain. ``attach`` and ``notice`` may be called from any thread; ``on_beat``
-    is called with every sign of life, in a thread of its own.
+    ``domain`` names its failure domain. ``attach``, ``wait_on`` and ``notice`` may be called from any thread;
+    ``on_beat`` is called with every sign of life, in a thread of its own.
     """
 
     def __init__(
@@ -190,6 +190,10 @@ class Worker:
             self._tell(PeerLost(self.worker, peer, reason))
         elif peer == self._line.controller:
             self._line.broke()
+
+    def wait_on(self) -> None:
+        """Waits for a controller as long as if the last one had gone only now. From any thread."""
+        self._line.wait_on()
 
     def attach(self, controller: WorkerId, address: str) -> None:
         """Another controller has taken over: tells it where this worker stands."""

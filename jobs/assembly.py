@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.crew import Place
 from actors.exposition import MetricsSettings
-from actors.ray_controller import RunSettings
+from actors.run_settings import RunSettings
 from jobs.amounts import bytes_of
 from jobs.builders import build_data, build_layers
 from jobs.deepspeed_config import engine_settings

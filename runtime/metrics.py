@@ -124,6 +124,10 @@ class Metrics:
             self._model_flops.labels(self._run).inc(self._step_flops)
         self._workers.set(record.workers)
         self._generation.set(record.generation)
+        self.count_step(record)
+
+    def count_step(self, record: StepRecord) -> None:
+        """What adds up; of a step that others have followed it is all that matters."""
         self._tokens.inc(record.tokens)
         self._samples.inc(record.samples)
         self._repeats.inc(record.attempts - 1)

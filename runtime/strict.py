@@ -22,11 +22,13 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 def read_strictly(kind: type[T], values: Mapping[str, Any]) -> T:
     """An instance of the dataclass ``kind``. Raises ValueError, which names the field, for a missing, unknown
     or ill-typed one."""
-    from pydantic import ValidationError
-
     try:
         value: T = _adapter(kind).validate_python(dict(values))
-    except ValidationError as error:
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        if not isinstance(error, ValidationError):
+            raise
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__
         raise ValueError(f"{kind.__name__}: {place}: {first['msg']}") from error
@@ -34,8 +36,8 @@ def read_strictly(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
     if kind not in _ADAPTERS:
+        from pydantic import TypeAdapter
+
         _ADAPTERS[kind] = TypeAdapter(kind)
     return _ADAPTERS[kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
@@ -14,6 +15,7 @@ from runtime.fabric.interface import CONTROL, Message, Tag
 from runtime.fabric.sockets import SocketEndpoint
 from runtime.plan import CONTROLLER, WorkerId
 from runtime.protocol import Greeting, Heard, Probe
+from runtime.pulse import Pulse
 from tests.support.sockets import WAIT
 
 SECRET = b"a secret of the job's own"
@@ -76,3 +78,22 @@ def test_a_greeting_that_comes_too_late_is_forgotten(peers: Peers) -> None:
     line.greeted(2, Greeting(1))
     line.greeted(2, Greeting(2))
     assert set(line._heard) == {2}
+
+
+def test_a_controller_that_is_on_its_way_is_waited_for_anew() -> None:
+    class Patient(Line):
+        """Hears four times, as often as it looks, that there will be one."""
+
+        asked = 0
+
+        def look(self) -> None:
+            self.asked += 1
+            if self.asked <= 4:
+                self.wait_on()
+
+    line = Patient(0, CONTROLLER)
+    line.wait_on()
+    assert line.is_open, "there is one already"
+    line.broke()
+    assert line.beat(Pulse(), threading.Event(), 0.1, 0.25, line.look), "none came"
+    assert line.asked > 4
