@@ -13,7 +13,7 @@ from runtime.detection import Patience
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """``recipe`` is the digest of what decides the bits; ``name`` begins the names of all actors of the run."""
+    """``recipe``: the digest of what decides the bits; ``name``: how the names of all the run's actors begin."""
 
     folder: str
     workers: int
