@@ -13,7 +13,7 @@ from runtime.detection import Patience
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """``recipe``: the digest of what decides the bits; ``name``: how the names of all the run's actors begin."""
+    """``recipe``: the digest of what decides the bits; ``name``: how all its actors' names begin."""
 
     folder: str
     workers: int
