@@ -185,11 +185,8 @@ class RayCrew:
                 handle = self._handles[worker] = ray.get_actor(name, namespace=NAMESPACE)
                 if state.actor_table(handle._actor_id.hex()).get("State") == "ALIVE":
                     asked[handle.is_warm.remote()] = worker
-        answered, _ = (
-            ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-        )
         found = []
-        for reference in answered:
+        for reference in _answered(list(asked), ANSWER_SECONDS):
             with suppress(RayActorError):
                 if ray.get(reference):
                     found.append(asked[reference])

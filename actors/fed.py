@@ -16,15 +16,18 @@ from strategies.pipeline import Data
 from strategies.reading import Wanted
 
 AGAIN_SECONDS = 1.0
-"""Until a feed worker that failed is asked again."""
+"""Until a feed worker that failed is asked again; doubles each time."""
+
+LONGEST_SECONDS = 60.0
+"""Of these at most. One that hangs costs a reader its patience each time that it is asked."""
 
 
 class Asker:
-    """Asks a run's feed workers in turn. For one thread."""
+    """Asks a run's feed workers in turn. Called by one thread; how a call went is noted by Ray's."""
 
     def __init__(self, run: str, count: int) -> None:
         self._run = run
-        self._rota = Rota(count, AGAIN_SECONDS)
+        self._rota = Rota(count, AGAIN_SECONDS, LONGEST_SECONDS)
         self._handles: dict[int, Any] = {}
 
     def __call__(self, wanted: Sequence[Wanted]) -> Future[list[Prepared]] | None:
@@ -38,13 +41,15 @@ class Asker:
             except (ValueError, RayError):  # not there yet, or no more
                 self._failed(number)
                 continue
-            future.add_done_callback(partial(self._note_failure, number))
+            future.add_done_callback(partial(self._note, number))
             return future
         return None
 
-    def _note_failure(self, number: int, done: Future[list[Prepared]]) -> None:
+    def _note(self, number: int, done: Future[list[Prepared]]) -> None:
         if done.cancelled() or done.exception() is not None:
             self._failed(number)
+        else:
+            self._rota.answered(number)
 
     def _failed(self, number: int) -> None:
         self._handles.pop(number, None)

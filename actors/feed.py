@@ -21,10 +21,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.names import LEFT_NODE, NAMESPACE, NODE_LABEL, UNAVAILABLE_SECONDS, feed_name, first_line
 from runtime.events import Event, FeedWorkerLost, FeedWorkerReplaced
+from runtime.hiring import FIRST_PAUSE, LONGEST_PAUSE
 from strategies.job import Job
 from strategies.reading import Wanted
 
@@ -118,6 +126,7 @@ class FeedCrew:
             return
         lost_at: float | None = None
         moved = False
+        pause = FIRST_PAUSE
         while not self._ended.is_set() and handle is not None:
             try:
                 ready = ray.get(handle.ready.remote(), timeout=PLACE_SECONDS)
@@ -132,8 +141,14 @@ class FeedCrew:
                 if lost_at is None:
                     lost_at = time.monotonic()
                     self._lost(number, _why(error))
-                self._ended.wait(UNAVAILABLE_SECONDS)
+                if isinstance(error, ActorDiedError):  # for good: it could not open the data
+                    self._ended.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    handle = self._elsewhere(number) if moved else self._anew(number)
+                else:
+                    self._ended.wait(UNAVAILABLE_SECONDS)
                 continue
+            pause = FIRST_PAUSE
             self.processes[number] = ready.process
             if lost_at is not None:
                 self._note(FeedWorkerReplaced(self._step(), number, time.monotonic() - lost_at))
@@ -164,11 +179,14 @@ class FeedCrew:
 
     def _elsewhere(self, number: int) -> Any:
         """Places it anew, on a node that is there now: for the sake of feeding no node is to be brought."""
-        with suppress(RayError):
-            ray.kill(self._handles[number])
         every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         nodes = {node["NodeID"] for node in every if node["Alive"]} - self._emptied()
-        return self._create(number, {NODE_LABEL: f"in({','.join(sorted(nodes))})"})
+        return self._anew(number, {NODE_LABEL: f"in({','.join(sorted(nodes))})"})
+
+    def _anew(self, number: int, nodes: dict[str, str] | None = None) -> Any:
+        with suppress(RayError):
+            ray.kill(self._handles[number])  # also one that has died: until then its name is taken
+        return self._create(number, nodes)
 
     def _create(self, number: int, nodes: dict[str, str] | None = None) -> Any:
         remote: Any = ray.remote

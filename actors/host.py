@@ -143,6 +143,8 @@ class Host:
             outputs = controller.handle(event, now)
             if controller.plan is not None and controller.plan is not self.plan:
                 self.recorder.plan(controller.plan, now)
+                members = controller.members
+                self.measured = {worker: what for worker, what in self.measured.items() if worker in members}
             self._tell_metrics(event, controller)
             self.plan = controller.plan
             for output in outputs:

@@ -158,7 +158,14 @@ class Prefetcher:
     def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
         try:
             together = future.result(timeout=self._patience)
-        except Exception:  # late, lost with whoever prepared it, or failed there: then it shows here too
+        except TimeoutError:
+            future.cancel()  # tells whoever asked that it was late
+            late = [each for each, (call, _) in self._coming.items() if call is future]
+            for each in late:  # nobody waits for it once more; others may have them in time
+                del self._coming[each]
+            self._to_ask.extendleft(reversed(late))
+            return None
+        except Exception:  # lost with whoever prepared it, or failed there: then it shows here too
             return None
         self._seconds = sum(each.seconds for each in together) / len(together)
         arrays = [array for each in together for array in each.arrays]
@@ -168,11 +175,19 @@ class Prefetcher:
 
 
 class Rota:
-    """Feed workers are asked in turn, those that failed not before ``seconds`` have passed."""
+    """Feed workers are asked in turn, those that failed not before ``seconds`` have passed; twice as long for
+    each time that they fail again, ``most_seconds`` at most."""
 
-    def __init__(self, count: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        count: int,
+        seconds: float,
+        most_seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._back_at = [0.0] * count
-        self._seconds, self._clock = seconds, clock
+        self._rests = [0.0] * count
+        self._seconds, self._most_seconds, self._clock = seconds, most_seconds, clock
         self._turn = 0
 
     def next(self) -> int | None:
@@ -184,5 +199,11 @@ class Rota:
                 return self._turn
         return None
 
+    def answered(self, number: int) -> None:
+        self._rests[number] = 0.0
+
     def failed(self, number: int) -> None:
-        self._back_at[number] = self._clock() + self._seconds
+        now = self._clock()
+        if self._back_at[number] <= now:  # else it is something that it had been asked before
+            self._rests[number] = min(2 * self._rests[number] or self._seconds, self._most_seconds)
+        self._back_at[number] = now + self._rests[number]

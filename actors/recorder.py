@@ -207,11 +207,7 @@ class Recorder:
     def finish(self, outcome: Outcome, message: str, now: float) -> None:
         """Closes the books."""
         finished = RunFinished(
-            outcome="failed"
-            if outcome == "failed"
-            else "completed"
-            if outcome == "completed"
-            else "interrupted",
+            outcome=outcome,
             step=self.steps[-1].step if self.steps else 0,
             workers=self.workers,
             seconds=(_nanoseconds(now) - self.ledger.started) / 1e9,

@@ -234,7 +234,8 @@ class Controller(Recovery):
             Note(WorkerLost(self._reached + 1, worker, reason, idle=not (was_member and had_part))),
             Dismiss(worker),
         ]
-        if worker in self._addresses:
+        died_at = self._died_at.pop(worker, None)
+        if self._addresses.pop(worker, None) is not None:
             outputs.insert(1, Send(worker, Leave("fenced out: " + reason)))
         if self.phase is Phase.FORMING:
             return outputs + self._form_if_complete(now)
@@ -252,7 +253,7 @@ class Controller(Recovery):
         if incident is None or incident.over:
             at_work = set(self.plan.workers if self.plan else ()) & {worker, *self.members}
             incident = Incident(self._reached + 1, len(at_work), began=now)
-        incident.lose(worker, reason, now, died_at=self._died_at.get(worker))
+        incident.lose(worker, reason, now, died_at=died_at)
         self._incident = incident
         return outputs + self._interrupt(now) + self._hire(now)
 

@@ -102,6 +102,3 @@ class Ledger:
     def goodput(self) -> float:
         """Productive share of the wall time, 0 to 1."""
         return self.nanoseconds["productive"] / self.total if self.total else 0.0
-
-    def seconds(self, cause: Cause) -> float:
-        return self.nanoseconds[cause] / 1e9

@@ -232,7 +232,7 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Worker to controller: a step was committed. Told by the plan's first worker."""
+    """Worker to controller: a step was committed. Told by ``Plan.reporters``."""
 
     worker: WorkerId
     record: StepRecord

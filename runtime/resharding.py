@@ -89,17 +89,6 @@ def subtract(wanted: Iterable[Interval], present: Iterable[Interval]) -> list[In
     return missing
 
 
-def intersect(one: Iterable[Interval], other: Iterable[Interval]) -> list[Interval]:
-    """The normalised elements that are in both."""
-    others = normalise(other)
-    return [
-        (max(start, other_start), min(stop, other_stop))
-        for start, stop in normalise(one)
-        for other_start, other_stop in others
-        if max(start, other_start) < min(stop, other_stop)
-    ]
-
-
 def newest_complete_version(layout: Layout, holdings: Mapping[WorkerId, Sequence[Holding]]) -> int | None:
     """The newest version at which all workers together hold every element of every block, or None.
 

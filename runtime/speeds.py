@@ -78,8 +78,10 @@ class Speeds:
         self._links[report.worker] = report
 
     def forget(self, worker: WorkerId) -> None:
-        """Its link is no longer one of the run's."""
+        """It is no longer one of the run's, and neither is its link."""
         self._links.pop(worker, None)
+        self._own.pop(worker, None)
+        self._latest.pop(worker, None)
 
     @property
     def bytes_per_second(self) -> float | None:

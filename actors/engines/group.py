@@ -132,10 +132,6 @@ class Group:
         groups._WORLD_GROUP = world
         deepspeed.comm.comm.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
 
-    @property
-    def is_abandoned(self) -> bool:
-        return self._abandoned.is_set()
-
     def wait_until_abandoned(self, seconds: float) -> bool:
         """Whether it has been given up within so many seconds."""
         return self._abandoned.wait(seconds)

@@ -184,6 +184,7 @@ class Boundary(Progress):
             self._fenced.add(worker)
             self._watch.forget(worker)
             self.speeds.forget(worker)
+            del self._addresses[worker]
             after = len(self.plan.workers)
             left = WorkerLeft(
                 step=self._reached + 1,

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import Tensor
 
+from actors.fed import Asker
 from actors.prefetch import Prefetcher, Prepared, Rota, prepare
 from runtime.plan import Plan, Stage
 from runtime.samples import Read
@@ -167,6 +170,22 @@ def test_what_does_not_come_is_read_here(what: Callable[[Any], None]) -> None:
     assert (cache.served, cache.missed) == (0, 1)
 
 
+def test_a_call_that_is_late_is_waited_for_once() -> None:
+    """Its other reads are asked for anew: whoever hangs is to cost one wait, not one a read."""
+    data = Told(3)
+    asked = Asked(data)
+    cache = Prefetcher(data, asked, patience=0.01)
+    pairs = [[Wanted(side, 1, m) for side in (Side.INPUTS, Side.TARGETS)] for m in range(2)]
+    cache.expect([*pairs[0], *pairs[1]])
+    late = asked.futures[pairs[0][0]]
+    cache.inputs(1, 0)
+    assert late.cancelled() and asked.calls == [*pairs, pairs[0][1:]]
+    asked.futures[pairs[0][1]].set_result(prepare(data, pairs[0][1:]))
+    found = cache.targets(1, 0)
+    assert torch.equal(tensor(found), tensor(data.targets(1, 0))) and (cache.served, cache.missed) == (1, 1)
+    assert not asked.futures[pairs[1][0]].done()
+
+
 def test_what_was_never_announced_is_read_here() -> None:
     asked = Asked(Told(3))
     cache = Prefetcher(Told(3), asked)
@@ -228,6 +247,61 @@ def test_rota_takes_turns_and_leaves_out_who_failed() -> None:
     assert rota.next() is None
     now[0] = 1.0
     assert {rota.next() for _ in range(3)} == {0, 1, 2}
+
+
+def test_rota_asks_those_who_fail_again_and_again_ever_later() -> None:
+    now = [0.0]
+    rota = Rota(1, 1.0, most_seconds=4.0, clock=lambda: now[0])
+    for rest in (1.0, 2.0, 4.0, 4.0):
+        rota.failed(0)
+        now[0] += rest / 2
+        rota.failed(0)  # what it had been asked before
+        assert rota.next() is None
+        now[0] += rest / 2
+        assert rota.next() is None
+        now[0] += rest / 2
+        assert rota.next() == 0
+    rota.answered(0)
+    rota.failed(0)
+    now[0] += 1.0
+    assert rota.next() == 0
+
+
+class Hung:
+    """A feed worker that never answers, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.prepare = self
+
+    def remote(self, wanted: Sequence[Wanted]) -> Any:
+        self.asked += 1
+        return SimpleNamespace(future=Future)
+
+
+class Fast:
+    """One that answers at once."""
+
+    def __init__(self) -> None:
+        self.prepare = self
+
+    def remote(self, wanted: Sequence[Wanted]) -> Any:
+        future: Future[list[Prepared]] = Future()
+        future.set_result(prepare(Told(3), wanted))
+        return SimpleNamespace(future=lambda: future)
+
+
+def test_a_feed_worker_that_hangs_is_soon_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = Hung()
+    workers: dict[str, Any] = {"run/feed-0": hung, "run/feed-1": Fast()}
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: workers[name])
+    cache = Prefetcher(Told(3), Asker("run", 2), patience=0.01, most=4)
+    wanted = [Wanted(Side.INPUTS, 1, m) for m in range(100)]
+    cache.expect(wanted)
+    for each in wanted:
+        assert torch.equal(tensor(read(cache, each)), tensor(read(Told(3), each)))
+    assert 0 < hung.asked <= 4, "what was asked for before it was known to hang"
+    assert cache.missed == hung.asked and cache.served == 100 - hung.asked
 
 
 def test_a_stage_is_told_of_what_it_reads_only() -> None:

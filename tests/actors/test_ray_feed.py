@@ -12,13 +12,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray._private.state import available_resources_per_node
 from rich.console import Console
 
+from actors import feed
 from actors.cluster import RayRun
+from actors.feed import FeedCrew
 from actors.local_cluster import SLOT, LocalCluster
 from actors.names import LEFT_NODE
 from jobs.assembly import assemble, run_settings
@@ -113,6 +116,32 @@ def fed(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         wait_until(lambda: len(run.feed_processes()) == FEED_WORKERS, "feed workers")
         fed.goes_on("steps")
         yield fed
+
+
+def test_one_whose_data_could_not_be_opened_is_asked_for_again(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts none again whose constructor raised."""
+    monkeypatch.setattr(feed, "FIRST_PAUSE", 0.1)
+    tried = tmp_path / "tried"
+
+    def build() -> object:
+        if not tried.exists():
+            tried.touch()
+            raise OSError("the share is not mounted yet")
+        return object()
+
+    noted: list[Any] = []
+    job: Any = SimpleNamespace(feed_workers=1, build_data=build)
+    crew = FeedCrew("late", job, 0.1, noted.append, step=lambda: 4, emptied=frozenset)
+    crew.start()
+    try:
+        wait_until(lambda: crew.processes, "it is there")
+    finally:
+        crew.end()
+    lost, replaced = noted
+    assert isinstance(lost, FeedWorkerLost) and isinstance(replaced, FeedWorkerReplaced)
+    assert lost.reason == "process died" and replaced.seconds > 0.1
 
 
 def test_a_training_worker_is_killed(fed: Fed) -> None:

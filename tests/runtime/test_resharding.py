@@ -19,7 +19,6 @@ from runtime.resharding import (
     Holding,
     Interval,
     Transfer,
-    intersect,
     newest_complete_version,
     normalise,
     plan_transfers,
@@ -46,7 +45,6 @@ def test_interval_arithmetic_is_set_arithmetic(one: list[Interval], other: list[
     for result, expected in (
         (normalise(one), elements(one)),
         (subtract(one, other), elements(one) - elements(other)),
-        (intersect(one, other), elements(one) & elements(other)),
     ):
         assert elements(result) == expected
         assert_normal(result)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime.controller import Controller
 from runtime.events import DrainNotice, Resized, WorkerLeft, WorkerLost
 from runtime.plan import Member, Plan
-from runtime.protocol import Change, Leave, Moved, Resume, Settled
+from runtime.protocol import Change, Injecting, Leave, Linked, Measured, Moved, Resume, Settled
 from runtime.salvage import Salvage
 from runtime.signals import Dismiss, End, Hire, Joined, Learn, Lost, Output, Resize, StopRequested, Terms
 from runtime.sizing import problem_of_size, surplus
@@ -214,3 +214,19 @@ def test_a_run_that_is_being_stopped_ends_with_its_last_worker() -> None:
     run.tell(StopRequested())
     (end,) = of(run.tell(Lost(0, "process died")), End)
     assert (end.outcome, end.message) == ("interrupted", "stopped while there was no worker")
+
+
+@pytest.mark.parametrize("how", [Lost(3, "process died"), Resize(3)])
+def test_nothing_is_kept_by_the_id_of_a_worker_that_is_gone(how: Lost | Resize) -> None:
+    """Or a run whose workers come and go for months would grow with each."""
+    run = run_of(4, 4)
+    run.tell(Measured(3, 1, {0: 1.0}, {0: 1.0}))
+    run.tell(Linked(3, 0, 1e-4, 1e9))
+    if isinstance(how, Lost):
+        run.tell(Injecting(3, 1, "forward", "SIGKILL", 1.0))
+    run.tell(how)
+    if isinstance(how, Resize):
+        settle(run)
+    assert 3 not in run.controller.members
+    state = {**vars(run.controller), **vars(run.controller.speeds)}
+    assert not [name for name, kept in state.items() if isinstance(kept, dict) and 3 in kept]
