@@ -63,10 +63,11 @@ def import_checkpoint(
         version, pieces = _from_run(RunFolder(source), layout)
     else:
         version, pieces = _from_universal(_universal_folder(source), layout, step)
-    folder = RunFolder.create(run_folder, recipe.to_toml(), {"imported": str(source), "started": time.time()})
+    folder = RunFolder(run_folder)
     root = checkpoint_root(recipe, folder)
-    if list_checkpoints(root):
+    if not folder.exists() and list_checkpoints(root):
         raise ValueError(f"{root} holds checkpoints already: name another checkpoint.folder")
+    RunFolder.create(folder.path, recipe.to_toml(), {"imported": str(source), "started": time.time()})
     file = write_shards(root, version, 0, 0, pieces)
     write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
     return version

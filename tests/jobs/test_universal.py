@@ -122,6 +122,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert import_checkpoint(tmp_path / "universal", recipe, tmp_path / "back", step=4) == 4
 
 
+def test_an_import_into_others_checkpoints_can_be_corrected(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", recipe_of())
+    taken = str(tmp_path / "run" / "checkpoints")
+    wrong = Recipe.model_validate({**recipe_of().model_dump(), "checkpoint": {"folder": taken}})
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        import_checkpoint(tmp_path / "run", wrong, tmp_path / "new")
+    assert import_checkpoint(tmp_path / "run", recipe_of(), tmp_path / "new") == VERSION
+
+
 def flattened(folder: Path, ranks: int) -> None:
     """Makes the checkpoint one of stage 3: bare rows of elements, padded to a multiple of ``ranks``."""
     for file in FILES:
