@@ -189,7 +189,7 @@ def _run_path(recipe: Recipe, run_folder: str | Path | None, resume: bool) -> Pa
             f"there is no run of {recipe.run.name} in {Path('runs').absolute()} to resume: name its folder "
             "by --run-folder, or start without --resume"
         )
-    return earlier[-1]
+    return earlier[-1].absolute()
 
 
 def _entries(path: Path) -> frozenset[Path] | None:
