@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from math import gcd
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from jobs.checkpoints import checkpoint_root
 from jobs.recipe.recipe import Recipe, load_recipe
 from runtime.checkpoint import (
     ROWS,
+    CheckpointDamaged,
     CheckpointReader,
     Interval,
     Manifest,
@@ -54,8 +56,8 @@ def import_checkpoint(
 
     ``source`` is a universal checkpoint, or the folder of a run of the same model with any engine. ``step``
     says how many steps a universal checkpoint has behind it where its files do not. Returns that number.
-    Raises ValueError where ``source`` is neither or does not fit the recipe's model, CheckpointDamaged for a
-    run's checkpoint that cannot be read.
+    Raises ValueError where ``source`` is neither or does not fit the recipe's model, CheckpointDamaged for
+    a checkpoint that cannot be read.
     """
     source = Path(source).expanduser().absolute()
     layout = _layout(recipe)
@@ -271,3 +273,6 @@ def _load(path: Path) -> Any:
         raise ValueError(
             f"{path} is missing: only checkpoints of Adam or AdamW with both moments can be imported"
         ) from None
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # what torch says of a damaged file
+        cause = str(error).partition("\n")[0] or "it ends too early"
+        raise CheckpointDamaged(f"{path} cannot be read: {cause}") from None

@@ -6,6 +6,7 @@ import io
 import threading
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from runtime.run_folder import RunFolder
 from tests.support.captions import LANGUAGES, SIZE, Row, write_set
 from tests.support.chaos import ChaosRun
 from tests.support.ray_jobs import toy_recipe
+from tests.support.served import damage
 
 COLOURS = {"rouge": (220, 30, 30), "vert": (30, 200, 30), "bleu": (30, 30, 220), "noir": (5, 5, 5)}
 
@@ -250,6 +252,25 @@ def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
     folder = RunFolder.create(tmp_path / "plain", text.to_toml(), {})
     with pytest.raises(ValueError, match="no checkpoint"):
         load(folder.path)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, run: Path) -> None:
+    copied = copytree(run, tmp_path / "run")
+    old, new = checkpoints(copied)
+    damage(copied, new)
+    trained = load(copied)
+    assert trained.version == old
+    assert all(
+        torch.equal(a, b)
+        for mine, its in zip(trained.layers, load(run, old).layers, strict=True)
+        for a, b in zip(mine.parameters(), its.parameters(), strict=True)
+    )
+    output = io.StringIO()
+    write_page(copied, None, Console(file=output, width=300))
+    assert "step-00000120" in output.getvalue() and "loss of step 60" in output.getvalue()
+    damage(copied, old)
+    with pytest.raises(ValueError, match=r"has no whole checkpoint: .*step-00000060"):
+        load(copied)
 
 
 def test_lines_of_a_checkpoint(run: Path) -> None:
