@@ -141,6 +141,7 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
     offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
+    _check_held_out(recipe, getattr(data, "held_out_samples", None))
     parallel = recipe.parallel
     return Job(
         build_model=partial(build_layers, recipe.model.build, recipe.model.arguments),
@@ -207,4 +208,12 @@ def _check_vocabulary(recipe: Recipe, needed: int | None) -> None:
         raise ValueError(
             f"model.arguments.vocabulary ({given}) is smaller than that of the data ({needed}): raise it to "
             f"{needed}"
+        )
+
+
+def _check_held_out(recipe: Recipe, there: int | None) -> None:
+    if recipe.data.held_out_every and there == 0:
+        raise ValueError(
+            f"data.held_out_every ({recipe.data.held_out_every}) asks for held-out losses, but nothing is "
+            "held out of the data: set it to 0, or hold something out"
         )

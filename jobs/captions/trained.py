@@ -149,7 +149,7 @@ def held_out_loss(
     """
     data = trained.data
     total, tokens = 0.0, 0
-    for number in range(data.held_out_order.rows_of(0)):
+    for number in range(0 if data.held_out_order is None else data.held_out_order.rows_of(0)):
         inputs, targets_BT = data.held_out(number)
         if exchanged:
             there = int(inputs["segment"].max()) + 1

@@ -134,6 +134,7 @@ def test_the_checkpoint_is_the_model(run: Path) -> None:
     total = 0.0
     data = trained.data
     with torch.no_grad():
+        assert data.held_out_order is not None
         for number in range(data.held_out_order.rows_of(0)):
             value: Any
             value, targets_BT = data.held_out(number)
@@ -241,6 +242,19 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
     assert "1.125" in spoken and "1.250" in spoken
     without = render(load(run), losses(load(run), None), [])
     assert "trained without images" in text and "trained without images" not in without
+
+
+def test_a_set_that_holds_nothing_out(tmp_path: Path) -> None:
+    """Nothing can be said of such a set, but it can be trained on, unless held-out losses are asked for."""
+    source = write_set(tmp_path / "colours", {"train": (12,), "held_out": ()}, coloured_row)
+    recipe = recipe_of(source, images=True)
+    assemble(recipe, str(tmp_path))
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    trained = Trained(recipe, "", 0, layers, loss, open_set(source))
+    assert held_out_loss(trained) == (0.0, 0) and held_out_items(trained) == []
+    evaluated = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out_every": 5})})
+    with pytest.raises(ValueError, match=r"data\.held_out_every \(5\).*nothing is held out"):
+        assemble(evaluated, str(tmp_path))
 
 
 def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
