@@ -153,7 +153,9 @@ def _without_image_copies(
 
     def close(one: int, others: Places) -> npt.NDArray[np.bool_]:
         # no less apart than their means are, which is quick to say of many
-        near = np.abs(means_N[others] - means_N[one]) <= limits.image_colour + _ROUNDING
+        near: npt.NDArray[np.bool_] = (
+            np.abs(means_N[others] - means_N[one]) <= limits.image_colour + _ROUNDING
+        )
         candidates = others[near]
         near[near] = hashes.colour_distances(levels_NC[one], levels_NC[candidates]) <= limits.image_colour
         return near
