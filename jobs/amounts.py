@@ -9,10 +9,11 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
 
 
 def bytes_of(text: str) -> int:
-    """``80GiB`` as a number. Raises ValueError for anything else."""
+    """``80GiB`` as a number of at least 1. Raises ValueError for anything else."""
     found = _AMOUNT.fullmatch(text)
-    if found is None or found[2].lower() not in _UNITS or not float(found[1]):
+    count = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].lower(), 0))
+    if count < 1:
         raise ValueError(
             f"{text!r} is no amount of memory: write a number and a unit, such as 80GiB or 512MB"
         )
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    return count

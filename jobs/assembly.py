@@ -108,59 +108,36 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
     Calls both builders once, here, so that their mistakes show before anything is started. Raises
     ValueError.
     """
+    parallel, offload = recipe.parallel, recipe.parallel.offload
     layers, _ = build_layers(recipe.model.build, recipe.model.arguments)
-    recompute = recipe.precision.recompute
-    recomputed: tuple[int, ...]
-    if recompute in ("none", AUTO):
-        recomputed = ()
-    elif recompute == "all":
-        recomputed = tuple(range(len(layers)))
-    else:
-        recomputed = tuple(int(layer) for layer in recompute)
-        if any(layer >= len(layers) for layer in recomputed):
-            raise ValueError(
-                f"precision.recompute names layer {max(recomputed)}, but the model has {len(layers)} layers, "
-                f"counted from 0: name layers up to {len(layers) - 1}"
-            )
-    stages = recipe.parallel.stages
-    if stages != "auto" and stages > len(layers):
-        raise ValueError(
-            f"parallel.stages ({stages}) is larger than the model's number of layers ({len(layers)}): "
-            "lower parallel.stages or build a model of more layers"
-        )
-    chunks = recipe.parallel.chunks
-    if stages != "auto" and stages * chunks > len(layers):
-        raise ValueError(
-            f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
-            f"({len(layers)}): lower one of them or build a model of more layers"
-        )
-    if recipe.parallel.slices > 1:
+    recomputed = _recomputed_layers(recipe, len(layers))
+    _check_stages(recipe, len(layers))
+    if parallel.slices > 1:
         from strategies.sequence.phases import check_phases  # who looks at a run needs no PyTorch
 
         check_phases(layers)
-    offload = recipe.parallel.offload
     data = build_data(recipe.data.build, data_arguments(recipe))
     _check_vocabulary(recipe, getattr(data, "vocabulary", None))
-    parallel = recipe.parallel
+    _check_held_out(recipe, getattr(data, "held_out_samples", None))
     return Job(
         build_model=partial(build_layers, recipe.model.build, recipe.model.arguments),
         build_data=partial(build_data, recipe.data.build, data_arguments(recipe)),
         seed=recipe.run.seed,
         steps=recipe.run.steps,
-        micro_batches=recipe.parallel.micro_batches,
-        micro_batch_size=recipe.parallel.micro_batch_size,
+        micro_batches=parallel.micro_batches,
+        micro_batch_size=parallel.micro_batch_size,
         optimizer=optimizer_settings(recipe),
         precision=Precision(recipe.precision.autocast == "bf16", recomputed),
         reduction=recipe.reduction,
         salvage=recipe.salvage,
         schedule=DEFAULT if parallel.schedule == AUTO else parallel.schedule,
-        chunks=recipe.parallel.chunks,
+        chunks=parallel.chunks,
         paths=paths_of(recipe, len(layers)),
         sequence=parallel.sequence if isinstance(parallel.sequence, int) else 1,
-        sequence_slices=recipe.parallel.slices,
+        sequence_slices=parallel.slices,
         sharding=SHARDING if parallel.sharding == AUTO else parallel.sharding,
         offload=None if offload is None else Offload(offload.window, offload.move),
-        threads=recipe.parallel.threads,
+        threads=parallel.threads,
         feed_workers=recipe.data.feed_workers,
         held_out_every=recipe.data.held_out_every,
         held_out_micro_batches=recipe.data.held_out_micro_batches,
@@ -180,6 +157,38 @@ def assemble(recipe: Recipe, checkpoint_root: str) -> Job:
             for fault in recipe.faults
         ),
     )
+
+
+def _recomputed_layers(recipe: Recipe, layers: int) -> tuple[int, ...]:
+    """Those that the recipe names, none where the search chooses. Raises ValueError."""
+    recompute = recipe.precision.recompute
+    if recompute in ("none", AUTO):
+        return ()
+    if recompute == "all":
+        return tuple(range(layers))
+    named = tuple(int(layer) for layer in recompute)
+    if any(layer >= layers for layer in named):
+        raise ValueError(
+            f"precision.recompute names layer {max(named)}, but the model has {layers} layers, "
+            f"counted from 0: name layers up to {layers - 1}"
+        )
+    return named
+
+
+def _check_stages(recipe: Recipe, layers: int) -> None:
+    stages, chunks = recipe.parallel.stages, recipe.parallel.chunks
+    if stages == "auto":
+        return
+    if stages > layers:
+        raise ValueError(
+            f"parallel.stages ({stages}) is larger than the model's number of layers ({layers}): "
+            "lower parallel.stages or build a model of more layers"
+        )
+    if stages * chunks > layers:
+        raise ValueError(
+            f"parallel.stages x chunks ({stages} x {chunks}) is more than the model's number of layers "
+            f"({layers}): lower one of them or build a model of more layers"
+        )
 
 
 def _space(recipe: Recipe, recomputed: tuple[int, ...]) -> Space | None:
@@ -207,4 +216,12 @@ def _check_vocabulary(recipe: Recipe, needed: int | None) -> None:
         raise ValueError(
             f"model.arguments.vocabulary ({given}) is smaller than that of the data ({needed}): raise it to "
             f"{needed}"
+        )
+
+
+def _check_held_out(recipe: Recipe, there: int | None) -> None:
+    if recipe.data.held_out_every and there == 0:
+        raise ValueError(
+            f"data.held_out_every ({recipe.data.held_out_every}) asks for held-out losses, but nothing is "
+            "held out of the data: set it to 0, or hold something out"
         )

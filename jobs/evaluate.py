@@ -72,14 +72,14 @@ def evaluate(
         orders["half"] = paths.layers_of(paths.half)
     autocast = recipe.precision.autocast == "bf16"
     found = tuple(
-        Depth(name, len(order), held_out_loss(layers, loss, data, order, number, autocast=autocast))
+        Depth(name, len(order), mean_loss(layers, loss, data, order, number, autocast=autocast))
         for name, order in orders.items()
     )
     console.print(_table(f"{folder.name}, step {manifest.version}", found, len(layers)))
     return found
 
 
-def held_out_loss(
+def mean_loss(
     layers: Sequence[nn.Module],
     loss: Loss,
     data: Data,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import typer
 
 RUN_ERROR = 1
-"""A run that failed, bits that differ, a stop that left no checkpoint."""
+"""A run that failed, bits that differ, a stop that left no checkpoint, a damaged one, a disk that fails."""
 
 USER_ERROR = 2
 """A mistake in recipe or arguments: trying again will not help."""
@@ -45,5 +45,15 @@ def errors() -> Iterator[None]:
     except ConnectionError as error:
         typer.echo(f"reknit: {error}", err=True)
         raise typer.Exit(CONTACT_LOST) from None
+    except OSError as error:
+        typer.echo(f"reknit: {error}", err=True)
+        raise typer.Exit(RUN_ERROR) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        from runtime.checkpoint import CheckpointDamaged  # commands that read none begin without it
+
+        if not isinstance(error, CheckpointDamaged):
+            raise
+        typer.echo(f"reknit: {error}", err=True)
+        raise typer.Exit(RUN_ERROR) from None

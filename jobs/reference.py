@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -205,33 +205,6 @@ class Reference:
             for parameter in self._parameters:
                 for other in parameter.leaves[1:]:
                     other.copy_(parameter.leaves[0])
-
-
-def reference_steps(
-    layers: Sequence[nn.Module],
-    loss: Loss,
-    batches: Batches,
-    *,
-    seed: int,
-    steps: int,
-    micro_batches: int,
-    settings: OptimizerSettings,
-    autocast: bool = False,
-    orders: Sequence[Sequence[int]] | None = None,
-) -> Iterator[ReferenceStep]:
-    """Yields ``steps`` steps of a ``Reference``; use that class where parameters matter too."""
-    reference = Reference(
-        layers,
-        loss,
-        batches,
-        seed=seed,
-        micro_batches=micro_batches,
-        settings=settings,
-        autocast=autocast,
-        orders=orders,
-    )
-    for _ in range(steps):
-        yield reference.step()
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from types import FrameType
 
 from rich.console import Console
@@ -70,7 +71,8 @@ def train(
     Ctrl-C ends the run at the next step boundary with a checkpoint. Without a ``console`` of the caller's
     the run is shown on standard output, and what Ray itself prints goes to ``ray.log`` in the run folder.
 
-    Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed.
+    Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed. A run
+    that could not even be started leaves no folder.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -85,16 +87,19 @@ def train(
         )
     if resume:
         refuse_another_recipe(recipe, RunFolder(path))
-    job = assemble(recipe, root)
-    folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
-    settings = run_settings(recipe, folder.path, resume=resume)
-    parallel = recipe.parallel
     if detach and (address or ray_address()) is None:
         raise ValueError(
             "a detached run needs a Ray cluster that outlives this command: start one (`ray start --head`) "
             "and name it by --address"
         )
+    job = assemble(recipe, root)
+    parallel = recipe.parallel
     with ExitStack() as stack:
+        unless_started = stack.enter_context(ExitStack())
+        if not resume:
+            unless_started.callback(_remove_what_is_new, path, _entries(path))
+        folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
+        settings = run_settings(recipe, folder.path, resume=resume)
         if console is None:
             console = Console(file=sys.stdout)
             log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
@@ -114,6 +119,7 @@ def train(
             stack.callback(withdraw, targets_folder_of(recipe), "train", folder.name)
         run = stack.enter_context(RayRun(job, settings, detached=detach))
         port = run.metrics_port()
+        unless_started.pop_all()
         console.print(f"run folder {folder.path}", highlight=False, soft_wrap=True)
         if port is not None:
             console.print(f"metrics at port {port}, /metrics", highlight=False, soft_wrap=True)
@@ -183,7 +189,23 @@ def _run_path(recipe: Recipe, run_folder: str | Path | None, resume: bool) -> Pa
             f"there is no run of {recipe.run.name} in {Path('runs').absolute()} to resume: name its folder "
             "by --run-folder, or start without --resume"
         )
-    return earlier[-1]
+    return earlier[-1].absolute()
+
+
+def _entries(path: Path) -> frozenset[Path] | None:
+    """What is in a folder; None where there is no folder."""
+    return frozenset(path.iterdir()) if path.exists() else None
+
+
+def _remove_what_is_new(path: Path, before: frozenset[Path] | None) -> None:
+    """Makes a folder what it was, so that a later --resume does not take it for the newest run."""
+    for entry in (_entries(path) or frozenset()) - (before or frozenset()):
+        if entry.is_dir():
+            rmtree(entry)
+        else:
+            entry.unlink()
+    if before is None and path.exists():
+        path.rmdir()
 
 
 def _facts(recipe: Recipe) -> dict[str, object]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from math import gcd
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from jobs.checkpoints import checkpoint_root
 from jobs.recipe.recipe import Recipe, load_recipe
 from runtime.checkpoint import (
     ROWS,
+    CheckpointDamaged,
     CheckpointReader,
     Interval,
     Manifest,
@@ -53,8 +56,8 @@ def import_checkpoint(
 
     ``source`` is a universal checkpoint, or the folder of a run of the same model with any engine. ``step``
     says how many steps a universal checkpoint has behind it where its files do not. Returns that number.
-    Raises ValueError where ``source`` is neither or does not fit the recipe's model, CheckpointDamaged for a
-    run's checkpoint that cannot be read.
+    Raises ValueError where ``source`` is neither or does not fit the recipe's model, CheckpointDamaged for
+    a checkpoint that cannot be read.
     """
     source = Path(source).expanduser().absolute()
     layout = _layout(recipe)
@@ -62,10 +65,11 @@ def import_checkpoint(
         version, pieces = _from_run(RunFolder(source), layout)
     else:
         version, pieces = _from_universal(_universal_folder(source), layout, step)
-    folder = RunFolder.create(run_folder, recipe.to_toml(), {"imported": str(source), "started": time.time()})
+    folder = RunFolder(run_folder)
     root = checkpoint_root(recipe, folder)
-    if list_checkpoints(root):
+    if not folder.exists() and list_checkpoints(root):
         raise ValueError(f"{root} holds checkpoints already: name another checkpoint.folder")
+    RunFolder.create(folder.path, recipe.to_toml(), {"imported": str(source), "started": time.time()})
     file = write_shards(root, version, 0, 0, pieces)
     write_manifest(root, version, layout, [file], exponents=None, recipe=recipe.numerics_digest())
     return version
@@ -181,6 +185,7 @@ def _universal_folder(source: Path) -> Path:
 def _from_universal(folder: Path, layout: Layout, step: int | None) -> tuple[int, Pieces]:
     zero = folder / "zero"
     found: set[int] = set()
+    flat = _FlatFiles()
     pieces: dict[Interval, Tensor] = {}
     for block in layout.blocks:
         state_3N = torch.zeros(ROWS, block.size)
@@ -188,17 +193,22 @@ def _from_universal(folder: Path, layout: Layout, step: int | None) -> tuple[int
             tensor = use.tensor
             place = _place(zero, layout, use)
             for row, file in enumerate(FILES):
-                values = _read(place / f"{file}.pt")
-                if values.numel() < tensor.size:
-                    raise ValueError(
-                        f"{place / file}.pt has {values.numel()} elements, but {exported_name(use)} of the "
-                        f"recipe's model has {tensor.size}: give the recipe the model of the checkpoint"
-                    )
-                # stage 3's files are flat, with the padding of the last rank
-                state_3N[row, tensor.offset : tensor.stop] = values.float().flatten()[: tensor.size]
+                path = place / f"{file}.pt"
+                value = _load(path)
+                if isinstance(value, Tensor) and value.ndim == 1:
+                    flat.take(path, value.numel(), use)
+                    value = value[: tensor.size].view(tensor.shape)
+                elif isinstance(value, dict):
+                    value = value.get("param")
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"{path} holds no tensor: it is no file of a universal checkpoint")
+                if value.shape != tensor.shape:
+                    raise _other_model(path, f"has the shape {tuple(value.shape)}", use)
+                state_3N[row, tensor.offset : tensor.stop] = value.float().flatten()
             if (place / "step.pt").is_file():
                 found.add(int(_load(place / "step.pt")))
         pieces[block.index, 0, block.size] = state_3N
+    flat.refuse_surplus()
     if step is not None:
         return step, pieces
     if not found and (zero / OPTIMIZER_STATE).is_file():
@@ -208,6 +218,39 @@ def _from_universal(folder: Path, layout: Layout, step: int | None) -> tuple[int
         told = f"several numbers of steps ({sorted(found)})" if found else "no number of steps"
         raise ValueError(f"{folder} tells {told}: say how many it has behind it by --step")
     return found.pop(), pieces
+
+
+class _FlatFiles:
+    """The files of stage 3: a parameter's elements in a row, behind them what older versions of DeepSpeed pad
+    the last rank with. Shapes are lost in them, so that another model is known by their lengths."""
+
+    def __init__(self) -> None:
+        self._divisor = 0
+        self._surplus = 0
+        self._longest: tuple[Path, int, ParameterUse] | None = None
+
+    def take(self, path: Path, elements: int, use: ParameterUse) -> None:
+        """Raises ValueError if there are fewer ``elements`` in ``path`` than the parameter has."""
+        surplus = elements - use.tensor.size
+        if surplus < 0:
+            raise _other_model(path, f"has {elements} elements", use)
+        self._divisor = gcd(self._divisor, elements)
+        if surplus > self._surplus:
+            self._surplus, self._longest = surplus, (path, elements, use)
+
+    def refuse_surplus(self) -> None:
+        """Raises ValueError if what is too much cannot be padding: some number of ranks must divide every
+        length, and each surplus is smaller than that number."""
+        if self._longest is not None and self._surplus >= self._divisor:
+            path, elements, use = self._longest
+            raise _other_model(path, f"has {elements} elements, more than padding explains", use)
+
+
+def _other_model(path: Path, has: str, use: ParameterUse) -> ValueError:
+    return ValueError(
+        f"{path} {has}, but {exported_name(use)} of the recipe's model has the shape {use.tensor.shape} "
+        f"({use.tensor.size} elements): give the recipe the model of the checkpoint"
+    )
 
 
 def _place(zero: Path, layout: Layout, use: ParameterUse) -> Path:
@@ -223,13 +266,6 @@ def _place(zero: Path, layout: Layout, use: ParameterUse) -> Path:
     )
 
 
-def _read(path: Path) -> Tensor:
-    value = _load(path)
-    tensor = value["param"] if isinstance(value, dict) else value
-    assert isinstance(tensor, Tensor), f"{path} holds no tensor"
-    return tensor
-
-
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -237,3 +273,6 @@ def _load(path: Path) -> Any:
         raise ValueError(
             f"{path} is missing: only checkpoints of Adam or AdamW with both moments can be imported"
         ) from None
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # what torch says of a damaged file
+        cause = str(error).partition("\n")[0] or "it ends too early"
+        raise CheckpointDamaged(f"{path} cannot be read: {cause}") from None

@@ -61,12 +61,12 @@ def verify(run: str | Path, console: Console) -> bool:
         highlight=False,
         soft_wrap=True,
     )
-    unequal: list[int] = []
+    first_unequal: int | None = None
     for step in range(1, last + 1):
         expected = reference.step()
         record = by_step.get(step)
         if record is not None and (expected.loss, expected.grad_norm, expected.fingerprint) != _bits(record):
-            unequal.append(step)
+            first_unequal = step
             console.print(
                 f"step {step}  loss {record.loss!r} instead of {expected.loss!r}, "
                 f"fingerprint {record.fingerprint:016x} instead of {expected.fingerprint:016x}",
@@ -75,8 +75,10 @@ def verify(run: str | Path, console: Console) -> bool:
             )
             break
     missing = sorted(set(range(1, last + 1)) - by_step.keys())
-    parameters = None if unequal else _compare_parameters(folder, recipe, last, reference.parameters)
-    same = _conclude(console, len(by_step), unequal, missing, parameters, time.monotonic() - began)
+    parameters = None
+    if first_unequal is None:
+        parameters = _compare_parameters(folder, recipe, last, reference.parameters)
+    same = _conclude(console, len(by_step), first_unequal, missing, parameters, time.monotonic() - began)
     return _audit(console, folder, recipe, data, last) and same
 
 
@@ -160,14 +162,14 @@ def _compare_parameters(
 def _conclude(
     console: Console,
     steps: int,
-    unequal: list[int],
+    first_unequal: int | None,
     missing: list[int],
     parameters: tuple[int, list[str]] | None,
     seconds: float,
 ) -> bool:
     if missing:
         console.print(f"not recorded, so not compared: steps {', '.join(map(str, missing))}", highlight=False)
-    same = not unequal and not missing and parameters is not None and not parameters[1]
+    same = first_unequal is None and not missing and parameters is not None and not parameters[1]
     if same:
         assert parameters is not None
         console.print(
@@ -176,8 +178,8 @@ def _conclude(
             highlight=False,
             soft_wrap=True,
         )
-    elif unequal:
-        console.print(f"NOT identical from step {unequal[0]} on", highlight=False)
+    elif first_unequal is not None:
+        console.print(f"NOT identical from step {first_unequal} on", highlight=False)
     elif parameters is None:
         console.print("the steps are identical, but there is no checkpoint of the last one", highlight=False)
     elif parameters[1]:

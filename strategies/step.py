@@ -29,7 +29,7 @@ from runtime.snapshots import Piece, ShardStore
 from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
 from strategies.optimizer import Segment, Update, segments, update
-from strategies.pipeline import Data, Pipeline
+from strategies.pipeline import Data, FaultPoint, Pipeline
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
 from strategies.shardings.offload import StreamedLayers
@@ -44,8 +44,6 @@ from strategies.share import (
 )
 from strategies.stage import StageModel
 from strategies.zero import piece_of
-
-FaultPoint = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -32,8 +32,8 @@ class ZeroRounds:
         self._endpoint = endpoint
         self._layout = layout
         self._worker = worker
-        holders = {block.index: plan.holders(block.layers) for block in layout.blocks}
-        mine = {block for block, workers in holders.items() if worker in workers}
+        self._holders = {block.index: plan.holders(block.layers) for block in layout.blocks}
+        mine = {block for block, workers in self._holders.items() if worker in workers}
         self._to_owner: dict[WorkerId, list[Shard]] = {}
         self._from_owner = self._to_owner  # what I add to at its owner is what I get back from it
         for shard in plan.shards:
@@ -41,7 +41,7 @@ class ZeroRounds:
                 self._to_owner.setdefault(shard.owner, []).append(shard)
         self._to_holder: dict[WorkerId, list[Shard]] = {}
         for shard in self.owned:
-            for holder in holders[shard.block]:
+            for holder in self._holders[shard.block]:
                 if holder != worker:
                     self._to_holder.setdefault(holder, []).append(shard)
         self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
@@ -135,12 +135,9 @@ class ZeroRounds:
             parts: list[Tensor] = []
             for shard in shards:
                 state_3N = new_states[piece_of(shard)]
-                gathers = not whole and backup in self._to_holder_of(shard)
+                gathers = not whole and backup in self._holders[shard.block]
                 parts.append(state_3N[1:] if gathers else state_3N)
             self._endpoint.send(backup, tag, parts, background=True)
-
-    def _to_holder_of(self, shard: Shard) -> set[WorkerId]:
-        return {holder for holder, shards in self._to_holder.items() if shard in shards}
 
     def expect_backups(self) -> None:
         """From now on, copies of the state just sent by everybody are on their way here."""

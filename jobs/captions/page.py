@@ -86,6 +86,8 @@ def render(trained: Trained, found: Losses, items: list[Shown]) -> str:
 def write_page(run: Path, baseline: Path | None, console: Console) -> Path:
     """Writes ``captions.html`` into the run folder and says in figures what it shows. Raises ValueError."""
     trained = load(run)
+    for problem in trained.passed_over:
+        console.print(problem, highlight=False, soft_wrap=True)
     torch.set_num_threads(trained.recipe.parallel.threads)
     found = losses(trained, baseline)
     items = held_out_items(trained)

@@ -25,7 +25,7 @@ from jobs.data.multimodal import MultimodalData
 from jobs.models.captioner import Embedding, Row
 from jobs.models.gpt import IGNORED
 from jobs.recipe.recipe import Recipe, load_recipe
-from runtime.checkpoint import list_checkpoints, load_manifest
+from runtime.checkpoint import list_checkpoints, load_manifest, newest_whole
 from runtime.run_folder import RunFolder
 from strategies.model import LossFunction, describe
 
@@ -43,6 +43,8 @@ class Trained:
     layers: list[nn.Module]
     loss: LossFunction
     curated: CuratedSet
+    passed_over: tuple[str, ...] = ()
+    """Why newer checkpoints are not it, a sentence each."""
 
     def turn_to(self, version: int) -> None:
         """Becomes the state of another of the run's checkpoints, for a fraction of what ``load`` costs."""
@@ -64,9 +66,10 @@ class Trained:
 
 
 def load(run: str | Path, version: int | None = None) -> Trained:
-    """The newest checkpoint of the run in the folder ``run``, or that of ``version``.
+    """The newest whole checkpoint of the run in the folder ``run``, or that of ``version``.
 
-    Raises ValueError if there is none, or if the run's data is no curated set.
+    Raises ValueError if there is none, or if the run's data is no curated set, and CheckpointDamaged if that
+    of ``version`` is not whole.
     """
     folder = RunFolder(run)
     versions = checkpoints(run)
@@ -82,9 +85,14 @@ def load(run: str | Path, version: int | None = None) -> Trained:
         raise ValueError(f"the model of {folder.path} is no captioner: it writes no captions")
     for layer in layers:
         layer.eval()
-    wanted = versions[-1] if version is None else version
-    trained = Trained(recipe, root, wanted, layers, loss, open_set(source))
-    trained.turn_to(wanted)
+    problems: list[str] = []
+    if version is None:
+        manifest, problems = newest_whole(root, describe(layers))
+        if manifest is None:
+            raise ValueError(f"{folder.path} has no whole checkpoint: {' '.join(problems)}")
+        version = manifest.version
+    trained = Trained(recipe, root, version, layers, loss, open_set(source), tuple(problems))
+    trained.turn_to(version)
     return trained
 
 
@@ -141,7 +149,7 @@ def held_out_loss(
     """
     data = trained.data
     total, tokens = 0.0, 0
-    for number in range(data.held_out_order.rows_of(0)):
+    for number in range(0 if data.held_out_order is None else data.held_out_order.rows_of(0)):
         inputs, targets_BT = data.held_out(number)
         if exchanged:
             there = int(inputs["segment"].max()) + 1

@@ -10,16 +10,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from jobs.curation import hashes
 from jobs.curation.balance import over_quota, pick_key
-from jobs.curation.groups import Groups, near_pairs
+from jobs.curation.groups import Groups, Places, near_links
 from jobs.curation.items import Seen, SeenClip, Verdict
 from jobs.curation.recipe import CurationRecipe
 from jobs.curation.split import held_out_items
 
-SPLITS = ("train", "held_out")
 _SAME_LENGTH = 0.05
 """By how much of its length a clip may differ from one that it is a copy of."""
+
+_ROUNDING = 1e-6
+"""Levels; more than the mean of 48 of them is off by."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +148,22 @@ def _without_image_copies(
     firsts = {name: images[name].image_hash for name in first.values()}
     limits = recipe.duplicates
 
-    def close(one: str, other: str) -> bool:
-        colours = images[one].image_colour, images[other].image_colour
-        return hashes.colour_distance(*colours) <= limits.image_colour
+    levels_NC = hashes.colour_levels(images[name].image_colour for name in sorted(firsts))
+    means_N = levels_NC.mean(axis=1)
+
+    def close(one: int, others: Places) -> npt.NDArray[np.bool_]:
+        # no less apart than their means are, which is quick to say of many
+        near: npt.NDArray[np.bool_] = (
+            np.abs(means_N[others] - means_N[one]) <= limits.image_colour + _ROUNDING
+        )
+        candidates = others[near]
+        near[near] = hashes.colour_distances(levels_NC[one], levels_NC[candidates]) <= limits.image_colour
+        return near
 
     related = Groups((name, same.least(name)) for name in images)
-    for one, other in near_pairs(firsts, limits.related_distance):
+    for one, other in near_links(firsts, limits.related_distance):
         related.join(one, other)
-    for one, other in near_pairs(firsts, limits.image_distance, close):
+    for one, other in near_links(firsts, limits.image_distance, close):
         same.join(one, other)
     kept = []
     for row in rows:
@@ -188,12 +201,15 @@ def _without_clip_copies(
     first: dict[str, str] = {}
     same = Groups((name, first.setdefault(clips[name].sha256, name)) for name in sorted(clips))
 
-    def close(one: str, other: str) -> bool:
-        lengths = sorted((clips[one].samples, clips[other].samples))
-        return lengths[1] - lengths[0] <= _SAME_LENGTH * lengths[1]
-
     firsts = {name: clips[name].fingerprint for name in first.values()}
-    for one, other in near_pairs(firsts, recipe.duplicates.clip_distance, close):
+    lengths_N = np.asarray([clips[name].samples for name in sorted(firsts)], dtype=np.int64)
+
+    def close(one: int, others: Places) -> npt.NDArray[np.bool_]:
+        longer = np.maximum(lengths_N[one], lengths_N[others])
+        near: npt.NDArray[np.bool_] = np.abs(lengths_N[others] - lengths_N[one]) <= _SAME_LENGTH * longer
+        return near
+
+    for one, other in near_links(firsts, recipe.duplicates.clip_distance, close):
         same.join(one, other)
     shared = Groups((items[name], items[same.least(name)]) for name in clips)
     kept = []

@@ -1,14 +1,18 @@
-"""Which things belong together: pairs of near hashes, and the groups that pairs make."""
+"""Which things belong together: links between near hashes, and the groups that pairs make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from jobs.curation.hashes import bit_distance
 
 Name = TypeVar("Name", bound=Hashable)
+Places = npt.NDArray[np.int64]
 
 
 class Groups:
@@ -34,30 +38,61 @@ class Groups:
         return name
 
 
-def near_pairs(
-    hashes: Mapping[str, bytes], distance: int, close: Callable[[str, str], bool] = lambda one, other: True
+Close = Callable[[int, Places], npt.NDArray[np.bool_]]
+"""Which of the names at the given places, in the order of names, are close to the one at the first place."""
+
+
+def near_links(
+    hashes: Mapping[str, bytes], distance: int, close: Close | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Every pair of names whose hashes differ in at most ``distance`` bits and that ``close`` agrees to.
+    """Pairs of names whose hashes differ in at most ``distance`` bits and that ``close`` (None: all) agrees
+    to: as few as make the groups that all such pairs make. Thousands of names may have one hash.
 
     Cut into distance + 1 parts, two such hashes have at least one part in common (the pigeonhole principle;
     Manku et al., "Detecting near-duplicates for web crawling", WWW 2007): only these are compared.
     """
-    buckets: dict[tuple[int, int], list[str]] = {}
-    for name in sorted(hashes):
-        for part, value in enumerate(_parts(hashes[name], distance + 1)):
-            buckets.setdefault((part, value), []).append(name)
-    seen = set()
-    for names in buckets.values():
-        for pair in combinations(names, 2):
-            if pair in seen or bit_distance(hashes[pair[0]], hashes[pair[1]]) > distance:
-                continue
-            seen.add(pair)
-            if close(*pair):
-                yield pair
+    names = sorted(hashes)
+    places: dict[bytes, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(hashes[name], []).append(place)
+    waiting = {value: np.asarray(each) for value, each in places.items()}  # those that no link leads to yet
+    buckets: dict[tuple[int, int], list[bytes]] = {}
+    for value in waiting:
+        for part in _parts(value, distance + 1):
+            buckets.setdefault(part, []).append(value)
+    near: dict[bytes, list[bytes]] = {}
+
+    def around(value: bytes) -> list[bytes]:
+        if value not in near:
+            found: dict[bytes, None] = {}
+            for part in _parts(value, distance + 1):
+                buckets[part] = [each for each in buckets[part] if len(waiting[each])]
+                found.update(dict.fromkeys(buckets[part]))
+            near[value] = [each for each in found if bit_distance(value, each) <= distance]
+        return near[value]
+
+    for first, name in enumerate(names):
+        own = waiting[hashes[name]]
+        if not len(own) or own[0] != first:  # a link leads to it
+            continue
+        waiting[hashes[name]] = own[1:]
+        reached = [first]
+        while reached:
+            one = reached.pop()
+            for value in around(hashes[names[one]]):
+                others = waiting[value]
+                if not len(others):
+                    continue
+                agreed = np.ones(len(others), dtype=np.bool_) if close is None else close(one, others)
+                waiting[value] = others[~agreed]
+                for other in others[agreed].tolist():
+                    yield names[one], names[other]
+                    reached.append(other)
 
 
-def _parts(value: bytes, count: int) -> Iterator[int]:
+def _parts(value: bytes, count: int) -> Iterator[tuple[int, int]]:
+    """(number of the part, its bits)."""
     bits, number = len(value) * 8, int.from_bytes(value, "big")
     edges = [bits * part // count for part in range(count + 1)]
-    for low, high in pairwise(edges):
-        yield (number >> low) & ((1 << (high - low)) - 1)
+    for part, (low, high) in enumerate(pairwise(edges)):
+        yield part, (number >> low) & ((1 << (high - low)) - 1)

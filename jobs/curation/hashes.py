@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 
 import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-IMAGE_BITS = 64
-CLIP_BITS = 256
 _COLOUR_GRID = 4
 _BANDS, _SLICES = 16, 16
 _FLOOR, _CHANGE = 1e-3, 0.1
@@ -33,10 +32,17 @@ def image_colour(pixels_HWC: npt.NDArray[np.uint8]) -> bytes:
     return np.asarray(image, dtype=np.uint8).tobytes()
 
 
-def colour_distance(one: bytes, other: bytes) -> float:
-    """The mean difference of levels, 0 to 255."""
-    levels = (np.frombuffer(each, np.uint8).astype(np.int64) for each in (one, other))
-    return float(np.abs(next(levels) - next(levels)).mean())
+def colour_levels(colours: Iterable[bytes]) -> npt.NDArray[np.int16]:
+    """The levels of N images, [N, 48]."""
+    return np.frombuffer(b"".join(colours), np.uint8).reshape(-1, 3 * _COLOUR_GRID**2).astype(np.int16)
+
+
+def colour_distances(
+    one_C: npt.NDArray[np.int16], others_NC: npt.NDArray[np.int16]
+) -> npt.NDArray[np.float64]:
+    """The mean difference of levels of one image to each of N, 0 to 255."""
+    distances_N: npt.NDArray[np.float64] = np.abs(others_NC - one_C).mean(axis=1)
+    return distances_N
 
 
 def caption_key(text: str) -> str:

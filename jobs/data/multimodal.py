@@ -147,13 +147,17 @@ class MultimodalData:
             rows=micro_batch_size,
             micro_batches=micro_batches,
         )
-        self.held_out_order = PackedOrder(
-            _HELD_OUT_SEED,
-            self._held_out.lengths,
-            capacity=context,
-            slots=slots,
-            rows=micro_batch_size,
-            micro_batches=1,
+        self.held_out_order = (
+            PackedOrder(
+                _HELD_OUT_SEED,
+                self._held_out.lengths,
+                capacity=context,
+                slots=slots,
+                rows=micro_batch_size,
+                micro_batches=1,
+            )
+            if self.held_out_samples
+            else None
         )
 
     def inputs(self, step: int, micro_batch: int) -> Read:
@@ -172,7 +176,12 @@ class MultimodalData:
         return self._inputs(self._train, rows, augment=True), self._targets(self._train, rows)
 
     def held_out(self, micro_batch: int) -> tuple[dict[str, Tensor], Tensor]:
-        """As ``micro_batch`` (from 0), of items that are never trained on, their images as they are."""
+        """As ``micro_batch`` (from 0), of items that are never trained on, their images as they are.
+
+        Raises ValueError if the set holds nothing out.
+        """
+        if self.held_out_order is None:
+            raise ValueError("nothing is held out: curate the set with split.held_out above 0")
         rows = self.held_out_order.rows(micro_batch + 1, 0)
         return self._inputs(self._held_out, rows, augment=False), self._targets(self._held_out, rows)
 

@@ -47,8 +47,6 @@ STYLES = {
 
 COMPUTING = ("forward", "backward", "held_out", "data", "optimizer")
 
-_STATE_STYLES = {"running": "green", "completed": "green", "failed": "red", "recovering": "red"}
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 

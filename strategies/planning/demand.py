@@ -7,7 +7,8 @@ from typing import Literal
 from runtime.layout import Layout
 from runtime.plan import Member
 from strategies.planning.costs import CostModel
-from strategies.planning.planner import MOST_STAGES, choose_plan
+from strategies.planning.partition import MOST_STAGES
+from strategies.planning.planner import choose_plan
 
 ALIKE = 0.05
 """Relative: a step that is predicted to take so little less is no reason to ask for further machines. Above

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from runtime.plan import WorkerId
 
+MOST_STAGES = 8
+"""Up to how many stages are tried where their number is free."""
+
 TOLERANCE = 1e-4
 """How far above the optimum ``cut_layers`` may stop, relative; measured seconds are far coarser."""
 

@@ -17,13 +17,11 @@ from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from strategies.planning.candidates import MANY, divisions_of, sized_divisions, spread_over_domains
 from strategies.planning.costs import CostModel, Division, Predictor
+from strategies.planning.partition import MOST_STAGES
 from strategies.planning.ranking import assign, ranked, score, stages_of, step_seconds
 from strategies.sharding import shard_blocks
 
 __all__ = ["CandidateScore", "CostModel", "Prediction", "choose_plan", "predicted_gain"]
-
-MOST_STAGES = 8
-"""Up to how many stages "auto" tries."""
 
 ROOM = 4 / 3
 """Where only a number of stages is asked for, the workers' memory is not known. A plan may then take this

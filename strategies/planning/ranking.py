@@ -23,7 +23,7 @@ simulation takes 2 x stages x micro-batches."""
 REFINED_TASKS = 20_000
 """So many more may go into refining the best."""
 
-LARGEST_SIMULATION = 1_500
+LARGEST_RANKED = 1_500
 """Tasks. A larger plan is simulated in proportion: with a q-th of the workers of every group and of the
 micro-batches. How far that stays behind the closed formula is how far the whole does."""
 
@@ -170,7 +170,7 @@ class _Simulation:
         return best
 
     def _scale(self, division: Division) -> int:
-        return -(-2 * len(division.groups) * self._predictor.micro_batches // LARGEST_SIMULATION)
+        return -(-2 * len(division.groups) * self._predictor.micro_batches // LARGEST_RANKED)
 
     def _tasks(self, division: Division) -> int:
         return 2 * len(division.groups) * self._predictor.micro_batches // self._scale(division)

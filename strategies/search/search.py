@@ -68,7 +68,8 @@ def search(
     the groups. Of the ``simulated`` best those that are ``NEAR`` are simulated and sorted by that.
     ``tolerance``: the cost model's best may be missed by so much, relatively, to save time. Pure.
 
-    Raises NothingFits where none fits, with the least memory with which one would.
+    Raises NothingFits where none fits, with the least memory with which one would, or because ``space`` has
+    nothing for so many workers and layers.
     """
     found = _best_first(problem, space, workers, limit, max(most, simulated), tolerance)
     if not found:
@@ -125,12 +126,10 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
 
 
 def _missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
-    assert limit is not None, "with memory in plenty every combination fits"
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
     if not possible:
-        raise ValueError(
-            "no schedule, number of chunks and sequence degree of these fits the workers and layers"
-        )
+        return "no schedule, number of chunks and sequence degree of these fits the workers and layers"
+    assert limit is not None, "with memory in plenty every combination fits"
     low, high = limit, 2 * limit
     while not _fits(problem, space, possible, high):
         low, high = high, 2 * high

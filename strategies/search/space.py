@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from runtime.plan import Strategy
+from strategies.planning.partition import MOST_STAGES
 from strategies.search.formulas import FORMULAS
 from strategies.search.memory import SHARDINGS
 from strategies.shardings.registry import DEFAULT
 from strategies.shardings.registry import SHARDINGS as REGISTRY
-
-MOST_STAGES = 8
-"""Up to how many stages are tried where their number is free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,23 +29,6 @@ def slice_bounds(tokens: int, slices: int) -> tuple[int, ...]:
     return tuple(tokens * index // slices for index in range(slices + 1))
 
 
-def elements_sent(tokens: int, slices: int, heads: int, team: int, widths: tuple[int, int]) -> list[int]:
-    """What every member of a team of ``team`` sends of one sample in the forward of an attention: its
-    slices to the others' heads (``widths[0]`` elements a token and head: queries, keys and values) and its
-    heads to the others' slices (``widths[1]``). Backward it is the same with the widths exchanged.
-
-    With N tokens and a width of h that divide evenly it is the 4 (N / P) h (P - 1) / P of Jacobs et al.,
-    "DeepSpeed Ulysses" (2023), sec. 3.
-    """
-    bounds = slice_bounds(tokens, slices)
-    sent = []
-    for mine, own_heads in zip(dealt(slices, team), dealt(heads, team), strict=True):
-        held = bounds[mine.stop] - bounds[mine.start]
-        out, back = held * (heads - len(own_heads)), (tokens - held) * len(own_heads)
-        sent.append(out * widths[0] + back * widths[1])
-    return sent
-
-
 def team_sizes(workers: int, most: int) -> tuple[int, ...]:
     """As few teams of at most ``most`` as there can be, as even as can be, the larger ones first."""
     return tuple(len(run) for run in dealt(workers, -(-workers // most)))

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from jobs.checkpoints import fill
-from jobs.evaluate import held_out_loss
+from jobs.evaluate import mean_loss
 from runtime.checkpoint import load_manifest
 from runtime.events import WorkerJoined
 from strategies.job import Fault
@@ -71,7 +71,7 @@ def held_out(run: ChaosRun, order: tuple[int, ...]) -> float:
     layers, loss = DEEP()
     root = run.job.checkpoint_root
     fill(layers, describe(layers), root, load_manifest(root, STEPS))
-    return held_out_loss(layers, loss, Tokens(5), order, 3)
+    return mean_loss(layers, loss, Tokens(5), order, 3)
 
 
 def test_without_skipping_the_bits_are_those_of_every_schedule(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import threading
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from runtime.run_folder import RunFolder
 from tests.support.captions import LANGUAGES, SIZE, Row, write_set
 from tests.support.chaos import ChaosRun
 from tests.support.ray_jobs import toy_recipe
+from tests.support.served import damage
 
 COLOURS = {"rouge": (220, 30, 30), "vert": (30, 200, 30), "bleu": (30, 30, 220), "noir": (5, 5, 5)}
 
@@ -132,6 +134,7 @@ def test_the_checkpoint_is_the_model(run: Path) -> None:
     total = 0.0
     data = trained.data
     with torch.no_grad():
+        assert data.held_out_order is not None
         for number in range(data.held_out_order.rows_of(0)):
             value: Any
             value, targets_BT = data.held_out(number)
@@ -241,6 +244,19 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
     assert "trained without images" in text and "trained without images" not in without
 
 
+def test_a_set_that_holds_nothing_out(tmp_path: Path) -> None:
+    """Nothing can be said of such a set, but it can be trained on, unless held-out losses are asked for."""
+    source = write_set(tmp_path / "colours", {"train": (12,), "held_out": ()}, coloured_row)
+    recipe = recipe_of(source, images=True)
+    assemble(recipe, str(tmp_path))
+    layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
+    trained = Trained(recipe, "", 0, layers, loss, open_set(source))
+    assert held_out_loss(trained) == (0.0, 0) and held_out_items(trained) == []
+    evaluated = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out_every": 5})})
+    with pytest.raises(ValueError, match=r"data\.held_out_every \(5\).*nothing is held out"):
+        assemble(evaluated, str(tmp_path))
+
+
 def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         load(tmp_path)
@@ -250,6 +266,25 @@ def test_runs_that_write_no_captions(tmp_path: Path, run: Path) -> None:
     folder = RunFolder.create(tmp_path / "plain", text.to_toml(), {})
     with pytest.raises(ValueError, match="no checkpoint"):
         load(folder.path)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, run: Path) -> None:
+    copied = copytree(run, tmp_path / "run")
+    old, new = checkpoints(copied)
+    damage(copied, new)
+    trained = load(copied)
+    assert trained.version == old
+    assert all(
+        torch.equal(a, b)
+        for mine, its in zip(trained.layers, load(run, old).layers, strict=True)
+        for a, b in zip(mine.parameters(), its.parameters(), strict=True)
+    )
+    output = io.StringIO()
+    write_page(copied, None, Console(file=output, width=300))
+    assert "step-00000120" in output.getvalue() and "loss of step 60" in output.getvalue()
+    damage(copied, old)
+    with pytest.raises(ValueError, match=r"has no whole checkpoint: .*step-00000060"):
+        load(copied)
 
 
 def test_lines_of_a_checkpoint(run: Path) -> None:

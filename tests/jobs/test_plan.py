@@ -56,7 +56,7 @@ def test_amounts(text: str, count: int) -> None:
     assert bytes_of(text) == count
 
 
-@pytest.mark.parametrize("text", ["80", "GiB", "80 parsecs", "-3GB", "0MB"])
+@pytest.mark.parametrize("text", ["80", "GiB", "80 parsecs", "-3GB", "0MB", "0.4B", "0.0001kb"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no amount of memory: write a number and a unit"):
         bytes_of(text)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.reference import Reference, reference_steps
+from jobs.reference import Reference
 from runtime.streams import seed_layer
 from strategies.options import OptimizerSettings
 
@@ -108,10 +108,11 @@ def test_it_follows_an_ordinary_float32_loop() -> None:
 
 
 def test_it_learns_and_repeats_itself_bit_for_bit() -> None:
-    arguments = {"seed": SEED, "steps": 8, "micro_batches": MICRO_BATCHES, "settings": SETTINGS}
-    first = list(reference_steps(model(), loss, batches, **arguments))  # type: ignore[arg-type]
+    run = reference()
+    first = [run.step() for _ in range(8)]
     torch.rand(100)
-    again = list(reference_steps(model(), loss, batches, **arguments))  # type: ignore[arg-type]
+    run = reference()
+    again = [run.step() for _ in range(8)]
     assert first == again
     assert first[-1].loss < first[0].loss
     assert len({step.fingerprint for step in first}) == 8

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.recipe.recipe import Recipe
-from jobs.universal import export_checkpoint, import_checkpoint
+from jobs.universal import FILES, export_checkpoint, import_checkpoint
 from runtime.checkpoint import (
     ROWS,
     CheckpointReader,
@@ -120,6 +120,47 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tells no number of steps: say how many"):
         import_checkpoint(tmp_path / "universal", recipe, tmp_path / "back")
     assert import_checkpoint(tmp_path / "universal", recipe, tmp_path / "back", step=4) == 4
+
+
+def test_an_import_into_others_checkpoints_can_be_corrected(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", recipe_of())
+    taken = str(tmp_path / "run" / "checkpoints")
+    wrong = Recipe.model_validate({**recipe_of().model_dump(), "checkpoint": {"folder": taken}})
+    with pytest.raises(ValueError, match="holds checkpoints already"):
+        import_checkpoint(tmp_path / "run", wrong, tmp_path / "new")
+    assert import_checkpoint(tmp_path / "run", recipe_of(), tmp_path / "new") == VERSION
+
+
+def flattened(folder: Path, ranks: int) -> None:
+    """Makes the checkpoint one of stage 3: bare rows of elements, padded to a multiple of ``ranks``."""
+    for file in FILES:
+        for path in (folder / "zero").rglob(f"{file}.pt"):
+            row = torch.load(path)["param"].flatten()
+            torch.save(torch.cat([row, torch.full((-row.numel() % ranks,), torch.nan)]), path)
+
+
+def test_a_checkpoint_of_stage_three_comes_in_without_its_padding(tmp_path: Path) -> None:
+    recipe = recipe_of()
+    state = run_of(tmp_path / "run", recipe)
+    export_checkpoint(tmp_path / "run", tmp_path / "universal")
+    flattened(tmp_path / "universal", ranks=7)
+    assert import_checkpoint(tmp_path / "universal", recipe, tmp_path / "back") == VERSION
+    assert torch.equal(state_of(tmp_path / "back"), state)
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 7])
+@pytest.mark.parametrize(
+    "other", [{"width": 16}, {"width": 23}, {"vocabulary": 36}, {"vocabulary": 24, "width": 37}]
+)
+def test_the_weights_of_another_model_are_refused(tmp_path: Path, other: dict[str, int], ranks: int) -> None:
+    """``ranks``: of a stage 3 whose files are flat, 0: whole tensors. Not even a part of a model fits in."""
+    run_of(tmp_path / "run", recipe_of())
+    export_checkpoint(tmp_path / "run", tmp_path / "universal")
+    if ranks:
+        flattened(tmp_path / "universal", ranks)
+    with pytest.raises(ValueError, match="give the recipe the model of the checkpoint"):
+        import_checkpoint(tmp_path / "universal", recipe_of(**other), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 class Whole(nn.Module):

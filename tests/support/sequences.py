@@ -15,6 +15,7 @@ from runtime.fabric.inprocess import InProcessFabric
 from runtime.fabric.interface import Tag
 from strategies.model import build_model, flat_parameters
 from strategies.options import Precision
+from strategies.sequence.division import dealt, slice_bounds
 from strategies.sequence.exchange import Exchange
 from strategies.sequence.stage import SequenceStage
 from strategies.stage import LayerTimes
@@ -35,6 +36,23 @@ def long_tokens() -> Tokens:
 
 build_ladder = partial(build_gpt, ladder=True)
 """The same with ladder residuals."""
+
+
+def elements_sent(tokens: int, slices: int, heads: int, team: int, widths: tuple[int, int]) -> list[int]:
+    """What every member of a team of ``team`` sends of one sample in the forward of an attention: its
+    slices to the others' heads (``widths[0]`` elements a token and head: queries, keys and values) and its
+    heads to the others' slices (``widths[1]``). Backward it is the same with the widths exchanged.
+
+    With N tokens and a width of h that divide evenly it is the 4 (N / P) h (P - 1) / P of Jacobs et al.,
+    "DeepSpeed Ulysses" (2023), sec. 3.
+    """
+    bounds = slice_bounds(tokens, slices)
+    sent = []
+    for mine, own_heads in zip(dealt(slices, team), dealt(heads, team), strict=True):
+        held = bounds[mine.stop] - bounds[mine.start]
+        out, back = held * (heads - len(own_heads)), (tokens - held) * len(own_heads)
+        sent.append(out * widths[0] + back * widths[1])
+    return sent
 
 
 class Sums:

@@ -63,6 +63,14 @@ def write_checkpoint(folder: Path, recipe: Recipe, version: int, seed: int) -> l
     return layers
 
 
+def damage(folder: Path, version: int) -> None:
+    """Flips a bit in one of the files of checkpoint ``version``."""
+    file = next((RunFolder(folder).checkpoints / f"step-{version:08d}").glob("worker-*"))
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
 def expected_text(layers: list[nn.Module], prompt: str, most: int, sampling: Sampling | None = None) -> str:
     """What an engine of its own answers."""
     engine = Engine(0, decoder_of(layers, torch.device("cpu")))

@@ -165,6 +165,24 @@ def test_mistakes(folder: Path, changes: Any, words: str) -> None:
         data(folder, **changes)
 
 
+@pytest.mark.parametrize("files", [(), (0,)], ids=["no file", "a file without rows"])
+def test_a_set_that_holds_nothing_out_can_be_trained_on(
+    folder: Path, tmp_path: Path, files: tuple[int, ...]
+) -> None:
+    feed = data(write_set(tmp_path, {"train": COUNTS["train"], "held_out": files}))
+    assert feed.held_out_samples == 0
+    inputs, targets_BT = feed.micro_batch(1, 0)
+    expected, same_BT = data(folder).micro_batch(1, 0)
+    assert equal(inputs, expected) and torch.equal(targets_BT, same_BT)
+    with pytest.raises(ValueError, match="nothing is held out"):
+        feed.held_out(0)
+
+
+def test_a_set_without_captions_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no rows: curate more data"):
+        data(write_set(tmp_path, {"train": (), "held_out": (7,)}))
+
+
 def test_a_folder_without_a_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"manifest\.json"):
         data(tmp_path)

@@ -20,16 +20,8 @@ from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
 from runtime.checkpoint import CheckpointDamaged
-from runtime.run_folder import RunFolder
 from tests.support.ray_jobs import wait_until
-from tests.support.served import CONTEXT, make_run, write_checkpoint
-
-
-def damage(folder: Path, version: int) -> None:
-    file = next((RunFolder(folder).checkpoints / f"step-{version:08d}").glob("worker-*"))
-    content = bytearray(file.read_bytes())
-    content[-9] ^= 1
-    file.write_bytes(content)
+from tests.support.served import CONTEXT, damage, make_run, write_checkpoint
 
 
 def same(decoder: object, layers: list[nn.Module]) -> bool:

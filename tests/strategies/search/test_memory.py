@@ -7,7 +7,8 @@ import pytest
 from strategies.search.cost import widest
 from strategies.search.memory import SHARDINGS
 from strategies.shardings import registry
-from strategies.shardings.theory import even_part, resident_bytes, sent_bytes
+from strategies.shardings.theory import resident_bytes, sent_bytes
+from tests.support.parts import even_part
 
 LAYERS = [640, 1280, 1920, 640]
 

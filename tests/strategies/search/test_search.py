@@ -360,6 +360,17 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
         search(problem, Space(), 2, 1000)
 
 
+def test_what_no_workers_and_layers_fit_is_said_with_memory_in_plenty_too() -> None:
+    """Four chunks of each worker want four layers."""
+    problem = Problem(cost_model([(1, 2, 1_000, 8, 100)] * 3), 4)
+    space = Space(schedules=("interleaved",), chunks=4)
+    for limit in (None, 1 << 40):
+        with pytest.raises(
+            ValueError, match="no schedule, number of chunks and sequence degree of these fits"
+        ):
+            search(problem, space, 2, limit)
+
+
 def test_names_that_nobody_knows_are_refused() -> None:
     with pytest.raises(ValueError, match="'ring' is no schedule that can be searched for: choose from 1f1b"):
         Space(schedules=("ring",))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.sequence.division import dealt, elements_sent, slice_bounds, team_sizes, team_speed
+from strategies.sequence.division import dealt, slice_bounds, team_sizes, team_speed
+from tests.support.sequences import elements_sent
 
 
 @given(parts=st.integers(0, 200), members=st.integers(1, 40))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jobs.models import gpt
-from strategies.sequence.overlap import Taken, simulate_team
 from strategies.sequence.phases import Phase, Phases, phases_of
+from tests.support.overlap import Taken, simulate_team
 
 DEPTH = 6
 MLP_HALF = 4.0

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from jobs.models.gpt import build
-from strategies.sequence.division import elements_sent
 from strategies.sequence.timing import sharing_of
+from tests.support.sequences import elements_sent
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 12, 24, 6
 

@@ -12,7 +12,6 @@ from torch import nn
 import strategies.sequence.stage as stage_module
 from jobs.models.captioner import EncoderBlock
 from strategies.model import build_model
-from strategies.sequence.division import elements_sent
 from strategies.sequence.phases import check_phases
 from tests.support.models import build
 from tests.support.sequences import (
@@ -21,6 +20,7 @@ from tests.support.sequences import (
     WIDTH,
     build_gpt,
     build_ladder,
+    elements_sent,
     in_a_team,
     long_tokens,
     make_stage,

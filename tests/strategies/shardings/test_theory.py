@@ -10,9 +10,10 @@ import pytest
 from runtime.plan import Keeping
 from strategies.options import Offload
 from strategies.shardings.registry import SHARDINGS
-from strategies.shardings.theory import even_part, moved_bytes, part_of, resident_bytes, sent_bytes
+from strategies.shardings.theory import moved_bytes, part_of, resident_bytes, sent_bytes
 from tests.support.cluster import toy_job
 from tests.support.counting import CountingRun
+from tests.support.parts import even_part
 from tests.support.values import build_values
 
 LAYOUTS = [(1, 1), (3, 1), (4, 2)]
