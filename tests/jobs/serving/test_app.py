@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from actors.serving import Overloaded, Unavailable
 from jobs.serving.app import AppSettings, build
@@ -115,6 +117,12 @@ def test_seeds_decide_and_are_drawn_where_none_is_given(ask: Client, text: Local
         ({"json": {"prompt": "a", "stop": ["x"] * 9}}, 400, "stop is not as it should be"),
         ({"json": {"prompt": "a", "stream": "yes"}}, 400, "stream is not as it should be"),
         ({"json": {"prompt": "a", "n": 2}}, 400, "the field n is not known: choose from"),
+        ({"content": b'{"\\ud800": 1}', "type": "application/json"}, 400, r"the field \ud800 is not known"),
+        (
+            {"content": b'{"prompt": "\\ud800"}', "type": "application/json"},
+            400,
+            "prompt is not as it should be",
+        ),
         ({"json": {"prompt": "a", "model": "gpt-9"}}, 404, "there is no model gpt-9 here: it is story"),
         ({"content": b"x" * 6000, "type": "application/json"}, 413, "larger than 5,000 bytes"),
     ],
@@ -173,6 +181,49 @@ def test_metrics_count(ask: Client) -> None:
         'reknit_serve_replicas{run="story"} 1.0',
     ):
         assert line in lines
+
+
+def test_what_fails_is_counted_and_over(ask: Client, text: Local) -> None:
+    text.fails, text.after = RuntimeError("a mistake of ours"), 0
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        ask("POST", "/v1/completions", json={"prompt": "a"})
+    ask("POST", "/v1/completions", content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
+    lines = ask("GET", "/metrics").text.splitlines()
+    for line in (
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="500"} 1.0',
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="400"} 1.0',
+        'reknit_serve_under_way{run="story"} 1.0',  # this one
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_a_client_that_goes_away_is_no_longer_under_way(text: Local, sent: int) -> None:
+    """It is gone after ``sent`` messages of a stream: its head and its events."""
+    app = build(Service("story", "completions", CONTEXT), AppSettings(), text)
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"prompt": "once", "stream": true}'}
+
+    async def send(message: Any) -> None:
+        if len(said) == sent:
+            raise OSError("the connection is closed")
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(app(scope, receive, send))
+    lines = Client(app)("GET", "/metrics").text.splitlines()
+    assert 'reknit_serve_under_way{run="story"} 1.0' in lines  # this one
+    assert sum(line.startswith("reknit_serve_requests_total") for line in lines) == 1
 
 
 @pytest.mark.parametrize(
