@@ -42,15 +42,18 @@ class MediaError(ValueError):
     """An image or a sound that cannot be used: one sentence that says why."""
 
 
-def decode_image(data: bytes, *, longest: int = 1024) -> Image.Image:
+def decode_image(data: bytes, *, longest: int = 1024, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """RGB, upright, over white, with no side above ``longest``: a larger one is reduced, an SVG drawn to fit.
 
-    PNG, JPEG, WebP, GIF (its first frame), BMP and SVG. Raises MediaError.
+    PNG, JPEG, WebP, GIF (its first frame), BMP and SVG. Raises MediaError, also for more than
+    ``most_pixels``.
     """
-    return decode_sized(data, longest=longest)[0]
+    return decode_sized(data, longest=longest, most_pixels=most_pixels)[0]
 
 
-def decode_sized(data: bytes, *, longest: int = 1024) -> tuple[Image.Image, tuple[int, int]]:
+def decode_sized(
+    data: bytes, *, longest: int = 1024, most_pixels: int = MOST_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
     """As ``decode_image``, with the original's (width, height); an SVG's are those it is drawn at."""
     if not data:
         raise MediaError("the image is empty: it has no bytes")
@@ -67,12 +70,12 @@ def decode_sized(data: bytes, *, longest: int = 1024) -> tuple[Image.Image, tupl
         image = _draw_svg(data, longest)
         return image, image.size
     except Image.DecompressionBombError:
-        raise MediaError(f"the image has more than {MOST_PIXELS:,} pixels") from None
+        raise MediaError(f"the image has more than {most_pixels:,} pixels") from None
     except Exception as error:  # Pillow's parsers raise whatever a broken file leads them into
         raise MediaError(f"the image is broken: {_reason(error)}") from None
-    if opened.width * opened.height > MOST_PIXELS:
+    if opened.width * opened.height > most_pixels:
         raise MediaError(
-            f"the image has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,} in all"
+            f"the image has {opened.width} x {opened.height} pixels, more than {most_pixels:,} in all"
         )
     try:
         opened.load()

@@ -8,7 +8,8 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -36,6 +37,9 @@ from jobs.serving.requests import (
 )
 from jobs.serving.service import Service
 
+DECODES = 2
+"""Images and sounds that are decoded at once: each may take some hundred MB."""
+
 WHOLE = 32
 """Tokens in a piece of an answer that is not streamed."""
 
@@ -51,6 +55,8 @@ class Backend(Protocol):
 
     continued: int
 
+    def admitted(self) -> AbstractContextManager[None]: ...
+
     def generate(self, asked: Generation, every: int) -> AsyncIterator[Piece]: ...
 
     async def stats(self) -> list[dict[str, Any]]: ...
@@ -58,10 +64,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class AppSettings:
-    """``token`` None: nobody is asked for one. ``most_bytes`` is the longest body."""
+    """``token`` None: nobody is asked for one. ``most_bytes`` is the longest body, ``body_seconds`` how long
+    it may take to come."""
 
     token: str | None = None
     most_bytes: int = 16 << 20
+    body_seconds: float = 60.0
 
 
 class App:
@@ -70,6 +78,8 @@ class App:
     def __init__(self, service: Service, settings: AppSettings, backend: Backend) -> None:
         self._service, self._settings, self._backend = service, settings, backend
         self._meter = Meter(service.name)
+        # threads of its own, since one that decodes goes on when its client is gone
+        self._decoders = ThreadPoolExecutor(DECODES, thread_name_prefix="decode")
         self._page = files("jobs.serving").joinpath("page.html").read_text(encoding="utf-8")
         self._began = int(time.time())
 
@@ -95,10 +105,15 @@ class App:
         if not length.isdigit() or int(length) > most:
             raise too_large
         content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most:
-                raise too_large
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > most:
+                        raise too_large
+        except TimeoutError:
+            seconds = self._settings.body_seconds
+            raise RequestError(408, f"the request has not come within {seconds:g} s: send less") from None
         return Body(request.headers.get("content-type", ""), bytes(content))
 
     # Endpoints.
@@ -149,6 +164,7 @@ class App:
     async def _complete(self, request: Request, held: AsyncExitStack) -> Response:
         if self._service.kind != "completions":
             raise RequestError(404, "this run writes captions: ask for POST /v1/caption")
+        held.enter_context(self._backend.admitted())
         asked = read_completion(await self._body(request))
         self._check_model(asked)
         generation = self._generation(asked, self._service.text_prompt(asked.prompt))
@@ -157,10 +173,11 @@ class App:
     async def _caption(self, request: Request, held: AsyncExitStack) -> Response:
         if self._service.kind != "caption":
             raise RequestError(404, "this run completes text: ask for POST /v1/completions")
+        held.enter_context(self._backend.admitted())
         asked = read_caption(await self._body(request))
         self._check_model(asked)
-        prompt = await asyncio.to_thread(
-            self._service.caption_prompt, asked.image, asked.language, asked.audio
+        prompt = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._service.caption_prompt, asked.image, asked.language, asked.audio
         )
         generation = self._generation(asked, prompt)
         return await self._answer(asked, generation, caption_format(self._service.name), (), held)
@@ -290,7 +307,7 @@ async def _events(
                 yield _event(described(text))
         yield _event(described("", final=True))
         yield b"data: [DONE]\n\n"
-    except (Overloaded, Unavailable, ValueError) as error:
+    except (Unavailable, ValueError) as error:
         yield _event({"error": {"message": str(error), "type": "server_error"}})
 
 

@@ -224,6 +224,7 @@ def test_a_client_that_goes_away_is_no_longer_under_way(text: Local, sent: int) 
     lines = Client(app)("GET", "/metrics").text.splitlines()
     assert 'reknit_serve_under_way{run="story"} 1.0' in lines  # this one
     assert sum(line.startswith("reknit_serve_requests_total") for line in lines) == 1
+    assert text.admitted_now == 0
 
 
 @pytest.mark.parametrize(
@@ -241,11 +242,51 @@ def test_without_the_token_nothing_is_answered(text: Local, header: str | None) 
 
 
 def test_overload_says_when_to_try_again(ask: Client, text: Local) -> None:
-    for error, status, seconds in ((Overloaded(4), 429, "4"), (Unavailable("all dead"), 503, "1")):
+    text.full = Overloaded(4)
+    try:
         for stream in (False, True):
-            text.fails, text.after = error, 0
             response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
-            assert response.status_code == status and response.headers["retry-after"] == seconds
+            assert response.status_code == 429 and response.headers["retry-after"] == "4"
+    finally:
+        text.full = None
+    for stream in (False, True):
+        text.fails, text.after = Unavailable("all dead"), 0
+        response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    assert text.admitted_now == 0
+
+
+def test_who_finds_no_place_is_refused_before_the_body_is_read(ask: Client, text: Local) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for part in (b'{"prompt": ', b'"a"}'):
+            read.append(part)
+            yield part
+
+    def answer() -> int:
+        headers = {"content-type": "application/json"}
+        return ask("POST", "/v1/completions", content=body(), headers=headers).status_code
+
+    text.full = Overloaded(4)
+    try:
+        assert (answer(), read) == (429, [])
+    finally:
+        text.full = None
+    assert (answer(), len(read), text.admitted_now) == (200, 2, 0)
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(text: Local) -> None:
+    settings = AppSettings(body_seconds=0.05)
+    ask = Client(build(Service("story", "completions", CONTEXT), settings, text))
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await asyncio.Event().wait()
+
+    response = ask("POST", "/v1/completions", content=stalled(), headers={"content-type": "application/json"})
+    assert response.status_code == 408 and "0.05 s" in response.json()["error"]["message"]
+    assert text.admitted_now == 0
 
 
 def test_an_answer_that_breaks_off_says_so_in_the_stream(ask: Client, text: Local) -> None:
