@@ -71,7 +71,9 @@ def render(
             shutil.copytree(SHIPPED / part, target / part, dirs_exist_ok=True)
     folders = tuple(target / "overlays" / overlay for overlay in overlays)
     for folder in folders:
-        (console or Console()).print(f"kubectl apply -k {folder}", highlight=False, soft_wrap=True)
+        (console or Console()).print(
+            f"kubectl apply -k {folder}", highlight=False, markup=False, soft_wrap=True
+        )
     return folders
 
 
