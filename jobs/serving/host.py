@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,8 @@ from jobs.serving.source import RunSource
 from runtime.checkpoint import CheckpointDamaged
 
 STOP_SECONDS = 10.0
+
+_LOG = logging.getLogger(__name__)
 
 _Listener = Callable[[Token | ValueError], None]
 
@@ -172,10 +175,18 @@ class EngineHost:
         return None
 
     def _watch(self) -> None:
+        trouble = ""  # what went wrong at the last look
         while not self._closing.wait(self._watch_seconds):
-            # a checkpoint may be pruned while it is read, and a folder may be away for a while
-            with suppress(CheckpointDamaged, OSError, ValueError):
+            try:
                 found = self._source.newer_than(self._engine.version)
-                if found is not None:
-                    version, decoder = found
-                    self._post(lambda v=version, d=decoder: self._engine.take_over(v, d))  # type: ignore[misc]
+            # a checkpoint may be pruned while it is read, a folder may be away for a while, and torch has no
+            # type of its own for memory that cannot be had: whatever it is, the next look may find it gone
+            except Exception as error:
+                if repr(error) != trouble:
+                    _LOG.warning("no newer checkpoint could be looked for, trying again: %r", error)
+                trouble = repr(error)
+                continue
+            trouble = ""
+            if found is not None:
+                version, decoder = found
+                self._post(lambda v=version, d=decoder: self._engine.take_over(v, d))  # type: ignore[misc]

@@ -109,6 +109,32 @@ def test_a_newer_checkpoint_is_taken_over_and_a_gone_one_recalled(tmp_path: Path
         host.close()
 
 
+def test_whatever_goes_wrong_while_it_is_loaded_a_newer_checkpoint_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_run(tmp_path)
+    write_checkpoint(tmp_path, recipe, 10, 1)
+    load = RunSource.newer_than
+    looks: list[int] = []
+
+    def without_memory(self: RunSource, version: int) -> object:
+        if version < 10 or len(looks) >= 3:
+            return load(self, version)
+        looks.append(version)
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(RunSource, "newer_than", without_memory)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    host = EngineHost(RunSource(tmp_path), Limits(), 1, 0.01)
+    try:
+        write_checkpoint(tmp_path, recipe, 20, 2)
+        wait_until(lambda: host.stats()["version"] == 20, "the newer checkpoint", seconds=20)
+    finally:
+        host.close()
+    told = [record.getMessage() for record in caplog.records if record.name == "jobs.serving.host"]
+    assert len(told) == 1 and "alloc_cpu.cpp:117" in told[0], "told once, not at every look"
+
+
 def test_an_engine_that_fails_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     write_checkpoint(folder, make_run(folder), 10, 1)
