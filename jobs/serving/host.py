@@ -43,6 +43,8 @@ class EngineHost:
         version, decoder = source.first()
         self._engine = Engine(version, decoder, limits)
         self._listeners: dict[int, _Listener] = {}
+        self._recalls: dict[int, asyncio.Future[Decoder | None]] = {}
+        """The versions that are being loaded at the moment."""
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
@@ -65,7 +67,7 @@ class EngineHost:
         """
         recalled = None
         if generation.version is not None and generation.version not in self._engine.versions:
-            loading = asyncio.ensure_future(asyncio.to_thread(self._recall, generation.version))
+            loading = self._recalled(generation.version)
             while not (await asyncio.wait({loading}, timeout=SIGN_SECONDS))[0]:
                 yield Piece((), generation.version, None)
             recalled = loading.result()
@@ -102,6 +104,14 @@ class EngineHost:
                     return
         finally:
             self._post(lambda: self._forget(number))
+
+    def _recalled(self, version: int) -> asyncio.Future[Decoder | None]:
+        """What ``_recall`` finds: all who want the same version meanwhile wait for the same load."""
+        if version not in self._recalls:
+            loading = asyncio.ensure_future(asyncio.to_thread(self._recall, version))
+            self._recalls[version] = loading
+            loading.add_done_callback(lambda _: self._recalls.pop(version, None))
+        return self._recalls[version]
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this replica; ``busy_seconds`` is the time spent in iterations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,41 @@ def test_whatever_goes_wrong_while_it_is_loaded_a_newer_checkpoint_is_tried_agai
         host.close()
     told = [record.getMessage() for record in caplog.records if record.name == "jobs.serving.host"]
     assert len(told) == 1 and "alloc_cpu.cpp:117" in told[0], "told once, not at every look"
+
+
+def test_a_recalled_version_is_loaded_once_for_all_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_run(tmp_path)
+    write_checkpoint(tmp_path, recipe, 10, 1)
+    write_checkpoint(tmp_path, recipe, 20, 2)
+    host = EngineHost(RunSource(tmp_path), Limits(), 1, 1000.0)
+    load = RunSource.load
+    loads: list[int] = []
+
+    def counted(self: RunSource, version: int) -> object:
+        loads.append(version)
+        time.sleep(0.2)
+        return load(self, version)
+
+    monkeypatch.setattr(RunSource, "load", counted)
+
+    async def answers(versions: list[int]) -> list[set[int]]:
+        async def one(version: int) -> set[int]:
+            asked = Generation(Prompt((65, 66)), 12, version=version)
+            return {piece.version async for piece in host.generate(asked, 1)}
+
+        gone = asyncio.create_task(one(10))  # who goes away takes nothing with them
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        return await asyncio.gather(*map(one, versions))
+
+    try:
+        assert asyncio.run(answers([10, 7, 10, 10, 7])) == [{10}, {20}, {10}, {10}, {20}]
+        assert sorted(loads) == [7, 10]
+        assert asyncio.run(answers([10])) == [{10}]
+    finally:
+        host.close()
 
 
 def test_an_engine_that_fails_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
