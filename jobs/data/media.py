@@ -30,6 +30,9 @@ MOST_SVG_BYTES = 8_000_000
 MOST_AUDIO_SAMPLES = 48_000 * 600
 """Ten minutes at 48 kHz; counted over all channels."""
 
+LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
+"""In Hz, of a sound that is given: the filter for a ratio further from 1 would take all memory."""
+
 _FILTER = Image.Resampling.LANCZOS
 _WHITE = (255, 255, 255)
 # of libpng and zlib: part of the bytes, so it is said and not left to a default
@@ -175,15 +178,24 @@ def _draw_svg(data: bytes, longest: int) -> Image.Image:
         raise MediaError("the SVG cannot be drawn: the renderer gave up") from None
 
 
-def decode_audio(data: bytes, *, rate: int) -> npt.NDArray[np.int16]:
-    """int16 mono at ``rate`` Hz of an ogg, wav or flac file, its channels averaged. Raises MediaError."""
+def decode_audio(data: bytes, *, rate: int, most_samples: int = MOST_AUDIO_SAMPLES) -> npt.NDArray[np.int16]:
+    """int16 mono at ``rate`` Hz of an ogg, wav or flac file, its channels averaged.
+
+    Raises MediaError, also for more than ``most_samples`` over all channels, or at ``rate``.
+    """
     if not data:
         raise MediaError("the sound is empty: it has no bytes")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.frames * file.channels > MOST_AUDIO_SAMPLES:
-                raise MediaError(f"the sound has more than {MOST_AUDIO_SAMPLES:,} samples")
             given = int(file.samplerate)
+            # a file says of itself what it likes: at 1 Hz some kB would become hours
+            if not LOWEST_RATE <= given <= HIGHEST_RATE:
+                raise MediaError(
+                    f"the sound has a rate of {given:,} Hz: what is taken is {LOWEST_RATE:,} to "
+                    f"{HIGHEST_RATE:,}"
+                )
+            if max(file.frames * file.channels, file.frames * rate // given) > most_samples:
+                raise MediaError(f"the sound has more than {most_samples:,} samples")
             samples_SC = file.read(dtype="float32", always_2d=True)
     except MediaError:
         raise
