@@ -11,8 +11,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -112,22 +112,26 @@ class Replicas:
         self.continued = 0
         """How many answers were continued on another replica."""
 
-    async def generate(self, asked: Asked, every: int) -> AsyncIterator[Piece]:
-        """The answer in pieces of at least ``every`` tokens, to its end, whatever happens to replicas.
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place for one request, from before its body is read until its answer has been sent.
 
-        Raises ValueError for a request that the model cannot take, Overloaded before the first piece,
-        Unavailable when several replicas in a row have died of it, or hung.
+        Raises Overloaded where all places are taken.
         """
         if self._under_way >= self._scale.most_under_way:
             raise Overloaded(self._scale.retry_after)
         self._under_way += 1
         try:
-            async for piece in self._generate(asked, every):
-                yield piece
+            yield
         finally:
             self._under_way -= 1
 
-    async def _generate(self, asked: Asked, every: int) -> AsyncIterator[Piece]:
+    async def generate(self, asked: Asked, every: int) -> AsyncIterator[Piece]:
+        """The answer in pieces of at least ``every`` tokens, to its end, whatever happens to replicas.
+
+        Raises ValueError for a request that the model cannot take, Unavailable when several replicas in a
+        row have died of it, or hung.
+        """
         given: list[int] = []
         rest, failures = asked, 0
         while True:

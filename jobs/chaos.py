@@ -67,7 +67,7 @@ def chaos(
     job = assemble(recipe, root)
     folder = RunFolder.create(path, recipe.to_toml(), {"seed": recipe.run.seed, "chaos_seed": seed})
     intention = f"{len(strikes)} strikes in {minutes:g} min, seed {seed}; run folder {path}"
-    console.print(intention, highlight=False, soft_wrap=True)
+    console.print(intention, highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
         stack.enter_context(redirect_stdout(log))
@@ -116,7 +116,7 @@ def _live_through(
         progress = run.progress(1 << 30, events_seen)
         events_seen += len(progress.events)
         for line in progress.lines:
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if progress.outcome is not None:
             break
         now = time.monotonic()
@@ -140,7 +140,7 @@ def _live_through(
     run.finish()
     last = run.progress(1 << 30, events_seen)
     for line in last.lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not stopping or last.outcome not in ("interrupted", "completed"):
         raise RunFailed(last.message or "it ended before its time")
 

@@ -48,7 +48,7 @@ class Display:
         self._goodput = progress.goodput
         self._recent.extend(progress.steps)
         for line in progress.lines:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self._live:
             self._live.update(self._table())
         elif progress.steps and (

@@ -14,9 +14,13 @@ from jobs.manifests import NAMESPACE, curation_files, training_files
 from jobs.pods import Machines, object_name
 from jobs.recipe.recipe import load_recipe
 from jobs.recipe.table import read_table
+from jobs.yaml_text import to_yaml
 
 SHIPPED = Path(__file__).parent.parent / "k8s"
 """The manifests that come with Reknit, beside its rooms in a checkout and in an installed package."""
+
+WRITTEN = to_yaml({}).partition("\n")[0]
+"""The first line of what is rendered."""
 
 TRAINING: tuple[str, ...] = ("cluster", "train", "serve")
 CURATION: tuple[str, ...] = ("curate",)
@@ -54,17 +58,35 @@ def render(
         kind, overlays, name = "train", TRAINING, object_name(training.run.name)
         files = training_files(training, machines, namespace)
     target = Path("deploy") / name if output is None else Path(output)
-    if target.exists() and not (target / "settings").is_dir() and any(target.iterdir()):
+    written = {target / "settings" / kind: files, target / "dashboards": kubernetes_files()}
+    if _holds_anything(target) and not any(map(_is_rendered, (target / "settings").glob("*"))):
         raise ValueError(f"{target} holds other things: choose another folder by --output")
+    for folder in written:
+        if _holds_anything(folder) and not _is_rendered(folder):
+            raise ValueError(f"{folder} holds other things: choose another folder by --output")
+    for folder, contents in written.items():
+        _write(folder, contents)
     if target.resolve() != SHIPPED.resolve():
         for part in ("base", *(f"overlays/{overlay}" for overlay in overlays)):
             shutil.copytree(SHIPPED / part, target / part, dirs_exist_ok=True)
-    _write(target / "settings" / kind, files)
-    _write(target / "dashboards", kubernetes_files())
     folders = tuple(target / "overlays" / overlay for overlay in overlays)
     for folder in folders:
-        (console or Console()).print(f"kubectl apply -k {folder}", highlight=False, soft_wrap=True)
+        (console or Console()).print(
+            f"kubectl apply -k {folder}", highlight=False, markup=False, soft_wrap=True
+        )
     return folders
+
+
+def _holds_anything(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+def _is_rendered(folder: Path) -> bool:
+    """Whether an earlier ``render`` has written it, and it may be written anew."""
+    try:
+        return (folder / "kustomization.yaml").read_text(encoding="utf-8").startswith(WRITTEN)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

@@ -70,7 +70,7 @@ def training_files(recipe: Recipe, machines: Machines, namespace: str = NAMESPAC
                 _put("/spec/serveConfigV2", yaml.safe_dump(service, sort_keys=False)),
             ],
         },
-        goes_out=_is_uri(recipe.checkpoint.folder) or any(map(_is_uri, recipe.data.arguments.values())),
+        goes_out=_has_uri(recipe.checkpoint.folder) or _has_uri(recipe.data.arguments),
     )
 
 
@@ -98,7 +98,7 @@ def curation_files(
                 _put("/spec/entrypoint", "bash /etc/reknit/curate.sh"),
             ]
         },
-        goes_out=_is_uri(recipe.set.folder) or _is_uri(recipe.source.path),
+        goes_out=_has_uri(recipe.set.folder) or _has_uri(recipe.source.path),
     )
 
 
@@ -190,7 +190,12 @@ def _not_on(label: tuple[str, str]) -> dict[str, Any]:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
 
-def _is_uri(value: object) -> bool:
+def _has_uri(value: object) -> bool:
+    """Whether it is the address of something that is not on this machine, or holds one at any depth."""
+    if isinstance(value, Mapping):
+        return any(map(_has_uri, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_uri, value))
     return isinstance(value, str) and "://" in value and not value.startswith("file://")
 
 

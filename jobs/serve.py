@@ -110,7 +110,7 @@ def serve(
             address=address,
         )
         with _aside(folder.ray_log), served as (_, url):
-            console.print(f"serving {run} at {url}", highlight=False, soft_wrap=True)
+            console.print(f"serving {run} at {url}", highlight=False, markup=False, soft_wrap=True)
             if token is None and host not in _LOCAL:
                 console.print(
                     "anybody who reaches this machine may ask: set REKNIT_SERVE_TOKEN to want a token",

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -140,7 +140,7 @@ def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainRe
 def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
     """Shows the run to its end. ``stops``: Ctrl-C stops it, else it only ends the show."""
     showing = Showing(load_recipe(RunFolder(path).recipe), path)
-    with _interruptible(run, console) if stops else nullcontext(), closing(showing):
+    with _interruptible(run, console) if stops else nullcontext():
         steps, events = _follow(run, Display(console, time.monotonic), showing)
     final = run.progress(0, 0)
     result = TrainResult(

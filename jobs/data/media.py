@@ -30,6 +30,9 @@ MOST_SVG_BYTES = 8_000_000
 MOST_AUDIO_SAMPLES = 48_000 * 600
 """Ten minutes at 48 kHz; counted over all channels."""
 
+LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
+"""In Hz, of a sound that is given: the filter for a ratio further from 1 would take all memory."""
+
 _FILTER = Image.Resampling.LANCZOS
 _WHITE = (255, 255, 255)
 # of libpng and zlib: part of the bytes, so it is said and not left to a default
@@ -42,15 +45,18 @@ class MediaError(ValueError):
     """An image or a sound that cannot be used: one sentence that says why."""
 
 
-def decode_image(data: bytes, *, longest: int = 1024) -> Image.Image:
+def decode_image(data: bytes, *, longest: int = 1024, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """RGB, upright, over white, with no side above ``longest``: a larger one is reduced, an SVG drawn to fit.
 
-    PNG, JPEG, WebP, GIF (its first frame), BMP and SVG. Raises MediaError.
+    PNG, JPEG, WebP, GIF (its first frame), BMP and SVG. Raises MediaError, also for more than
+    ``most_pixels``.
     """
-    return decode_sized(data, longest=longest)[0]
+    return decode_sized(data, longest=longest, most_pixels=most_pixels)[0]
 
 
-def decode_sized(data: bytes, *, longest: int = 1024) -> tuple[Image.Image, tuple[int, int]]:
+def decode_sized(
+    data: bytes, *, longest: int = 1024, most_pixels: int = MOST_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
     """As ``decode_image``, with the original's (width, height); an SVG's are those it is drawn at."""
     if not data:
         raise MediaError("the image is empty: it has no bytes")
@@ -67,12 +73,12 @@ def decode_sized(data: bytes, *, longest: int = 1024) -> tuple[Image.Image, tupl
         image = _draw_svg(data, longest)
         return image, image.size
     except Image.DecompressionBombError:
-        raise MediaError(f"the image has more than {MOST_PIXELS:,} pixels") from None
+        raise MediaError(f"the image has more than {most_pixels:,} pixels") from None
     except Exception as error:  # Pillow's parsers raise whatever a broken file leads them into
         raise MediaError(f"the image is broken: {_reason(error)}") from None
-    if opened.width * opened.height > MOST_PIXELS:
+    if opened.width * opened.height > most_pixels:
         raise MediaError(
-            f"the image has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,} in all"
+            f"the image has {opened.width} x {opened.height} pixels, more than {most_pixels:,} in all"
         )
     try:
         opened.load()
@@ -172,15 +178,24 @@ def _draw_svg(data: bytes, longest: int) -> Image.Image:
         raise MediaError("the SVG cannot be drawn: the renderer gave up") from None
 
 
-def decode_audio(data: bytes, *, rate: int) -> npt.NDArray[np.int16]:
-    """int16 mono at ``rate`` Hz of an ogg, wav or flac file, its channels averaged. Raises MediaError."""
+def decode_audio(data: bytes, *, rate: int, most_samples: int = MOST_AUDIO_SAMPLES) -> npt.NDArray[np.int16]:
+    """int16 mono at ``rate`` Hz of an ogg, wav or flac file, its channels averaged.
+
+    Raises MediaError, also for more than ``most_samples`` over all channels, or at ``rate``.
+    """
     if not data:
         raise MediaError("the sound is empty: it has no bytes")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.frames * file.channels > MOST_AUDIO_SAMPLES:
-                raise MediaError(f"the sound has more than {MOST_AUDIO_SAMPLES:,} samples")
             given = int(file.samplerate)
+            # a file says of itself what it likes: at 1 Hz some kB would become hours
+            if not LOWEST_RATE <= given <= HIGHEST_RATE:
+                raise MediaError(
+                    f"the sound has a rate of {given:,} Hz: what is taken is {LOWEST_RATE:,} to "
+                    f"{HIGHEST_RATE:,}"
+                )
+            if max(file.frames * file.channels, file.frames * rate // given) > most_samples:
+                raise MediaError(f"the sound has more than {most_samples:,} samples")
             samples_SC = file.read(dtype="float32", always_2d=True)
     except MediaError:
         raise

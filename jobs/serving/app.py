@@ -7,7 +7,9 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -15,9 +17,10 @@ from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from actors.serving import Overloaded, Piece, Unavailable
 from jobs.serving.answers import Answer, caption_format, completion_format
@@ -34,14 +37,25 @@ from jobs.serving.requests import (
 )
 from jobs.serving.service import Service
 
+DECODES = 2
+"""Images and sounds that are decoded at once: each may take some hundred MB."""
+
 WHOLE = 32
 """Tokens in a piece of an answer that is not streamed."""
+
+GONE = 499
+"""What is counted as the status where a client has gone before there was one (as nginx does)."""
+
+Handler = Callable[[Request, AsyncExitStack], Awaitable[Response]]
+"""What it puts on the stack is given back when the response has been sent, or cannot be."""
 
 
 class Backend(Protocol):
     """``actors.serving.Replicas``, or what stands for them."""
 
     continued: int
+
+    def admitted(self) -> AbstractContextManager[None]: ...
 
     def generate(self, asked: Generation, every: int) -> AsyncIterator[Piece]: ...
 
@@ -50,10 +64,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class AppSettings:
-    """``token`` None: nobody is asked for one. ``most_bytes`` is the longest body."""
+    """``token`` None: nobody is asked for one. ``most_bytes`` is the longest body, ``body_seconds`` how long
+    it may take to come."""
 
     token: str | None = None
     most_bytes: int = 16 << 20
+    body_seconds: float = 60.0
 
 
 class App:
@@ -62,12 +78,14 @@ class App:
     def __init__(self, service: Service, settings: AppSettings, backend: Backend) -> None:
         self._service, self._settings, self._backend = service, settings, backend
         self._meter = Meter(service.name)
+        # threads of its own, since one that decodes goes on when its client is gone
+        self._decoders = ThreadPoolExecutor(DECODES, thread_name_prefix="decode")
         self._page = files("jobs.serving").joinpath("page.html").read_text(encoding="utf-8")
         self._began = int(time.time())
 
     def asgi(self) -> Starlette:
-        def route(path: str, method: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
-            return Route(path, partial(self._guarded, path, handler), methods=[method])
+        def route(path: str, method: str, handler: Handler) -> Route:
+            return Route(path, _Guarded(path, handler, self._settings.token, self._meter), methods=[method])
 
         routes = [
             Route("/", self._show_page, methods=["GET"]),
@@ -80,50 +98,6 @@ class App:
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
 
-    # What every guarded route has in common.
-
-    async def _guarded(
-        self, path: str, handler: Callable[[Request], Awaitable[Response]], request: Request
-    ) -> Response:
-        began = time.monotonic()
-        self._meter.under_way.inc()
-        try:
-            self._check_token(request)
-            response = await handler(request)
-        except RequestError as error:
-            response = _error(error.status, str(error), error.headers)
-        except ValueError as error:  # what a model cannot take, or media that are broken
-            response = _error(400, str(error), {})
-        except Overloaded as error:
-            response = _error(429, str(error), {"Retry-After": str(error.seconds)})
-        except Unavailable as error:
-            response = _error(503, str(error), {"Retry-After": "1"})
-        except BaseException:
-            self._meter.under_way.dec()
-            raise
-
-        def done() -> None:
-            self._meter.under_way.dec()
-            self._meter.answered(path, response.status_code, time.monotonic() - began)
-
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = _then(response.body_iterator, done)
-        else:
-            done()
-        return response
-
-    def _check_token(self, request: Request) -> None:
-        token = self._settings.token
-        if token is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            raise RequestError(
-                401,
-                "the bearer token is missing or wrong: send it in the header Authorization",
-                WWW_Authenticate="Bearer",
-            )
-
     async def _body(self, request: Request) -> Body:
         most = self._settings.most_bytes
         too_large = RequestError(413, f"the request is larger than {most:,} bytes: send less")
@@ -131,10 +105,15 @@ class App:
         if not length.isdigit() or int(length) > most:
             raise too_large
         content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most:
-                raise too_large
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > most:
+                        raise too_large
+        except TimeoutError:
+            seconds = self._settings.body_seconds
+            raise RequestError(408, f"the request has not come within {seconds:g} s: send less") from None
         return Body(request.headers.get("content-type", ""), bytes(content))
 
     # Endpoints.
@@ -156,11 +135,11 @@ class App:
         }
         return JSONResponse(values, 200 if replicas else 503)
 
-    async def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, _: Request, __: AsyncExitStack) -> Response:
         text = self._meter.text(await self._backend.stats(), self._backend.continued)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    async def _models(self, _: Request) -> Response:
+    async def _models(self, _: Request, __: AsyncExitStack) -> Response:
         model = {
             "id": self._service.name,
             "object": "model",
@@ -169,7 +148,7 @@ class App:
         }
         return JSONResponse({"object": "list", "data": [model]})
 
-    async def _about(self, _: Request) -> Response:
+    async def _about(self, _: Request, __: AsyncExitStack) -> Response:
         service = self._service
         return JSONResponse(
             {
@@ -182,24 +161,26 @@ class App:
             }
         )
 
-    async def _complete(self, request: Request) -> Response:
+    async def _complete(self, request: Request, held: AsyncExitStack) -> Response:
         if self._service.kind != "completions":
             raise RequestError(404, "this run writes captions: ask for POST /v1/caption")
+        held.enter_context(self._backend.admitted())
         asked = read_completion(await self._body(request))
         self._check_model(asked)
         generation = self._generation(asked, self._service.text_prompt(asked.prompt))
-        return await self._answer(asked, generation, completion_format(self._service.name), asked.stops)
+        return await self._answer(asked, generation, completion_format(self._service.name), asked.stops, held)
 
-    async def _caption(self, request: Request) -> Response:
+    async def _caption(self, request: Request, held: AsyncExitStack) -> Response:
         if self._service.kind != "caption":
             raise RequestError(404, "this run completes text: ask for POST /v1/completions")
+        held.enter_context(self._backend.admitted())
         asked = read_caption(await self._body(request))
         self._check_model(asked)
-        prompt = await asyncio.to_thread(
-            self._service.caption_prompt, asked.image, asked.language, asked.audio
+        prompt = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._service.caption_prompt, asked.image, asked.language, asked.audio
         )
         generation = self._generation(asked, prompt)
-        return await self._answer(asked, generation, caption_format(self._service.name), ())
+        return await self._answer(asked, generation, caption_format(self._service.name), (), held)
 
     def _check_model(self, asked: CompletionRequest | CaptionRequest) -> None:
         if asked.model is not None and asked.model != self._service.name:
@@ -228,12 +209,14 @@ class App:
         generation: Generation,
         format_: Callable[..., dict[str, Any]],
         stops: tuple[str, ...],
+        held: AsyncExitStack,
     ) -> Response:
         began = time.monotonic()
         answer = Answer(self._service.decode_stream, len(generation.prompt.tokens), stops)
         identity = f"{self._service.kind}-{uuid.uuid4().hex}"
         described = partial(format_, identity, int(time.time()), answer)
         texts = self._texts(answer, self._backend.generate(generation, 1 if asked.stream else WHOLE))
+        held.push_async_callback(texts.aclose)  # a client may go before it has been sent anything
         try:
             first = await anext(texts)
         except StopAsyncIteration:
@@ -248,7 +231,7 @@ class App:
         whole = first + "".join([text async for text in texts])
         return JSONResponse(described(whole, final=True, whole=True))
 
-    async def _texts(self, answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+    async def _texts(self, answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncGenerator[str, None]:
         """An answer's text as it comes; ends what generates it when the text ends, or nobody wants more."""
         try:
             async for piece in pieces:
@@ -260,6 +243,56 @@ class App:
                     return
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
+
+
+class _Guarded:
+    """One route: who may ask, what is said of a failure, and how often it is asked."""
+
+    def __init__(self, path: str, handler: Handler, token: str | None, meter: Meter) -> None:
+        self._path, self._handler, self._token, self._meter = path, handler, token, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+        status = GONE
+        self._meter.under_way.inc()
+        try:
+            async with AsyncExitStack() as held:
+                response = await self._response(Request(scope, receive), held)
+                status = response.status_code
+                await response(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._meter.under_way.dec()
+            self._meter.answered(self._path, status, time.monotonic() - began)
+
+    async def _response(self, request: Request, held: AsyncExitStack) -> Response:
+        try:
+            self._check_token(request)
+            return await self._handler(request, held)
+        except RequestError as error:
+            return _error(error.status, str(error), error.headers)
+        except ValueError as error:  # what a model cannot take, or media that are broken
+            return _error(400, str(error), {})
+        except Overloaded as error:
+            return _error(429, str(error), {"Retry-After": str(error.seconds)})
+        except Unavailable as error:
+            return _error(503, str(error), {"Retry-After": "1"})
+
+    def _check_token(self, request: Request) -> None:
+        token = self._token
+        if token is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            raise RequestError(
+                401,
+                "the bearer token is missing or wrong: send it in the header Authorization",
+                WWW_Authenticate="Bearer",
+            )
 
 
 async def _events(
@@ -274,28 +307,19 @@ async def _events(
                 yield _event(described(text))
         yield _event(described("", final=True))
         yield b"data: [DONE]\n\n"
-    except (Overloaded, Unavailable, ValueError) as error:
+    except (Unavailable, ValueError) as error:
         yield _event({"error": {"message": str(error), "type": "server_error"}})
-    finally:
-        await texts.aclose()  # type: ignore[attr-defined]
 
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-async def _then(items: AsyncIterable[Any], done: Callable[[], None]) -> AsyncIterator[Any]:
-    try:
-        async for item in items:
-            yield item
-    finally:
-        await items.aclose()  # type: ignore[attr-defined]
-        done()
-
-
 def _error(status: int, message: str, headers: dict[str, str]) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
+    # what a client sent may be quoted, half a surrogate pair among it, which no answer could hold
+    shown = message.encode("utf-8", errors="backslashreplace").decode()
+    return JSONResponse({"error": {"message": shown, "type": kind}}, status, headers)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

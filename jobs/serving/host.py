@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,8 @@ from runtime.checkpoint import CheckpointDamaged
 
 STOP_SECONDS = 10.0
 
+_LOG = logging.getLogger(__name__)
+
 _Listener = Callable[[Token | ValueError], None]
 
 
@@ -40,6 +43,8 @@ class EngineHost:
         version, decoder = source.first()
         self._engine = Engine(version, decoder, limits)
         self._listeners: dict[int, _Listener] = {}
+        self._recalls: dict[int, asyncio.Future[Decoder | None]] = {}
+        """The versions that are being loaded at the moment."""
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
@@ -62,7 +67,7 @@ class EngineHost:
         """
         recalled = None
         if generation.version is not None and generation.version not in self._engine.versions:
-            loading = asyncio.ensure_future(asyncio.to_thread(self._recall, generation.version))
+            loading = self._recalled(generation.version)
             while not (await asyncio.wait({loading}, timeout=SIGN_SECONDS))[0]:
                 yield Piece((), generation.version, None)
             recalled = loading.result()
@@ -99,6 +104,14 @@ class EngineHost:
                     return
         finally:
             self._post(lambda: self._forget(number))
+
+    def _recalled(self, version: int) -> asyncio.Future[Decoder | None]:
+        """What ``_recall`` finds: all who want the same version meanwhile wait for the same load."""
+        if version not in self._recalls:
+            loading = asyncio.ensure_future(asyncio.to_thread(self._recall, version))
+            self._recalls[version] = loading
+            loading.add_done_callback(lambda _: self._recalls.pop(version, None))
+        return self._recalls[version]
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this replica; ``busy_seconds`` is the time spent in iterations."""
@@ -172,10 +185,18 @@ class EngineHost:
         return None
 
     def _watch(self) -> None:
+        trouble = ""  # what went wrong at the last look
         while not self._closing.wait(self._watch_seconds):
-            # a checkpoint may be pruned while it is read, and a folder may be away for a while
-            with suppress(CheckpointDamaged, OSError, ValueError):
+            try:
                 found = self._source.newer_than(self._engine.version)
-                if found is not None:
-                    version, decoder = found
-                    self._post(lambda v=version, d=decoder: self._engine.take_over(v, d))  # type: ignore[misc]
+            # a checkpoint may be pruned while it is read, a folder may be away for a while, and torch has no
+            # type of its own for memory that cannot be had: whatever it is, the next look may find it gone
+            except Exception as error:
+                if repr(error) != trouble:
+                    _LOG.warning("no newer checkpoint could be looked for, trying again: %r", error)
+                trouble = repr(error)
+                continue
+            trouble = ""
+            if found is not None:
+                version, decoder = found
+                self._post(lambda v=version, d=decoder: self._engine.take_over(v, d))  # type: ignore[misc]

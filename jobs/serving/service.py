@@ -11,6 +11,13 @@ from jobs.data.media import decode_audio, decode_image, encode_samples, fit_imag
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.generation import Prompt
 
+MOST_PIXELS = 25_000_000
+"""Of an image that is asked about: one of this size takes 0.5 GB while it is decoded. Curation takes larger
+ones, but decodes for no strangers."""
+
+MOST_SAMPLES = 48_000 * 60
+"""Of a sound that is asked about: a minute at 48 kHz, counted over all channels."""
+
 Kind = Literal["completions", "caption"]
 
 
@@ -56,8 +63,8 @@ class Service:
         if audio is not None:
             if self.audio_rate is None:
                 raise ValueError("the model takes no audio: it was trained without")
-            clip = encode_samples(decode_audio(audio, rate=self.audio_rate))
-        pixels = fit_image(decode_image(image), self.image_size)
+            clip = encode_samples(decode_audio(audio, rate=self.audio_rate, most_samples=MOST_SAMPLES))
+        pixels = fit_image(decode_image(image, most_pixels=MOST_PIXELS), self.image_size)
         return Prompt((first,), pixels.tobytes(), clip)
 
     def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -110,12 +112,16 @@ class _Guard:
 
 @dataclass
 class Shown:
-    """The run's record and the JSON that is made of it, shared by all who look. Thread-safe."""
+    """The run's record and the JSON that is made of it, shared by all who look. Thread-safe.
+
+    ``server`` tells this one from any other that listens, or has listened, at the same address.
+    """
 
     source: Source
     clock: Callable[[], float] = time.time
     record: RunRecord = field(init=False)
     problem: str = ""
+    server: str = field(default_factory=partial(secrets.token_hex, 8))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _read_at: float = float("-inf")
     _made: tuple[int, dict[str, Any]] = (-1, {})
@@ -155,14 +161,16 @@ class Shown:
                 "plans": sorted(record.plans),
                 "timeline": record.timeline_version,
                 "now": self.clock(),
+                "server": self.server,
             }
-            tag = f"{record.version}-{figures['state']}-{hash(self.problem)}"
+            tag = f"{self.server}-{record.version}-{figures['state']}-{hash(self.problem)}"
             return tag, body
 
     def timeline(self) -> tuple[str, dict[str, Any]]:
         with self._lock:
             self._follow()
-            return str(self.record.timeline_version), {"kinds": KINDS, "steps": self.record.timeline}
+            tag = f"{self.server}-{self.record.timeline_version}"
+            return tag, {"kinds": KINDS, "steps": self.record.timeline}
 
     def plan(self, generation: int) -> dict[str, Any] | None:
         with self._lock:

@@ -37,6 +37,8 @@ async function look() {
   try {
     const answer = await ask("api/run");
     if (answer) {
+      // another run's, of which nothing that is here is true
+      if (shown && shown.server !== answer.server) return location.reload();
       shown = {...answer, skew: Date.now() / 1000 - answer.now};
       if (answer.timeline !== (timeline && timeline.version)) {
         const spans = await ask("api/timeline");

@@ -30,7 +30,8 @@ def dashboard(run: str | Path, *, host: str, port: int, names: Sequence[str] = (
         with listener:
             shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listener.getsockname()[1]}"
-            console.print(f"{source.name} at {address}, until Ctrl-C", highlight=False, soft_wrap=True)
+            said = f"{source.name} at {address}, until Ctrl-C"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
             config = uvicorn.Config(app, log_level="error", lifespan="off")
             uvicorn.Server(config).run(sockets=[listener])
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
 
-from actors.serving import ATTEMPTS, Piece, Replicas, Scale, Unavailable
+from actors.serving import ATTEMPTS, Overloaded, Piece, Replicas, Scale, Unavailable
 from actors.silence import SIGN_SECONDS, Silent, attended
 from tests.support.counts import Count
 
@@ -112,6 +113,19 @@ def test_an_answer_whose_replica_falls_silent_goes_on_elsewhere() -> None:
     assert [each.given for each in handle.asked] == [(), (0, 1), (0, 1, 2, 3, 4)]
     assert [stream.cancelled for stream in handle.streams] == [True] * 3
     assert replicas.continued == 2 and handle.looks == 0
+
+
+def test_places_are_given_out_and_taken_back() -> None:
+    handle: Any = Handle()
+    replicas = Replicas(handle, Scale(1, 1, concurrent=1, queued=1, retry_after=3))
+    with replicas.admitted():
+        with suppress(ZeroDivisionError), replicas.admitted():
+            with pytest.raises(Overloaded) as refused, replicas.admitted():
+                raise AssertionError("there were two places")
+            assert refused.value.seconds == 3
+            raise ZeroDivisionError
+        with replicas.admitted():
+            pass
 
 
 def test_signs_of_life_keep_an_answer_where_it_is() -> None:

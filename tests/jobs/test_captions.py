@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -318,10 +320,33 @@ def test_showing_holds_nobody_up(source: Path, tmp_path: Path, monkeypatch: pyte
         "shown 1",
         "data.show failed: the checkpoint is gone",
     ], "the newest one at the end, those between are left out"
-    showing.close()
     assert calls == [1, 4]
     silent = Showing(
         recipe.model_copy(update={"data": recipe.data.model_copy(update={"show": None})}), tmp_path
     )
     assert silent.look([written(1)], last=True) == []
-    silent.close()
+
+
+def test_a_process_that_is_to_end_does_not_wait_for_what_is_shown(source: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_of(source, True).to_toml())
+    code = f"""
+import threading
+from pathlib import Path
+from jobs.captions import show
+from jobs.recipe.recipe import load_recipe
+from jobs.showing import Showing
+from runtime.events import CheckpointWritten
+
+began = threading.Event()
+
+def endless(run, version):
+    began.set()
+    threading.Event().wait()
+
+show.lines = endless
+Showing(load_recipe({str(recipe)!r}), Path({str(tmp_path)!r})).look([CheckpointWritten(1, 1, 0.1)])
+began.wait()
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3

@@ -123,6 +123,40 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"letters.txt": "mine"}
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        ("settings/app.yaml", "dashboards/sales.json"),
+        ("settings/train/kustomization.yaml", "dashboards/sales.json"),
+        ("settings/train/notes.txt",),
+    ],
+)
+def test_a_project_with_folders_of_the_same_names_is_left_alone(
+    theirs: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine\n")
+    code, _, err = run(RECIPES / "gpt-small.toml", "--image", IMAGE, "--output", tmp_path)
+    assert code == 2
+    assert "holds other things" in err
+    assert contents(tmp_path) == dict.fromkeys(theirs, "mine\n")
+
+
+@pytest.mark.parametrize("folder", ["settings/curate", "dashboards"])
+def test_a_rendered_folder_loses_nothing_that_was_not_rendered(folder: str, tmp_path: Path) -> None:
+    render(RECIPES / "gpt-small.toml", Machines(IMAGE), output=tmp_path)
+    for path in (tmp_path / folder).glob("*"):
+        path.unlink()
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    code, _, err = run(RECIPES / "image-folder-curate.toml", "--image", IMAGE, "--output", tmp_path)
+    assert code == 2
+    assert f"{folder} holds other things" in err
+    assert contents(tmp_path) == before
+
+
 def test_an_installed_package_has_the_manifests(tmp_path: Path) -> None:
     """The wheel that setuptools makes of a copy of the sources."""
     source = tmp_path / "source"

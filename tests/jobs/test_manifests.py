@@ -79,6 +79,10 @@ def test_the_job_and_the_service_use_one_run_folder() -> None:
         ("checkpoint.folder=file:///data/checkpoints", False),
         ("checkpoint.folder=s3://bucket/run", True),
         ("data.arguments.source=gs://bucket/text", True),
+        ('data.arguments.source=["/data/a", "/data/b"]', False),
+        ('data.arguments.source=["/data/a", "s3://bucket/b"]', True),
+        ('data.arguments.source={"mix"=[{"path"="/data/a", "weight"=2}]}', False),
+        ('data.arguments.source={"mix"=[{"path"="gs://bucket/b", "weight"=2}]}', True),
     ],
 )
 def test_the_way_out_is_opened_for_uris_only(override: str, opened: bool) -> None:

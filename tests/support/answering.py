@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from actors.serving import Piece
+from actors.serving import Overloaded, Piece
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.serving.generation import Generation
 from jobs.serving.host import EngineHost
@@ -37,7 +37,8 @@ CAPTIONER: dict[str, Any] = {
 
 
 class Local:
-    """One engine as the whole backend; ``fails`` is raised by the next generation, after ``after`` pieces."""
+    """One engine as the whole backend; ``fails`` is raised by the next generation, after ``after`` pieces.
+    While it is ``full`` nobody is admitted."""
 
     continued = 3
 
@@ -46,8 +47,21 @@ class Local:
         self.asked: list[Generation] = []
         self.fails: Exception | None = None
         self.after = 0
+        self.full: Overloaded | None = None
+        self.admitted_now = 0
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        if self.full is not None:
+            raise self.full
+        self.admitted_now += 1
+        try:
+            yield
+        finally:
+            self.admitted_now -= 1
 
     async def generate(self, asked: Generation, every: int) -> AsyncIterator[Piece]:
+        assert self.admitted_now > 0
         self.asked.append(asked)
         fails, self.fails = self.fails, None
         pieces = self.host.generate(asked, every)

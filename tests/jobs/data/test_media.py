@@ -195,6 +195,20 @@ def test_broken_sound_is_refused(data: bytes, says: str) -> None:
         decode_audio(data, rate=16_000)
 
 
+@pytest.mark.parametrize("own", [1, 999, 384_001, 2_000_000_011])
+def test_a_rate_that_would_take_all_memory_is_refused(own: int) -> None:
+    with pytest.raises(MediaError, match=f"a rate of {own:,} Hz: what is taken is 1,000 to 384,000"):
+        decode_audio(sound_file(np.zeros(100_000, np.float32), own), rate=16_000)
+
+
+def test_samples_are_counted_before_and_after_resampling() -> None:
+    slow, fast = (sound_file(np.zeros(10_000, np.float32), own) for own in (1_000, 48_000))
+    assert len(decode_audio(slow, rate=16_000, most_samples=160_000)) == 160_000
+    for data, most in ((slow, 159_999), (fast, 9_999)):
+        with pytest.raises(MediaError, match=f"more than {most:,} samples"):
+            decode_audio(data, rate=16_000, most_samples=most)
+
+
 def test_reasons_are_the_same_in_every_process() -> None:
     for data in (b"OggS, and nothing more", b"RIFF" + b"\0" * 40):
         with pytest.raises(MediaError) as caught:

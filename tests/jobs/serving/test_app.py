@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from actors.serving import Overloaded, Unavailable
 from jobs.serving.app import AppSettings, build
@@ -115,6 +117,12 @@ def test_seeds_decide_and_are_drawn_where_none_is_given(ask: Client, text: Local
         ({"json": {"prompt": "a", "stop": ["x"] * 9}}, 400, "stop is not as it should be"),
         ({"json": {"prompt": "a", "stream": "yes"}}, 400, "stream is not as it should be"),
         ({"json": {"prompt": "a", "n": 2}}, 400, "the field n is not known: choose from"),
+        ({"content": b'{"\\ud800": 1}', "type": "application/json"}, 400, r"the field \ud800 is not known"),
+        (
+            {"content": b'{"prompt": "\\ud800"}', "type": "application/json"},
+            400,
+            "prompt is not as it should be",
+        ),
         ({"json": {"prompt": "a", "model": "gpt-9"}}, 404, "there is no model gpt-9 here: it is story"),
         ({"content": b"x" * 6000, "type": "application/json"}, 413, "larger than 5,000 bytes"),
     ],
@@ -175,6 +183,50 @@ def test_metrics_count(ask: Client) -> None:
         assert line in lines
 
 
+def test_what_fails_is_counted_and_over(ask: Client, text: Local) -> None:
+    text.fails, text.after = RuntimeError("a mistake of ours"), 0
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        ask("POST", "/v1/completions", json={"prompt": "a"})
+    ask("POST", "/v1/completions", content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
+    lines = ask("GET", "/metrics").text.splitlines()
+    for line in (
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="500"} 1.0',
+        'reknit_serve_requests_total{route="/v1/completions",run="story",status="400"} 1.0',
+        'reknit_serve_under_way{run="story"} 1.0',  # this one
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_a_client_that_goes_away_is_no_longer_under_way(text: Local, sent: int) -> None:
+    """It is gone after ``sent`` messages of a stream: its head and its events."""
+    app = build(Service("story", "completions", CONTEXT), AppSettings(), text)
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"prompt": "once", "stream": true}'}
+
+    async def send(message: Any) -> None:
+        if len(said) == sent:
+            raise OSError("the connection is closed")
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(app(scope, receive, send))
+    lines = Client(app)("GET", "/metrics").text.splitlines()
+    assert 'reknit_serve_under_way{run="story"} 1.0' in lines  # this one
+    assert sum(line.startswith("reknit_serve_requests_total") for line in lines) == 1
+    assert text.admitted_now == 0
+
+
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", "Basic secret", "secret", "Bearer s\u00e9cret"]
 )
@@ -190,11 +242,51 @@ def test_without_the_token_nothing_is_answered(text: Local, header: str | None) 
 
 
 def test_overload_says_when_to_try_again(ask: Client, text: Local) -> None:
-    for error, status, seconds in ((Overloaded(4), 429, "4"), (Unavailable("all dead"), 503, "1")):
+    text.full = Overloaded(4)
+    try:
         for stream in (False, True):
-            text.fails, text.after = error, 0
             response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
-            assert response.status_code == status and response.headers["retry-after"] == seconds
+            assert response.status_code == 429 and response.headers["retry-after"] == "4"
+    finally:
+        text.full = None
+    for stream in (False, True):
+        text.fails, text.after = Unavailable("all dead"), 0
+        response = ask("POST", "/v1/completions", json={"prompt": "a", "stream": stream})
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    assert text.admitted_now == 0
+
+
+def test_who_finds_no_place_is_refused_before_the_body_is_read(ask: Client, text: Local) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for part in (b'{"prompt": ', b'"a"}'):
+            read.append(part)
+            yield part
+
+    def answer() -> int:
+        headers = {"content-type": "application/json"}
+        return ask("POST", "/v1/completions", content=body(), headers=headers).status_code
+
+    text.full = Overloaded(4)
+    try:
+        assert (answer(), read) == (429, [])
+    finally:
+        text.full = None
+    assert (answer(), len(read), text.admitted_now) == (200, 2, 0)
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(text: Local) -> None:
+    settings = AppSettings(body_seconds=0.05)
+    ask = Client(build(Service("story", "completions", CONTEXT), settings, text))
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await asyncio.Event().wait()
+
+    response = ask("POST", "/v1/completions", content=stalled(), headers={"content-type": "application/json"})
+    assert response.status_code == 408 and "0.05 s" in response.json()["error"]["message"]
+    assert text.admitted_now == 0
 
 
 def test_an_answer_that_breaks_off_says_so_in_the_stream(ask: Client, text: Local) -> None:

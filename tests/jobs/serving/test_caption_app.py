@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
 from jobs.data.media import decode_audio, decode_image, encode_samples, fit_image
-from jobs.serving.app import AppSettings, build
+from jobs.serving.app import DECODES, AppSettings, build
 from jobs.serving.generation import Generation, Prompt
-from jobs.serving.service import Service
+from jobs.serving.service import MOST_PIXELS, Service
 from tests.support.answering import CAPTIONER, TOKENIZER, Client, Local, answering, events
 
 
@@ -48,6 +51,58 @@ def wav() -> bytes:
 
 def test_completions_are_not_to_be_had(caption: Client) -> None:
     assert "ask for POST /v1/caption" in caption("POST", "/v1/completions").json()["error"]["message"]
+
+
+def test_few_images_are_decoded_at_once_be_it_for_clients_that_are_gone(
+    captions: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service("painter", "caption", 78, 18, TOKENIZER, 16, 1600, ("de", "en", "fr"))
+    app = build(service, AppSettings(), captions)
+    decode, lock = Service.caption_prompt, threading.Lock()
+    now: list[int] = [0]
+    seen: list[int] = []
+
+    def counted(*arguments: Any) -> Prompt:
+        with lock:
+            now[0] += 1
+            seen.append(now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(Service, "caption_prompt", counted)
+
+    async def load() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+
+            def ask() -> asyncio.Task[httpx.Response]:
+                body = {"image": GOOD, "max_tokens": 1}
+                return asyncio.create_task(client.post("/v1/caption", json=body))
+
+            gone = [ask() for _ in range(8)]
+            while not seen:
+                await asyncio.sleep(0.001)
+            for task in gone:
+                task.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+            return [(await task).status_code for task in [ask() for _ in range(8)]]
+
+    assert asyncio.run(load()) == [200] * 8
+    assert max(seen) == DECODES
+
+
+def test_an_image_that_would_take_too_much_memory_is_refused(caption: Client) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (MOST_PIXELS // 5000 + 1, 5000)).save(stream, "PNG")
+    response = caption(
+        "POST", "/v1/caption", content=stream.getvalue(), headers={"content-type": "image/png"}
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "the image has 5001 x 5000 pixels, more than 25,000,000 in all"
+    )
 
 
 def captioned(captions: Local, prompt: Prompt, most: int = 42) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,67 @@ def test_a_newer_checkpoint_is_taken_over_and_a_gone_one_recalled(tmp_path: Path
         assert answer(10) == old  # begun elsewhere before the take-over
         assert answer(15)[1] == answer(7)[1] == {20}  # damaged, and pruned: the newest goes on
         wait_until(lambda: host.stats()["versions"] == 1, "the recalled version to be let go of")
+    finally:
+        host.close()
+
+
+def test_whatever_goes_wrong_while_it_is_loaded_a_newer_checkpoint_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_run(tmp_path)
+    write_checkpoint(tmp_path, recipe, 10, 1)
+    load = RunSource.newer_than
+    looks: list[int] = []
+
+    def without_memory(self: RunSource, version: int) -> object:
+        if version < 10 or len(looks) >= 3:
+            return load(self, version)
+        looks.append(version)
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(RunSource, "newer_than", without_memory)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    host = EngineHost(RunSource(tmp_path), Limits(), 1, 0.01)
+    try:
+        write_checkpoint(tmp_path, recipe, 20, 2)
+        wait_until(lambda: host.stats()["version"] == 20, "the newer checkpoint", seconds=20)
+    finally:
+        host.close()
+    told = [record.getMessage() for record in caplog.records if record.name == "jobs.serving.host"]
+    assert len(told) == 1 and "alloc_cpu.cpp:117" in told[0], "told once, not at every look"
+
+
+def test_a_recalled_version_is_loaded_once_for_all_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_run(tmp_path)
+    write_checkpoint(tmp_path, recipe, 10, 1)
+    write_checkpoint(tmp_path, recipe, 20, 2)
+    host = EngineHost(RunSource(tmp_path), Limits(), 1, 1000.0)
+    load = RunSource.load
+    loads: list[int] = []
+
+    def counted(self: RunSource, version: int) -> object:
+        loads.append(version)
+        time.sleep(0.2)
+        return load(self, version)
+
+    monkeypatch.setattr(RunSource, "load", counted)
+
+    async def answers(versions: list[int]) -> list[set[int]]:
+        async def one(version: int) -> set[int]:
+            asked = Generation(Prompt((65, 66)), 12, version=version)
+            return {piece.version async for piece in host.generate(asked, 1)}
+
+        gone = asyncio.create_task(one(10))  # who goes away takes nothing with them
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        return await asyncio.gather(*map(one, versions))
+
+    try:
+        assert asyncio.run(answers([10, 7, 10, 10, 7])) == [{10}, {20}, {10}, {10}, {20}]
+        assert sorted(loads) == [7, 10]
+        assert asyncio.run(answers([10])) == [{10}]
     finally:
         host.close()
 

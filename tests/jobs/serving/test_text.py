@@ -71,3 +71,28 @@ def test_broken_forms_are_refused(body: bytes) -> None:
         return
     with pytest.raises(ValueError, match="form"):
         parse("multipart/form-data; boundary=zz", body)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("head", [b"a" * 8000, b"a*" * 4000, b'a="' * 2600, rb'a="\"' * 1600, b"a=\\" * 2600])
+def test_the_longest_heads_are_read_in_no_time(head: bytes) -> None:
+    body = b"--zz\r\nContent-Disposition: %s\r\n\r\nx\r\n" % head
+    good = b'--zz\r\nContent-Disposition: form-data; %s; name="n"\r\n\r\nx\r\n' % head.replace(b'"', b"")
+    assert len(parse("multipart/form-data; boundary=zz", good * 32 + b"--zz--")) == 32
+    with pytest.raises(ValueError, match="has no name"):
+        parse("multipart/form-data; boundary=zz", good * 31 + body + b"--zz--")
+
+
+def test_heads_and_headers_that_are_too_long_are_refused_unread() -> None:
+    field = b'--zz\r\nContent-Disposition: form-data; name="n"; %s\r\n\r\nx\r\n--zz--'
+    with pytest.raises(ValueError, match="longer than 8,192 bytes"):
+        parse("multipart/form-data; boundary=zz", field % (b"a=b;" * 3000))
+    with pytest.raises(ValueError, match="longer than 8,192 bytes"):
+        parse("multipart/form-data; boundary=zz; " + "a=b;" * 3000, field % b"a=b")
+
+
+def test_fields_are_counted_before_they_are_read() -> None:
+    with pytest.raises(ValueError, match="more than 32 fields"):
+        parse("multipart/form-data; boundary=zz", b"--zz\r\nnot a field\r\n" * 33 + b"--zz--")
+    with pytest.raises(ValueError, match="has no header"):
+        parse("multipart/form-data; boundary=zz", b"--zz\r\nnot a field\r\n" * 32 + b"--zz--")

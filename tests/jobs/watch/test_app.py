@@ -64,6 +64,14 @@ def test_what_is_known_is_not_sent_again(ask: Asked) -> None:
         assert again.status_code == 304 and again.content == b""
 
 
+def test_what_is_known_of_another_run_is_not_taken_for_this_ones(ask: Asked, tmp_path: Path) -> None:
+    another = Asked(build(make_run(tmp_path)))  # after which a server of this run listens at the same port
+    for path in ("/api/run", "/api/timeline"):
+        answer = ask(path, **{"if-none-match": another(path).headers["etag"]})
+        assert answer.status_code == 200 and answer.content
+    assert ask("/api/run").json()["server"] != another("/api/run").json()["server"]
+
+
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
     folder = make_run(tmp_path, steps=10, finished=False)
     now = [1000.0]

@@ -99,6 +99,24 @@ def test_a_finished_run(browser: Any, small: str, tmp_path: Path, scheme: str, w
         shown.screenshot(path=str(tmp_path / f"page-{scheme}-{width}.png"), full_page=True)
 
 
+def test_another_run_at_the_same_address_is_shown(browser: Any, tmp_path: Path) -> None:
+    served = [build(make_run(tmp_path / "first"))]
+
+    async def newest(scope: Any, receive: Any, send: Any) -> None:
+        await served[-1](scope, receive, send)
+
+    with listening(newest) as url, page(browser, url) as shown:
+        is_whole(shown)
+        assert shown.locator("#step").inner_text() == "60 / 60"
+        assert shown.locator("#name").inner_text() == "made"
+        served.append(build(make_run(tmp_path / "second", 4, name="other")))
+        shown.locator("#name:has-text('other')").wait_for()
+        is_whole(shown)
+        assert shown.locator("#grid [role=gridcell]").count() == 4
+        shown.locator("#events [role=option]", has_text="worker 3 lost (").first.click()
+        assert "3 workers" in shown.locator("#plans").inner_text()
+
+
 def test_the_theme_is_the_systems_until_somebody_chooses(browser: Any, small: str) -> None:
     def ground(shown: Any) -> str:
         found: str = shown.evaluate("getComputedStyle(document.body).backgroundColor")
