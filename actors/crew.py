@@ -25,7 +25,7 @@ from strategies.job import Job
 
 DRAIN_POLL_SECONDS = 0.5
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 10.0
 """How long one call waits for a worker's end: it holds a thread there, also when its caller dies."""
 
 LEAVE_SECONDS = 2.0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from jobs.cli_jobs import jobs_app
 from jobs.cli_plan import plan_app
 from jobs.cli_watch import watch_app
 from jobs.exits import INTERRUPTED, RUN_ERROR
 from jobs.exits import errors as _errors
+from jobs.terminal import plain_console
 
 app = typer.Typer(
     name="reknit",
@@ -83,7 +82,7 @@ def verify(
     with _errors():
         from jobs.verify import verify as check
 
-        same = check(run, Console())
+        same = check(run, plain_console())
     if not same:
         raise typer.Exit(RUN_ERROR)
 
@@ -100,7 +99,7 @@ def captions(
     with _errors():
         from jobs.captions.page import write_page
 
-        write_page(run, baseline, Console())
+        write_page(run, baseline, plain_console())
 
 
 @app.command()
@@ -117,7 +116,7 @@ def chaos(
     with _errors():
         from jobs.chaos import chaos as run
 
-        same = run(recipe, minutes, seed, Console(file=sys.stdout), settings or (), run_folder=run_folder)
+        same = run(recipe, minutes, seed, plain_console(), settings or (), run_folder=run_folder)
     if not same:
         raise typer.Exit(RUN_ERROR)
 
@@ -137,7 +136,7 @@ def curate(
     with _errors():
         from jobs.curate import curate as run
 
-        run(recipe, settings or (), address=address, workers=workers, console=Console())
+        run(recipe, settings or (), address=address, workers=workers, console=plain_console())
 
 
 @app.command()
@@ -218,7 +217,7 @@ def schedule(
             micro_batches,
             chunks,
             StageSeconds(*seconds),
-            Console(),
+            plain_console(),
             svg=svg,
             spans=json,
             room=room,
@@ -288,7 +287,7 @@ def import_(
         from jobs.universal import import_checkpoint
 
         version = import_checkpoint(source, load_recipe(recipe, settings or ()), run_folder, step=step)
-        Console().print(f"{run_folder} goes on from step {version}", highlight=False, soft_wrap=True)
+        plain_console().print(f"{run_folder} goes on from step {version}", highlight=False, soft_wrap=True)
 
 
 @checkpoint.command()
@@ -302,7 +301,7 @@ def export(
         from jobs.universal import export_checkpoint
 
         found = export_checkpoint(run, target, version=version)
-        Console().print(f"step {found} exported to {target}", highlight=False, soft_wrap=True)
+        plain_console().print(f"step {found} exported to {target}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from jobs.exits import errors
+from jobs.terminal import plain_console
 
 watch_app = typer.Typer()
 
@@ -30,7 +30,7 @@ def dashboard(
     with errors():
         from jobs.watch.serve import dashboard as show
 
-        show(run, host=host, port=port, names=names or (), console=Console())
+        show(run, host=host, port=port, names=names or (), console=plain_console())
 
 
 @watch_app.command()
@@ -42,7 +42,7 @@ def top(
     with errors():
         from jobs.watch.top import top as show
 
-        show(run, once=once, console=Console())
+        show(run, once=once, console=plain_console())
 
 
 @watch_app.command()
@@ -59,7 +59,7 @@ def trace(
 
         with source_of(run) as source:
             spans = write_trace(source, output)
-        Console().print(f"{output}: {spans:,} spans", highlight=False, soft_wrap=True)
+        plain_console().print(f"{output}: {spans:,} spans", highlight=False, soft_wrap=True)
 
 
 @watch_app.command()
@@ -76,4 +76,4 @@ def evaluate(
     with errors():
         from jobs.evaluate import evaluate as losses
 
-        losses(run, Console(), stages=stages, micro_batches=micro_batches)
+        losses(run, plain_console(), stages=stages, micro_batches=micro_batches)

@@ -24,6 +24,7 @@ from jobs.curation.work import Work, work_key
 from jobs.data.curated import MANIFEST, TOKENIZER, DataFile, Manifest, open_set
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.exits import RunFailed
+from jobs.terminal import plain_console
 from runtime.storage import Store
 
 REPORT, DROPPED = "report.html", "dropped.csv"
@@ -46,7 +47,7 @@ def curate(
     if workers is not None and workers < 1:
         raise ValueError(f"--workers is {workers}: it must be at least 1")
     checked = load_curation(recipe, overrides)
-    console = console or Console()
+    console = console or plain_console()
     units = list_units(checked)
     work = Work(Store.open(checked.set.folder), work_key(checked, units))
     if work.done():

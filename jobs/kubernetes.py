@@ -14,6 +14,7 @@ from jobs.manifests import NAMESPACE, curation_files, training_files
 from jobs.pods import Machines, object_name
 from jobs.recipe.recipe import load_recipe
 from jobs.recipe.table import read_table
+from jobs.terminal import plain_console
 from jobs.yaml_text import to_yaml
 
 SHIPPED = Path(__file__).parent.parent / "k8s"
@@ -71,7 +72,7 @@ def render(
             shutil.copytree(SHIPPED / part, target / part, dirs_exist_ok=True)
     folders = tuple(target / "overlays" / overlay for overlay in overlays)
     for folder in folders:
-        (console or Console()).print(
+        (console or plain_console()).print(
             f"kubectl apply -k {folder}", highlight=False, markup=False, soft_wrap=True
         )
     return folders

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from jobs.dashboards.files import local_files
+from jobs.terminal import plain_console
 from runtime.settings import targets_folder
 
 
@@ -35,7 +35,7 @@ def monitoring(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    console = console or Console(file=sys.stdout)
+    console = console or plain_console()
     for line in (
         f"prometheus --config.file={folder / 'prometheus.yml'}",
         f"GF_PATHS_PROVISIONING={folder / 'grafana'} grafana server --homepath /usr/share/grafana",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from jobs.simulate import real_planner
+from jobs.terminal import plain_console
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from runtime.salvage import Progress, Salvage
@@ -55,7 +56,7 @@ def run_schedules(count: int, first: int = 0, console: Console | None = None) ->
     """
     if count < 1 or first < 0:
         raise ValueError(f"{count} schedules from seed {first} on are none: give --schedules 1 or more")
-    console = console or Console()
+    console = console or plain_console()
     began, failed = time.perf_counter(), []
     seen: Counter[str] = Counter()
     for done, seed in enumerate(range(first, first + count), 1):
@@ -81,7 +82,7 @@ def run_schedules(count: int, first: int = 0, console: Console | None = None) ->
 
 def replay(seed: int, console: Console | None = None) -> bool:
     """Prints the account of the schedule of ``seed``; whether nothing was violated."""
-    console = console or Console()
+    console = console or plain_console()
     schedule, journal = draw(seed), Journal()
     console.print(str(schedule), markup=False, soft_wrap=True)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -20,6 +19,7 @@ from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
+from jobs.terminal import plain_console
 from runtime.run_folder import RunFolder
 from runtime.settings import serve_token, targets_folder
 from runtime.targets import announce, withdraw
@@ -85,7 +85,7 @@ def serve(
 ) -> None:
     """Serves a run until Ctrl-C or SIGTERM. Arguments are those of ``serving`` and ``Scale``; the bearer
     token is ``runtime.settings.serve_token``. Raises ValueError."""
-    console = console or Console(file=sys.stdout)
+    console = console or plain_console()
     token = serve_token()
     least, most = replicas
     for name, value, lowest in (

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.planning import plan_chooser, plan_gain, plan_mender
+from jobs.terminal import plain_console
 from runtime.layout import Layout
 from runtime.plan import Strategy
 from runtime.signals import PlanChooser, PlanGain, PlanMender, Terms
@@ -76,7 +77,7 @@ def simulate(
     settings = FleetSettings(terms, batches, workers_per_node=workers_per_node, layer_seconds=LAYER_SECONDS)
     chooser, *_ = real_planner(layout, batches, stages)
     report = Fleet(settings, chooser, entries).play(_seconds(entries))
-    (console or Console()).print(_table(settings, report), soft_wrap=True)
+    (console or plain_console()).print(_table(settings, report), soft_wrap=True)
     return report
 
 

@@ -1,4 +1,4 @@
-"""Where commands print their tables."""
+"""Where commands print: text as it is, whose brackets are nobody's markup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from rich.console import Console
 _PIPED_COLUMNS = 160
 
 
+def plain_console() -> Console:
+    """Standard output, whatever that is when something is printed."""
+    return Console(markup=False)
+
+
 def table_console() -> Console:
     """Standard output. Where that is no terminal, it is wide enough for tables: rich takes 80 columns for
     granted then, and breaks the words of every heading."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
+    return Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_COLUMNS)

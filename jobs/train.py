@@ -23,6 +23,7 @@ from jobs.exits import RunFailed
 from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.resuming import refuse_another_recipe
 from jobs.showing import Showing
+from jobs.terminal import plain_console
 from runtime.checkpoint import list_checkpoints
 from runtime.events import Event, StepRecord
 from runtime.run_folder import RunFolder, default_path
@@ -101,7 +102,7 @@ def train(
         folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
         settings = run_settings(recipe, folder.path, resume=resume)
         if console is None:
-            console = Console(file=sys.stdout)
+            console = plain_console()
             log = stack.enter_context(folder.ray_log.open("a", encoding="utf-8"))
             stack.enter_context(redirect_stdout(log))
         stack.enter_context(
@@ -134,7 +135,7 @@ def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainRe
     folder = RunFolder(run_folder)
     with ExitStack() as stack:
         run = stack.enter_context(found(folder))
-        return _see_through(run, folder.path, console or Console(file=sys.stdout), stops=False)
+        return _see_through(run, folder.path, console or plain_console(), stops=False)
 
 
 def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
