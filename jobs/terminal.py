@@ -10,11 +10,11 @@ _PIPED_COLUMNS = 160
 
 
 def plain_console() -> Console:
-    """Standard output, whatever that is when something is printed."""
-    return Console(markup=False)
+    """Standard output as it is now, wherever it is redirected to later."""
+    return Console(file=sys.stdout, markup=False)
 
 
 def table_console() -> Console:
     """Standard output. Where that is no terminal, it is wide enough for tables: rich takes 80 columns for
     granted then, and breaks the words of every heading."""
-    return Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
+    return Console(file=sys.stdout, markup=False, width=None if sys.stdout.isatty() else _PIPED_COLUMNS)

@@ -96,10 +96,11 @@ def train(
     job = assemble(recipe, root)
     parallel = recipe.parallel
     with ExitStack() as stack:
+        before = _entries(path)
+        folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
         unless_started = stack.enter_context(ExitStack())
         if not resume:
-            unless_started.callback(_remove_what_is_new, path, _entries(path))
-        folder = RunFolder.create(path, recipe.to_toml(), _facts(recipe), resume=resume)
+            unless_started.callback(_remove_what_is_new, path, before)
         settings = run_settings(recipe, folder.path, resume=resume)
         if console is None:
             console = plain_console()

@@ -62,6 +62,27 @@ def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> 
         yield watched
 
 
+def test_who_takes_over_reassures_until_it_is_there(cluster: LocalCluster) -> None:
+    @ray.remote(num_cpus=0)
+    class Orphan:
+        asked = 0
+
+        def wait_on(self) -> None:
+            self.asked += 1
+
+        def has_been_asked(self) -> int:
+            return self.asked
+
+    orphan: Any = Orphan.options(name="an orphan", namespace=NAMESPACE).remote()
+    reassurance = Reassurance({0: "an orphan", 1: "one that is dead"}, 0.4)
+    wait_until(lambda: ray.get(orphan.has_been_asked.remote()) > 3, "it is asked again and again")
+    reassurance.end()
+    asked = ray.get(orphan.has_been_asked.remote())
+    time.sleep(0.4)
+    assert ray.get(orphan.has_been_asked.remote()) <= asked + 1
+    ray.kill(orphan)
+
+
 def test_only_workers_have_loaded_pytorch(watched: Watched) -> None:
     def has(process: int) -> bool:
         return "libtorch" in Path(f"/proc/{process}/maps").read_text()
@@ -212,27 +233,6 @@ def test_two_nodes_at_once_cost_the_steps_since_the_newest_checkpoint(
     assert recovered[-1].source == "checkpoint" and recovered[-1].from_version >= 10
     assert "from the checkpoint" in sentence(recovered[-1])
     watched.assert_same_bits()
-
-
-def test_who_takes_over_reassures_until_it_is_there(cluster: LocalCluster) -> None:
-    @ray.remote(num_cpus=0)
-    class Orphan:
-        asked = 0
-
-        def wait_on(self) -> None:
-            self.asked += 1
-
-        def has_been_asked(self) -> int:
-            return self.asked
-
-    orphan: Any = Orphan.options(name="an orphan", namespace=NAMESPACE).remote()
-    reassurance = Reassurance({0: "an orphan", 1: "one that is dead"}, 0.4)
-    wait_until(lambda: ray.get(orphan.has_been_asked.remote()) > 3, "it is asked again and again")
-    reassurance.end()
-    asked = ray.get(orphan.has_been_asked.remote())
-    time.sleep(0.4)
-    assert ray.get(orphan.has_been_asked.remote()) <= asked + 1
-    ray.kill(orphan)
 
 
 def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
