@@ -8,7 +8,6 @@ import pytest
 
 from runtime.checkpoint import ShardFile
 from runtime.control.state import Phase
-from runtime.controller import GREETING_SECONDS, PROBE_SECONDS
 from runtime.events import (
     FaultInjected,
     Paused,
@@ -19,7 +18,6 @@ from runtime.events import (
 )
 from runtime.parts import covers
 from runtime.protocol import (
-    Beat,
     Failing,
     Finished,
     Held,
@@ -30,7 +28,6 @@ from runtime.protocol import (
     Measured,
     Moved,
     PeerLost,
-    Probe,
     Repeated,
     Resume,
     Stepped,
@@ -229,42 +226,6 @@ def test_a_link_that_stays_broken_costs_one_of_its_ends() -> None:
 
 def test_a_broken_link_to_a_stranger_is_nothing() -> None:
     assert Run().form().tell(PeerLost(0, 17, "reset")) == []
-
-
-def stalled(run: Run) -> dict[int, Probe]:
-    """Everybody lives and nobody moves; who is then asked whom it hears, with what."""
-    asked: dict[int, Probe] = {}
-    for _ in range(4):
-        for worker in run.controller.members:
-            run.tell(Beat(worker, 5, 0.0))
-        asked |= sent(run.tell(Tick()), Probe)
-    return asked
-
-
-def test_where_nothing_moves_all_are_asked_whom_they_hear() -> None:
-    asked = stalled(Run().form())
-    assert set(asked) == {0, 1, 2}
-    assert {(probe.peers, probe.seconds) for probe in asked.values()} == {((0, 1, 2), PROBE_SECONDS)}
-
-
-def test_many_have_longer_to_greet_each_other() -> None:
-    run = Run(workers=100)
-    for worker in range(100):
-        run.now = 0.0
-        run.join(worker)
-    asked: dict[int, Probe] = {}
-    while not asked:
-        run.tell(Beat(0, 5, 0.0))
-        asked = sent(run.tell(Tick()), Probe)
-    assert {probe.seconds for probe in asked.values()} == {100 * GREETING_SECONDS}
-
-
-def test_nobody_moves_who_waits_for_the_last_checkpoint() -> None:
-    run = Run().form()
-    for worker in range(3):
-        run.tell(Finished(worker, 1, 9))
-    assert run.controller.phase is Phase.RUNNING
-    assert stalled(run) == {}
 
 
 @pytest.mark.parametrize(
