@@ -241,6 +241,8 @@ class ControllerActor:
                 ends.callback(self._exposition.close)
                 ends.callback(end_all, self._settings.name)
                 ends.callback(self._feed.end)
+                if self._reassurance is not None:  # the take-over may have failed, or there was none to make
+                    self._reassurance.end()
                 if self._recorder.outcome is None:
                     self._recorder.finish("failed", "the controller met an error: see its log", steady_time())
 
