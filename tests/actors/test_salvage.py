@@ -14,6 +14,7 @@ from actors.worker import Worker
 from runtime.plan import Plan
 from runtime.protocol import Resume
 from runtime.salvage import Salvage
+from runtime.speeds import Speeds
 from strategies.job import Fault
 from strategies.stage import StageModel
 from tests.support.chaos import ChaosRun, recoveries
@@ -126,6 +127,9 @@ def test_what_others_wait_for_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     """Somebody of stage 0 dies when it begins its last micro-batch, and stage 1 is through with all others:
     who takes over does the one that stage 1 has never seen before those."""
     monkeypatch.setattr(actors.planning, "pays", lambda *_: True)
+    # however they are measured: else one of stage 1 may be sent to help
+    for what in ("forward", "backward", "of"):
+        monkeypatch.setattr(Speeds, what, lambda *_: 1.0)
     reach, follow = Worker._fault, Follower.follow
     forward, backward = StageModel.forward, StageModel.backward
     through: set[int] = set()
