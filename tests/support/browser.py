@@ -25,7 +25,7 @@ PATIENCE_MS = 120_000
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as run:
-        opened = run.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        opened = run.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
