@@ -15,7 +15,7 @@ from typing import Any
 
 from runtime.plan import Strategy
 from strategies.planning.costs import BYTES_PER_PARAMETER, CostModel
-from strategies.search.formulas import FORMULAS, Held
+from strategies.search.formulas import FORMULAS, Formula, Held
 from strategies.search.memory import SHARDINGS
 from strategies.search.space import Combination
 from strategies.search.teams import PLAIN, Form, costs_in_form, form_of
@@ -130,7 +130,8 @@ class Problem:
         seconds = stage_seconds(self, combination, first, stop)
         extra = sum(self.again[layer] for layer in again) / self.speed
         size = combination.size(k)
-        added, beyond, each = timed(self, combination, size, seconds, extra)
+        rounds = self.rounds(combination, size)
+        added, beyond, each = timed(FORMULAS[strategy.schedule], strategy.chunks, rounds, seconds, extra)
         parameters = strategy.chunks * (self.parameters[stop] - self.parameters[first])
         sent = self.sent_bytes(combination, size, parameters)
         kept = self.kept[stop] - self.kept[first] + self.input_bytes(first)
@@ -207,38 +208,15 @@ def widest(parameters: Sequence[int], layers: int = 2) -> int:
     )
 
 
-def least_seconds(problem: Problem, combination: Combination) -> float:
-    """No cut of this combination takes less, with memory in plenty; without looking at any cut.
-
-    The slowest stage takes no less beyond its fill than any weighed mean of them; weighed by 1 / rounds, all
-    loads together are the model's seconds, however it is cut.
-    """
-    problem = problem.of(combination)
-    stages, layers = combination.stages, problem.layers
-    formula, chunks = FORMULAS[combination.strategy.schedule], combination.strategy.chunks
-    forward, inputs, weights = stage_seconds(problem, combination, 0, layers)
-    fill = formula.fill(forward, inputs, weights, chunks)
-    fills = problem.split_fill(combination) if formula.splits else fill
-    rounds = [problem.rounds(combination, size) for size in combination.sizes]
-    longest = (forward + inputs + weights - fills / min(rounds)) / sum(1 / each for each in rounds)
-    return float(fill + max(longest, 0.0) + (stages - 1) * problem.least_crossing)
-
-
 def timed(
-    problem: Problem,
-    combination: Combination,
-    size: Any,
-    seconds: tuple[Any, Any, Any],
-    extra: Any,
+    formula: Formula, chunks: Any, rounds: Any, seconds: tuple[Any, Any, Any], extra: Any
 ) -> tuple[Any, Any, Any]:
-    """(fill, what its group's micro-batches take beyond that, seconds of one micro-batch) of a stage of
-    ``size`` workers whose input gradients take ``extra`` seconds for what is recomputed; arrays for many
-    stages at once."""
-    strategy = combination.strategy
+    """(fill, what its group's micro-batches take beyond that, seconds of one micro-batch) of a stage whose
+    input gradients take ``extra`` seconds for what is recomputed; arrays for many stages at once."""
     forward, inputs, weights = seconds
-    fill = FORMULAS[strategy.schedule].fill(forward, inputs + extra, weights, strategy.chunks)
+    fill = formula.fill(forward, inputs + extra, weights, chunks)
     each = forward + inputs + weights + extra
-    return fill, strategy.chunks * (problem.rounds(combination, size) * each - fill), each
+    return fill, chunks * (rounds * each - fill), each
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from runtime.plan import Strategy
-from strategies.search.cost import Evaluation, Problem, evaluate, least_seconds
+from strategies.search.bounds import Bounds
+from strategies.search.cost import Evaluation, Problem, evaluate
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import (
     ALIKE,
@@ -24,7 +24,7 @@ from strategies.search.shortest import (
 )
 from strategies.search.space import Combination
 from strategies.search.tables import StageTables
-from strategies.search.teams import Form
+from strategies.search.teams import Form, form_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,27 @@ class CutSearch:
             self._tables[problem.form] = StageTables(problem, self._limit, self._recompute)
         return self._tables[problem.form]
 
-    def least(self, combination: Combination) -> float:
-        """Seconds that no cut of a combination takes less than, without looking at any."""
-        return least_seconds(self._problem, combination)
+    def least(self, combinations: Sequence[Combination]) -> list[float]:
+        """Seconds that no cut of each combination takes less than, without looking at any; infinite where
+        none fits."""
+        of_form: dict[Form | None, list[int]] = {}
+        for place, each in enumerate(combinations):
+            of_form.setdefault(form_of(each.strategy), []).append(place)
+        least = [0.0] * len(combinations)
+        for places in of_form.values():
+            some = [combinations[place] for place in places]
+            bounds = Bounds(self._problem.of(some[0]), self._limit, self._recompute)
+            for place, bound in zip(places, bounds.least(some), strict=True):
+                least[place] = bound
+        return least
 
     def branches(self, combinations: Sequence[Combination]) -> list[Branch]:
         """All cuts of each combination as one branch; of those that cannot fit none."""
         whole = [Branch(0.0, each, self._lengths(each), limited=False) for each in combinations]
-        alike: dict[Strategy, list[Branch]] = {}
+        alike: dict[object, list[Branch]] = {}
         for each in whole:
-            alike.setdefault(each.combination.strategy, []).append(each)
+            strategy = each.combination.strategy
+            alike.setdefault((form_of(strategy), FORMULAS[strategy.schedule].splits), []).append(each)
         return [found for some in alike.values() for found in self._bounded(some)]
 
     def settle(self, branch: Branch) -> Choice | Cut | list[Branch]:
@@ -146,7 +157,8 @@ class CutSearch:
         ]
 
     def _bounded(self, branches: Sequence[Branch]) -> list[Branch]:
-        """Those that fit, of one strategy, with what none of their cuts takes less than."""
+        """Those that fit, with what none of their cuts takes less than; in one form, all of which split
+        backwards or none."""
         asked = [(each.combination, each.lengths[0]) for each in branches]
         tables = self._tables_of(branches[0].combination)
         many = tables.of_many(asked, limited=self._limit is not None)

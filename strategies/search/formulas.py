@@ -48,7 +48,7 @@ class Formula:
     parts.
     """
 
-    fill: Callable[[Seconds, Seconds, Seconds, int], Seconds]
+    fill: Callable[[Seconds, Seconds, Seconds, Count], Seconds]
     in_flight: Callable[[Held], Count]
     splits: bool = False
     chunks: tuple[int, ...] = (1,)
@@ -57,11 +57,11 @@ class Formula:
     by_first_stage: bool = False
 
 
-def _whole(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
+def _whole(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: Count) -> Seconds:
     return (forward + input_gradient + weight_gradient) / chunks
 
 
-def _split(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: int) -> Seconds:
+def _split(forward: Seconds, input_gradient: Seconds, weight_gradient: Seconds, chunks: Count) -> Seconds:
     gap = forward + input_gradient - weight_gradient
     return gap * (gap > 0)
 

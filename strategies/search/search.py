@@ -19,14 +19,14 @@ from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
 from strategies.search.dynamic import Branch, Choice, Cut, CutSearch
 from strategies.search.formulas import FORMULAS
-from strategies.search.shortest import ALIKE
+from strategies.search.shortest import ALIKE, NEVER
 from strategies.search.space import Combination, Space, combinations
 
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
 
 FEW = 8
-"""Of how many combinations at first the cuts are looked at. Then it is eight times as many, and so on."""
+"""Of how many combinations at first the cuts are looked at. Then it is twice as many, and so on."""
 
 LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
@@ -97,8 +97,9 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
     that knows the cuts, for ever more at a time, then the step itself; each is no less than the one before,
     so the first that is known in full is the best of all."""
     place_of = {each: place for place, each in enumerate(possible)}
-    least = {each: cuts.least(each) * (1 - ALIKE) for each in possible}
-    unopened, many = sorted(possible, key=lambda each: -least[each]), FEW
+    bounds = zip(possible, cuts.least(possible), strict=True)
+    least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
+    unopened, many = sorted(least, key=lambda each: -least[each]), FEW
     waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
     found: dict[int, Choice] = {}
     numbers = counting()
@@ -106,7 +107,7 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
         opened: Choice | Cut | list[Branch]
         if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
             opened = cuts.branches([unopened.pop() for _ in range(min(many, len(unopened)))])
-            many *= 8
+            many *= 2
         else:
             _, place, _, known = heappop(waiting)
             if place in found:  # by a better branch

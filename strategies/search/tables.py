@@ -68,7 +68,7 @@ class StageTables:
         self._whole_R = self._of_ranges(problem.whole[0]), self._of_ranges(problem.whole[1])
         self._staircases: Staircases | None = None
         self._known: dict[tuple[object, ...], tuple[ManyTables, int]] = {}
-        self._of_size: dict[tuple[object, ...], dict[int, Ranges]] = {}
+        self._of_size: dict[object, dict[int, Ranges]] = {}
         self._spans_L = np.arange(1, size)
 
     def _apart(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -108,7 +108,7 @@ class StageTables:
         return self.of_many([(combination, first_length)], limited=limited).tables(0)
 
     def of_many(self, asked: Sequence[tuple[Combination, int]], *, limited: bool) -> ManyTables:
-        """``seconds`` of several combinations that differ in their groups' sizes alone, and first lengths."""
+        """``seconds`` of several combinations and first lengths, all of which split backwards or none."""
         keys = [self._key(combination, first_length, limited=limited) for combination, first_length in asked]
         if len(keys) == 1 and keys[0] in self._known:
             many, place = self._known[keys[0]]
@@ -132,7 +132,7 @@ class StageTables:
             int(self._problem.held(combination, k, stop - first, bounds[1]))
             for k, (first, stop) in enumerate(pairwise(bounds))
         ]
-        room_KR = self._by_size(self._room, combination, [combination.size(k) for k in range(len(held_K))])
+        room_KR = self._by_size(self._room, [(combination, combination.size(k)) for k in range(len(held_K))])
         for (first, stop), held, room_R in zip(pairwise(bounds), held_K, room_KR, strict=True):
             place = int(self._places_FS[first, stop]) - 1
             room, kept = int(room_R[place]), int(self._kept_R[place])
@@ -143,36 +143,37 @@ class StageTables:
         return layers
 
     def _timed(self, asked: Sequence[tuple[Combination, int]], *, limited: bool) -> ManyTables:
-        problem, pace, combination = self._problem, self._problem.speed, asked[0][0]
+        problem, pace, formula = self._problem, self._problem.speed, FORMULAS[asked[0][0].strategy.schedule]
         # groups as large as each other whose workers keep as many micro-batches are alike
-        places: dict[tuple[int, int | bytes], int] = {}
-        apart: list[tuple[int, Any]] = []
+        places: dict[object, int] = {}
+        apart: list[tuple[Combination, int, Any]] = []
         rows = []
         for each, first_length in asked:
             row = []
+            alike = _alike(each)
             for k, size in enumerate(each.sizes):
                 held = self._held(each, k, first_length) if limited else 0
-                kind = (size, held if isinstance(held, int) else held.tobytes())
+                kind = (alike, size, held if isinstance(held, int) else held.tobytes())
                 if kind not in places:
                     places[kind] = len(apart)
-                    apart.append((size, held))
+                    apart.append((each, size, held))
                 row.append(places[kind])
             rows.append(tuple(row))
-        sizes = [size for size, _ in apart]
-        sizes_N1 = np.asarray(sizes)[:, None]
+        sized = [(each, size) for each, size, _ in apart]
         extra_NR = self._settled_R[None, :]
         if limited:
             held_NL = np.empty((len(apart), problem.layers), dtype=np.int64)
-            for held_L, (_, held) in zip(held_NL, apart, strict=True):
+            for held_L, (_, _, held) in zip(held_NL, apart, strict=True):
                 held_L[:] = held
-            extra_NR = self._extra_seconds(combination, sizes, held_NL.take(self._span_R - 1, axis=1))
-        splits = FORMULAS[combination.strategy.schedule].splits
-        inputs_R, weights_R = self._split_R if splits else self._whole_R
+            extra_NR = self._extra_seconds(sized, held_NL.take(self._span_R - 1, axis=1))
+        inputs_R, weights_R = self._split_R if formula.splits else self._whole_R
         seconds = (self._forward_R / pace, inputs_R / pace, weights_R / pace)
         fits_NR = extra_NR < NEVER
         again_NR = np.where(fits_NR, extra_NR / pace, 0.0)
-        added_NR, beyond_NR, _ = timed(problem, combination, sizes_N1, seconds, again_NR)
-        beyond_NR = beyond_NR + self._by_size(self._sending_seconds, combination, sizes)
+        chunks_N1 = np.asarray([each.strategy.chunks for each, _ in sized])[:, None]
+        rounds_N1 = np.asarray([problem.rounds(each, size) for each, size in sized])[:, None]
+        added_NR, beyond_NR, _ = timed(formula, chunks_N1, rounds_N1, seconds, again_NR)
+        beyond_NR = beyond_NR + self._by_size(self._sending_seconds, sized)
         added_NFS, beyond_NFS = (
             self._matrices(values_NR, fits_NR, len(apart))
             for values_NR in (added_NR + self._crossing_R, beyond_NR)
@@ -182,17 +183,22 @@ class StageTables:
     def _by_size(
         self,
         of_sizes: Callable[[Combination, NDArray[np.int64]], Ranges],
-        combination: Combination,
-        sizes: Sequence[int],
+        sized: Sequence[tuple[Combination, int]],
     ) -> Ranges:
-        """[size, range]; what depends on a group's size and the strategy alone is worked out once."""
-        of_strategy = self._of_size.setdefault((of_sizes.__name__, combination.strategy), {})
-        new = [size for size in dict.fromkeys(sizes) if size not in of_strategy]
-        if new:
-            shape = len(new), len(self._span_R)  # there is what no size makes a difference to
-            rows_NR = np.broadcast_to(of_sizes(combination, np.asarray(new)[:, None]), shape)
-            of_strategy.update(zip(new, rows_NR, strict=True))
-        return np.concatenate([of_strategy[size] for size in sizes]).reshape(len(sizes), -1)
+        """[combination and size, range]; what depends on a group's size and the strategy alone is worked out
+        once."""
+        keys = [((of_sizes.__name__, *_alike(each)), size) for each, size in sized]
+        new: dict[tuple[object, ...], tuple[Combination, list[int]]] = {}
+        for (each, _), (of_strategy, size) in zip(sized, keys, strict=True):
+            if size not in self._of_size.setdefault(of_strategy, {}):
+                sizes = new.setdefault(of_strategy, (each, []))[1]
+                if size not in sizes:
+                    sizes.append(size)
+        for of_strategy, (each, sizes) in new.items():
+            shape = len(sizes), len(self._span_R)  # there is what no size makes a difference to
+            rows_NR = np.broadcast_to(of_sizes(each, np.asarray(sizes)[:, None]), shape)
+            self._of_size[of_strategy].update(zip(sizes, rows_NR, strict=True))
+        return np.stack([self._of_size[of_strategy][size] for of_strategy, size in keys])
 
     def _sending_seconds(self, combination: Combination, sizes_N1: NDArray[np.int64]) -> Ranges:
         chunks = combination.strategy.chunks
@@ -216,9 +222,9 @@ class StageTables:
         chosen[again] = np.asarray(values)[again]
         return self._of_ranges(np.concatenate(([0], chosen.cumsum())))
 
-    def _extra_seconds(self, combination: Combination, sizes: Sequence[int], held: Ranges) -> Ranges:
+    def _extra_seconds(self, sized: Sequence[tuple[Combination, int]], held: Ranges) -> Ranges:
         """Forward seconds that are computed again at speed 1; infinite where memory does not suffice."""
-        room_NR = self._by_size(self._room, combination, sizes)
+        room_NR = self._by_size(self._room, sized)
         if self._recompute is None:
             # so many bytes must be saved per micro-batch
             needed_NR = np.maximum(self._kept_R - (room_NR - self._largest_R) // held, 1)
@@ -258,6 +264,13 @@ class StageTables:
         before_L = np.asarray(before)
         ranges_R: Ranges = before_L[self._stop_R] - before_L[self._first_R]
         return ranges_R
+
+
+def _alike(combination: Combination) -> tuple[object, ...]:
+    """What makes a difference to a group beside its size and what is in flight, in one form."""
+    strategy = combination.strategy
+    splits = FORMULAS[strategy.schedule].splits
+    return splits, strategy.chunks, strategy.sharding, strategy.offload
 
 
 def _largest(saved: Sequence[int]) -> NDArray[np.int64]:
