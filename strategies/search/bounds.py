@@ -72,20 +72,21 @@ class Bounds:
                 least.update(zip(some, self._of(some, splits=splits), strict=True))
         return [least[each] for each in combinations]
 
+    def memory_bytes(self, combinations: Sequence[Combination]) -> int:
+        """The fullest worker of the leanest of ``combinations`` has no less."""
+        families, ways, _ = _apart(combinations)
+        groups = self._groups(families)
+        kept_NL = groups.held_NL * self._kept_L
+        if self._recompute is None:
+            largest_L, most_L, *_ = self._savings
+            kept_NL = np.minimum(kept_NL, groups.held_NL * (self._kept_L - most_L) + largest_L)
+        bytes_SNL = self._resident(ways, groups) + kept_NL
+        return int(self._least_maximum(bytes_SNL.astype(np.float64), groups).min())
+
     def _of(self, combinations: Sequence[Combination], *, splits: bool) -> list[float]:
         problem, pace = self._problem, self._problem.speed
-        families: dict[object, tuple[int, Combination]] = {}
-        shardings: dict[object, tuple[int, Combination]] = {}
-        places = []
-        for each in combinations:
-            strategy = each.strategy
-            family = strategy.schedule, strategy.chunks, each.sizes
-            sharding = strategy.sharding, strategy.offload
-            f, _ = families.setdefault(family, (len(families), each))
-            s, _ = shardings.setdefault(sharding, (len(shardings), each))
-            places.append((s, f))
-        groups = self._groups([each for _, each in families.values()])
-        ways = [each for _, each in shardings.values()]
+        families, ways, places = _apart(combinations)
+        groups = self._groups(families)
         rounds_N = problem.rounds(combinations[0], groups.sizes_N)
         rate_SN = np.asarray([problem.sent_bytes(each, groups.sizes_N, 1) for each in ways])
         rate_SN = rate_SN / problem.costs.link_bytes_per_second
@@ -109,7 +110,7 @@ class Bounds:
         beyond_SF = np.maximum(total_SF - fills_SF / fewest_F, 0.0) + sent_SF
         slowest_SF = beyond_SF / groups.of(1.0 / rounds_N, 0.0).sum(axis=1)
 
-        # and if none takes more than it they have all layers between them
+        # and no less than it would if they were cut for that alone
         both_L, weighing_L = self._least(both), self._least(weighing)
         rounds_N1, chunks_N1 = rounds_N[:, None], groups.chunks_N[:, None]
         if splits:
@@ -120,29 +121,36 @@ class Bounds:
             least_SNL = (chunks_N1 * rounds_N1 - 1) * (both_L + weighing_L + extra_SNL)
         least_SNL += rate_SN[:, :, None] * (chunks_N1 * self._parameters_L)
         least_SNL[~fits_SNL] = NEVER
-        least_SNL = np.minimum.accumulate(least_SNL[:, :, ::-1], axis=2)[:, :, ::-1]
-        slowest_SF = np.maximum(slowest_SF, groups.of(least_SNL[:, :, 0], -NEVER).max(axis=2))
-        padded_SNL = np.concatenate([least_SNL, np.full_like(least_SNL[:, :1], NEVER)], axis=1)
-        for chunks in dict.fromkeys(groups.chunks_F.tolist()):
-            some_F = groups.chunks_F == chunks
-            all_SFX = padded_SNL[:, groups.places_FK[some_F]].reshape(len(ways), int(some_F.sum()), -1)
-            enough = -(-problem.layers // chunks) - 1
-            longest_SF = np.partition(all_SFX, enough, axis=2)[:, :, enough]
-            slowest_SF[:, some_F] = np.maximum(slowest_SF[:, some_F], longest_SF)
-
+        slowest_SF = np.maximum(slowest_SF, self._least_maximum(least_SNL, groups))
         crossing_F = (groups.chunks_F * groups.counts_F - 1) * problem.least_crossing
         least_SF = np.where(fits_SF, fill_SF + slowest_SF + crossing_F, NEVER).tolist()
         return [least_SF[s][f] for s, f in places]
 
+    def _least_maximum(self, values_SNL: Values, groups: Groups) -> Values:
+        """[S, F]: of stages that take so much by their number of layers the one that takes most takes no
+        less: if none takes more they must have all layers between them."""
+        values_SNL = np.minimum.accumulate(values_SNL[:, :, ::-1], axis=2)[:, :, ::-1]
+        most_SF: Values = groups.of(values_SNL[:, :, 0], -NEVER).max(axis=2)
+        padded_SNL = np.concatenate([values_SNL, np.full_like(values_SNL[:, :1], NEVER)], axis=1)
+        for chunks in dict.fromkeys(groups.chunks_F.tolist()):
+            some_F = groups.chunks_F == chunks
+            all_SFX = padded_SNL[:, groups.places_FK[some_F]].reshape(len(values_SNL), int(some_F.sum()), -1)
+            enough = -(-self._problem.layers // chunks) - 1
+            least_SF = np.partition(all_SFX, enough, axis=2)[:, :, enough]
+            most_SF[:, some_F] = np.maximum(most_SF[:, some_F], least_SF)
+        return most_SF
+
     def _groups(self, families: Sequence[Combination]) -> Groups:
         kinds: dict[object, int] = {}
         sizes, chunks, held, rows = [], [], [], []
+        plenty = self._limit is None
         for combination in families:
             row = []
+            of_chunks = combination.strategy.chunks
+            shortest = 1 if combination.stages > 1 else self._problem.layers
             for k, size in enumerate(combination.sizes):
-                of_group = self._in_flight(combination, k)
-                of_chunks = combination.strategy.chunks
-                kind = (size, of_chunks, of_group if isinstance(of_group, int) else of_group.tobytes())
+                of_group, key = (0, 0) if plenty else self._problem.held_by_layers(combination, k, shortest)
+                kind = size, of_chunks, key
                 if kind not in kinds:
                     kinds[kind] = len(kinds)
                     sizes.append(size)
@@ -162,15 +170,6 @@ class Bounds:
             np.asarray(counts),
             np.asarray([row + [len(kinds)] * (max(counts) - len(row)) for row in rows]),
         )
-
-    def _in_flight(self, combination: Combination, k: int) -> Any:
-        """If the first stage is as short as can be. The sharding makes no difference."""
-        if self._limit is None:
-            return 0
-        layers_L = self._layers_L
-        shortest = 1 if combination.stages > 1 else self._problem.layers
-        held = self._problem.held(combination, k, layers_L, shortest if k else layers_L)
-        return held if isinstance(held, np.ndarray) else int(held)
 
     def _extra(self, ways: Sequence[Combination], groups: Groups) -> Values:
         """Least forward seconds, at speed 1, that are computed again, [S, N, L]; infinite where nothing
@@ -237,3 +236,20 @@ class Bounds:
         after_LF = sliding_window_view(np.concatenate((before[1:], beyond)), layers)
         least_L: Values = (after_LF - before[:-1] + first).min(axis=1)
         return least_L
+
+
+def _apart(
+    combinations: Sequence[Combination],
+) -> tuple[list[Combination], list[Combination], list[tuple[int, int]]]:
+    """(one of each family, one of each way to shard and offload, the places of each combination in those: way
+    and family)."""
+    families: dict[object, tuple[int, Combination]] = {}
+    ways: dict[object, tuple[int, Combination]] = {}
+    places = []
+    for each in combinations:
+        strategy = each.strategy
+        s, _ = ways.setdefault((strategy.sharding, strategy.offload), (len(ways), each))
+        family = strategy.schedule, strategy.chunks, each.sizes
+        f, _ = families.setdefault(family, (len(families), each))
+        places.append((s, f))
+    return [each for _, each in families.values()], [each for _, each in ways.values()], places

@@ -15,7 +15,7 @@ from typing import Any
 
 from runtime.plan import Strategy
 from strategies.planning.costs import BYTES_PER_PARAMETER, CostModel
-from strategies.search.formulas import FORMULAS, Formula, Held
+from strategies.search.formulas import FORMULAS, Formula, Held, in_flight_by_layers
 from strategies.search.memory import SHARDINGS
 from strategies.search.space import Combination
 from strategies.search.teams import PLAIN, Form, costs_in_form, form_of
@@ -119,6 +119,14 @@ class Problem:
         rounds = self.rounds(combination, combination.sizes[k])
         what = Held(combination.sizes, k, layers, first_layers, self.layers, rounds, strategy.chunks)
         return FORMULAS[strategy.schedule].in_flight(what)
+
+    def held_by_layers(self, combination: Combination, k: int, first_layers: int) -> tuple[Any, int | bytes]:
+        """(``held`` by group ``k`` for every number of layers, or one number for all, a key of it), if the
+        first stage has ``first_layers``."""
+        strategy, sizes = combination.strategy, combination.sizes
+        first = (first_layers if k else None) if FORMULAS[strategy.schedule].by_first_stage else 1
+        what = strategy.schedule, strategy.chunks, sizes, k, self.rounds(combination, sizes[k]), first
+        return in_flight_by_layers(*what, self.layers)
 
     def stage(
         self, combination: Combination, bounds: Sequence[int], k: int, recompute: frozenset[int]

@@ -8,7 +8,7 @@ under a limit for the maximum, and the limit is lowered until nothing better can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from strategies.search.bounds import Bounds
@@ -85,16 +85,33 @@ class CutSearch:
     def least(self, combinations: Sequence[Combination]) -> list[float]:
         """Seconds that no cut of each combination takes less than, without looking at any; infinite where
         none fits."""
-        of_form: dict[Form | None, list[int]] = {}
-        for place, each in enumerate(combinations):
-            of_form.setdefault(form_of(each.strategy), []).append(place)
-        least = [0.0] * len(combinations)
-        for places in of_form.values():
-            some = [combinations[place] for place in places]
-            bounds = Bounds(self._problem.of(some[0]), self._limit, self._recompute)
-            for place, bound in zip(places, bounds.least(some), strict=True):
-                least[place] = bound
-        return least
+        least: dict[Combination, float] = {}
+        for bounds, some in self._bounds(combinations):
+            least.update(zip(some, bounds.least(some), strict=True))
+        return [least[each] for each in combinations]
+
+    def leanest(self, combinations: Sequence[Combination]) -> int:
+        """Bytes that some worker has whatever is cut and computed again, without looking at any cut."""
+        return min(bounds.memory_bytes(some) for bounds, some in self._bounds(combinations))
+
+    def fits(self, combinations: Sequence[Combination]) -> bool:
+        """Whether any combination has a cut that fits."""
+        bounds = zip(combinations, self.least(combinations), strict=True)
+        branches = self.branches([each for each, bound in bounds if bound < NEVER])
+        by_first = [each for each in branches if self._by_first_stage(each)]
+        return len(by_first) < len(branches) or any(
+            self._cut(one.combination, one.lengths, limited=True) is not None
+            for each in by_first
+            for one in self._by_first(each)
+        )
+
+    def _bounds(self, combinations: Sequence[Combination]) -> Iterator[tuple[Bounds, list[Combination]]]:
+        """Of those of each form."""
+        of_form: dict[Form, list[Combination]] = {}
+        for each in combinations:
+            of_form.setdefault(form_of(each.strategy), []).append(each)
+        for some in of_form.values():
+            yield Bounds(self._problem.of(some[0]), self._limit, self._recompute), some
 
     def branches(self, combinations: Sequence[Combination]) -> list[Branch]:
         """All cuts of each combination as one branch; of those that cannot fit none."""
@@ -107,7 +124,7 @@ class CutSearch:
 
     def settle(self, branch: Branch) -> Choice | Cut | list[Branch]:
         """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
-        combination, (least, most) = branch.combination, branch.lengths
+        combination = branch.combination
         if not branch.limited and self._may_be_plenty(branch):
             found = self._cut(combination, branch.lengths, limited=False)
             assert found is not None, "a combination has no more stages than there are layers"
@@ -115,7 +132,7 @@ class CutSearch:
             cost = evaluate(self._problem, combination, found.bounds, recompute)
             if self._limit is None or cost.memory_bytes <= self._limit:
                 return Choice(combination, found.bounds, recompute, cost)
-        if least < most and FORMULAS[combination.strategy.schedule].by_first_stage:
+        if self._by_first_stage(branch):
             # how much all others keep goes by how long the first stage is
             return self._by_first(replace(branch, limited=True))
         return self._cut(combination, branch.lengths, limited=True) or []
@@ -142,6 +159,12 @@ class CutSearch:
         evenly = tuple(k * self._problem.layers // stages for k in range(stages + 1))
         seconds = evaluate(self._problem, combination, evenly, self._recompute or ()).step_seconds
         return branch.bound * (1 - max(self._tolerance, ALIKE)) <= seconds
+
+    @staticmethod
+    def _by_first_stage(branch: Branch) -> bool:
+        """Whether what its stages may keep depends on a choice of the first stage's length."""
+        least, most = branch.lengths
+        return least < most and FORMULAS[branch.combination.strategy.schedule].by_first_stage
 
     def _by_first(self, branch: Branch) -> list[Branch]:
         """One branch for each length of the first stage. Their bounds are as if all others kept as little as

@@ -127,3 +127,24 @@ FORMULAS: Mapping[str, Formula] = {
 }
 """By the names of ``schedules.registry``; of those that are alike the first is taken. A schedule that is not
 here is not searched for."""
+
+
+@lru_cache(maxsize=8192)
+def in_flight_by_layers(
+    schedule: str,
+    chunks: int,
+    sizes: tuple[int, ...],
+    k: int,
+    rounds: int,
+    first_layers: int | None,
+    total: int,
+) -> tuple[Count, int | bytes]:
+    """(``in_flight`` of a group for every number of layers, from 1, or one number where that makes no
+    difference, a key of it). ``first_layers`` None: the first stage has as many."""
+    layers_L = np.arange(1, total + 1)
+    held = Held(sizes, k, layers_L, layers_L if first_layers is None else first_layers, total, rounds, chunks)
+    in_flight = FORMULAS[schedule].in_flight(held)
+    if isinstance(in_flight, np.ndarray):
+        in_flight.flags.writeable = False
+        return in_flight, in_flight.tobytes()
+    return int(in_flight), int(in_flight)

@@ -22,7 +22,14 @@ from strategies.schedules.pipeline_time import plan_pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
 from strategies.search.cost import Problem, evaluate, stage_seconds
 from strategies.search.formulas import FORMULAS
-from strategies.search.search import LARGEST_SIMULATION, NothingFits, Proposal, search
+from strategies.search.search import (
+    LARGEST_SIMULATION,
+    NothingFits,
+    Proposal,
+    leanest,
+    missing,
+    search_within,
+)
 from strategies.search.space import Combination, Space
 from strategies.sequence.teams import Teaming, teamed
 from strategies.sharding import shard_blocks
@@ -32,6 +39,9 @@ TOLERANCE = 2e-3
 
 SIMULATED = 2
 """How many strategies are simulated before one is taken."""
+
+LEAN = 0.02
+"""Relative: how much more memory than the least a plan may take where nothing fits."""
 
 KEPT = 0.02
 """Relative: a strategy that is predicted to be so little better does not replace the present one."""
@@ -55,16 +65,18 @@ def searched_plan(
     speed = sum(member.speed for member in members) / len(members)
     problem = Problem(costs, micro_batches, speed)
     limit = costs.worker_memory_bytes
-    try:
-        found = search(
-            problem, space, len(members), limit, most=SIMULATED, simulated=SIMULATED, tolerance=TOLERANCE
+
+    def best(limit: int | None) -> list[Proposal]:
+        few = SIMULATED
+        return search_within(
+            problem, space, len(members), limit, most=few, simulated=few, tolerance=TOLERANCE
         )
-    except NothingFits:
-        if previous is None:
-            raise
-        everything = tuple(range(layout.layers)) if space.recompute is None else space.recompute
-        leanest = replace(space, recompute=everything)
-        found = sorted(search(problem, leanest, len(members), None, most=100), key=lambda p: p.memory_bytes)
+
+    found = best(limit)
+    if not found and previous is None:
+        raise NothingFits(missing(problem, space, len(members), limit))
+    if not found:
+        found = best(leanest(problem, space, len(members), limit, close=LEAN))
     proposal = _kept(found, previous)
     team = proposal.strategy.sequence
     teaming = Teaming(team, costs.slices or team)

@@ -28,6 +28,9 @@ NEAR = 0.1
 FEW = 8
 """Of how many combinations at first the cuts are looked at. Then it is twice as many, and so on."""
 
+TOGETHER = 0.01
+"""Relative: combinations whose bounds differ by more than this are not looked at at once."""
+
 LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
 
@@ -71,9 +74,26 @@ def search(
     Raises NothingFits where none fits, with the least memory with which one would, or because ``space`` has
     nothing for so many workers and layers.
     """
+    found = search_within(problem, space, workers, limit, most=most, simulated=simulated, tolerance=tolerance)
+    if not found:
+        raise NothingFits(missing(problem, space, workers, limit))
+    return found
+
+
+def search_within(
+    problem: Problem,
+    space: Space,
+    workers: int,
+    limit: int | None,
+    *,
+    most: int = 1,
+    simulated: int = 0,
+    tolerance: float = 0.0,
+) -> list[Proposal]:
+    """As ``search``; nothing where nothing fits, which is said in less time than what is missing."""
     found = _best_first(problem, space, workers, limit, max(most, simulated), tolerance)
     if not found:
-        raise NothingFits(_missing(problem, space, workers, limit))
+        return []
     near = found[0].cost.step_seconds * (1 + NEAR)
     proposals = [
         _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= near)
@@ -106,7 +126,11 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
     while (waiting or unopened) and len(found) < count:
         opened: Choice | Cut | list[Branch]
         if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
-            opened = cuts.branches([unopened.pop() for _ in range(min(many, len(unopened)))])
+            together = least[unopened[-1]] * (1 + TOGETHER)
+            some = [unopened.pop()]
+            while unopened and len(some) < many and least[unopened[-1]] <= together:
+                some.append(unopened.pop())
+            opened = cuts.branches(some)
             many *= 2
         else:
             _, place, _, known = heappop(waiting)
@@ -126,27 +150,40 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
     return list(found.values())
 
 
-def _missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
-    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
-    if not possible:
-        return "no schedule, number of chunks and sequence degree of these fits the workers and layers"
+def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
+    """What to say where nothing fits."""
+    needed = leanest(problem, space, workers, limit, close=0.001)
     assert limit is not None, "with memory in plenty every combination fits"
-    low, high = limit, 2 * limit
-    while not _fits(problem, space, possible, high):
-        low, high = high, 2 * high
-    while high - low > max(limit // 1000, 1):
-        middle = (low + high) // 2
-        low, high = (low, middle) if _fits(problem, space, possible, middle) else (middle, high)
     return (
         f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the "
-        f"leanest needs {in_words(high)}, {in_words(high - limit)} more; give more memory or "
+        f"leanest needs {in_words(needed)}, {in_words(needed - limit)} more; give more memory or "
         "more workers, or make micro-batches smaller"
     )
 
 
-def _fits(problem: Problem, space: Space, possible: Sequence[Combination], limit: int) -> bool:
-    cuts = CutSearch(problem, limit, space.recompute)
-    return bool(_settled(cuts, possible, 1))
+def leanest(problem: Problem, space: Space, workers: int, limit: int | None, *, close: float) -> int:
+    """Bytes within which some plan fits where nothing fits ``limit``: no more than are needed, but for
+    ``close``, relatively. Raises NothingFits if ``space`` has nothing for so many workers and layers."""
+    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    if not possible:
+        raise NothingFits(
+            "no schedule, number of chunks and sequence degree of these fits the workers and layers"
+        )
+    assert limit is not None, "with memory in plenty every combination fits"
+
+    def fits(bytes_: int) -> bool:
+        return CutSearch(problem, bytes_, space.recompute).fits(possible)
+
+    low = max(limit, CutSearch(problem, limit, space.recompute).leanest(possible) - 1)
+    more = max(int(low * close), 1)
+    high = low + more
+    while not fits(high):
+        more *= 2
+        low, high = high, high + more
+    while high - low > max(low * close, 1):
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def in_words(count: int) -> str:

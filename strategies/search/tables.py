@@ -69,7 +69,6 @@ class StageTables:
         self._staircases: Staircases | None = None
         self._known: dict[tuple[object, ...], tuple[ManyTables, int]] = {}
         self._of_size: dict[object, dict[int, Ranges]] = {}
-        self._spans_L = np.arange(1, size)
 
     def _apart(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Ranges of the same layers one after the other, whose sums are the same to the last bit."""
@@ -152,8 +151,8 @@ class StageTables:
             row = []
             alike = _alike(each)
             for k, size in enumerate(each.sizes):
-                held = self._held(each, k, first_length) if limited else 0
-                kind = (alike, size, held if isinstance(held, int) else held.tobytes())
+                held, key = problem.held_by_layers(each, k, first_length) if limited else (0, 0)
+                kind = alike, size, key
                 if kind not in places:
                     places[kind] = len(apart)
                     apart.append((each, size, held))
@@ -246,12 +245,6 @@ class StageTables:
             widest = _widest(self._problem.layer_parameters, layers)
             self._widest_R[layers] = widest[self._first_R, self._stop_R]
         return self._widest_R[layers]
-
-    def _held(self, combination: Combination, k: int, first_length: int) -> Any:
-        """For every number of layers, where that makes a difference."""
-        firsts_L = self._spans_L if k == 0 else first_length
-        held = self._problem.held(combination, k, self._spans_L, firsts_L)
-        return held if isinstance(held, np.ndarray) else int(held)
 
     def _staircase(self) -> Staircases:
         if self._staircases is None:

@@ -97,6 +97,21 @@ def test_what_fits_nowhere_is_refused_at_the_start_and_survived_later() -> None:
     assert plan.strategy is not None and plan.strategy.recompute == tuple(range(LAYERS))
 
 
+def test_where_nothing_fits_any_more_as_little_memory_as_can_be_is_taken() -> None:
+    """However near the present strategy comes to it in time."""
+    space = Space(shardings=("ddp", "zero1", "zero3"))
+    members = members_of(4)
+    first = searched_plan(0, members, LAYOUT, COSTS, 8, space)
+    assert first.strategy is not None and first.strategy.sharding == "ddp"
+    costs = replace(COSTS, worker_memory_bytes=1_000)
+    plan = searched_plan(1, members[1:], LAYOUT, costs, 8, space, first)
+    taken = memory_bytes(plan, costs)
+    with pytest.raises(NothingFits, match="the leanest needs"):
+        searched_plan(1, members[1:], LAYOUT, replace(costs, worker_memory_bytes=int(taken / 1.03)), 8, space)
+    within = replace(costs, worker_memory_bytes=taken)
+    assert fits(searched_plan(1, members[1:], LAYOUT, within, 8, space), within)
+
+
 def test_a_strategy_that_is_hardly_better_does_not_replace_the_present_one() -> None:
     members = members_of(3)
     space = Space(stages=(3,), schedules=("1f1b", "gpipe"))
