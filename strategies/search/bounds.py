@@ -183,11 +183,15 @@ class Bounds:
         if self._recompute is not None:
             return np.where(fits_SNL, self._settled_L * self._problem.speed, NEVER)
         largest_L, most_L, seconds_of, saved_of, by_count, most = self._savings
-        needed_SNL = np.maximum(self._kept_L - (room_SNL - largest_L) // held_NL, 1)
-        by_share_SNL = np.interp(needed_SNL, saved_of, seconds_of)
-        counts_SNL = np.minimum(-(-needed_SNL // max(most, 1)), len(by_count) - 1).astype(np.int64)
-        extra_SNL = np.maximum(by_share_SNL, by_count[counts_SNL])
-        return np.where(fits_SNL, 0.0, np.where(needed_SNL <= most_L, extra_SNL, NEVER))
+        extra_SNL = np.zeros(fits_SNL.shape)
+        s_X, n_X, l_X = np.nonzero(~fits_SNL)  # few, where memory is in plenty
+        room_X = room_SNL[s_X, n_X, l_X] - largest_L[l_X]
+        needed_X = np.maximum(self._kept_L[l_X] - room_X // held_NL[n_X, l_X], 1)
+        by_share_X = np.interp(needed_X, saved_of, seconds_of)
+        counts_X = np.minimum(-(-needed_X // max(most, 1)), len(by_count) - 1)
+        extra_X = np.maximum(by_share_X, by_count[counts_X])
+        extra_SNL[s_X, n_X, l_X] = np.where(needed_X <= most_L[l_X], extra_X, NEVER)
+        return extra_SNL
 
     def _resident(self, ways: Sequence[Combination], groups: Groups) -> Values:
         """Bytes beside activations, [S, N, L]."""

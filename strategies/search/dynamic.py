@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from strategies.search.bounds import Bounds
-from strategies.search.cost import Evaluation, Problem, evaluate
+from strategies.search.cost import Evaluation, Problem, evaluate, step_seconds
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import (
     ALIKE,
@@ -25,6 +25,9 @@ from strategies.search.shortest import (
 from strategies.search.space import Combination
 from strategies.search.tables import StageTables
 from strategies.search.teams import Form, form_of
+
+FEW, NEAR = 4, 0.01
+"""How many lengths of a first stage are looked at at once, of those whose bounds are so near, relatively."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ class CutSearch:
         if self._limit is None:
             return True
         evenly = tuple(k * self._problem.layers // stages for k in range(stages + 1))
-        seconds = evaluate(self._problem, combination, evenly, self._recompute or ()).step_seconds
+        seconds = step_seconds(self._problem, combination, evenly, self._recompute or ())
         return branch.bound * (1 - max(self._tolerance, ALIKE)) <= seconds
 
     @staticmethod
@@ -173,11 +176,15 @@ class CutSearch:
         tables = self._tables_of(combination).seconds(combination, least, limited=True)
         added, beyond = zip(*tables * combination.strategy.chunks, strict=True)
         bounds = least_apart_by_first(added, beyond).tolist()[least : most + 1]
-        return [
+        found = [
             replace(branch, bound=bound, lengths=(length, length))
             for length, bound in enumerate(bounds, least)
             if bound < NEVER
         ]
+        # those that will be looked at next have tables of their own, made together
+        found.sort(key=lambda each: each.bound)
+        near = [each for each in found[:FEW] if each.bound <= found[0].bound * (1 + NEAR)]
+        return self._bounded(near) + found[len(near) :] if near else []
 
     def _bounded(self, branches: Sequence[Branch]) -> list[Branch]:
         """Those that fit, with what none of their cuts takes less than; in one form, all of which split

@@ -25,10 +25,10 @@ from strategies.search.space import Combination, Space, combinations
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
 
-FEW = 8
+FEW = 2
 """Of how many combinations at first the cuts are looked at. Then it is twice as many, and so on."""
 
-TOGETHER = 0.01
+TOGETHER = 0.03
 """Relative: combinations whose bounds differ by more than this are not looked at at once."""
 
 LARGEST_SIMULATION = 600
