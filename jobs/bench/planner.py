@@ -3,7 +3,7 @@
 Real Ray actors; only the layers' compute is emulated by sleeping (``emulated``). Each strategy is a run of
 its own, in which nothing is searched for. The search is asked three times, the last two with memory for which
 one stage, and one or two stages, take too much. Beside it stands how long the search itself takes for 64
-workers, at the start and after a loss.
+workers, at the start and after a loss, also where it may choose among all shardings.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member
 from strategies.planning.costs import CostModel
 from strategies.search.cost import Problem
+from strategies.search.memory import SHARDINGS
 from strategies.search.planning import searched_plan
 from strategies.search.search import Proposal, in_words, search
 from strategies.search.space import Space
@@ -141,7 +142,9 @@ class Planning:
 
 
 def planning() -> list[Planning]:
-    """For 64 workers: at the start, after a loss, and with memory so scarce that layers are recomputed."""
+    """For 64 workers: at the start and after a loss, with memory in plenty, so scarce that layers are
+    recomputed, so scarce that little fits, and so scarce that nothing does any more; for one sharding and for
+    all."""
     layers, workers = PLANNING_LAYERS, PLANNING_WORKERS
     blocks = tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT * 100_000) for i in range(layers))
     layout = Layout(layers, blocks, ())
@@ -152,24 +155,34 @@ def planning() -> list[Planning]:
         kept_bytes=(1 << 26,) * layers,
     )
     members = [Member(worker, f"node{worker // 8}") for worker in range(workers)]
-    space, micro_batches = Space(), 4 * workers
-    first = searched_plan(0, members, layout, costs, micro_batches, space)
-    scarce = replace(costs, worker_memory_bytes=1_000_000_000)
-    results = []
-    for case, present, each, previous in (
-        ("first plan", members, costs, None),
-        ("a worker lost", members[1:], costs, first),
-        ("first plan, scarce memory", members, scarce, None),
-        ("a worker lost, scarce memory", members[1:], scarce, first),
+    micro_batches, results = 4 * workers, []
+    one, every = Space(), Space(shardings=tuple(SHARDINGS))
+    for shardings, space, limits in (
+        ("one sharding", one, (None, 1_000_000_000)),
+        ("all shardings", every, (None, 2_000_000_000, 1_000_000_000, 500_000_000)),
     ):
-        seconds = []
-        for repeat in range(REPEATS):
-            began = time.perf_counter()
-            plan = searched_plan(1 + repeat, present, layout, each, micro_batches, space, previous)
-            seconds.append(time.perf_counter() - began)
-        assert plan.strategy is not None, "a searched plan has a strategy"
-        again = f", {len(plan.strategy.recompute)} recomputed" if plan.strategy.recompute else ""
-        results.append(Planning(case, min(seconds), f"{plan.strategy.schedule}{again}", len(plan.groups)))
+        first = searched_plan(0, members, layout, costs, micro_batches, space)
+        cases = [
+            (name, present, limit, previous)
+            for limit in limits
+            for name, present, previous in (
+                ("first plan", members, None),
+                ("a worker lost", members[1:], first),
+            )
+        ]
+        cases.append(("a worker lost, nothing fits", members[1:], 250_000_000, first))
+        for name, present, limit, previous in cases:
+            each, seconds = replace(costs, worker_memory_bytes=limit), []
+            for repeat in range(REPEATS):
+                began = time.perf_counter()
+                plan = searched_plan(1 + repeat, present, layout, each, micro_batches, space, previous)
+                seconds.append(time.perf_counter() - began)
+            assert plan.strategy is not None, "a searched plan has a strategy"
+            strategy, memory = plan.strategy, "plenty" if limit is None else in_words(limit)
+            again = f", {len(strategy.recompute)} recomputed" if strategy.recompute else ""
+            case = f"{shardings}, {name}, memory {memory}"
+            chosen = f"{strategy.schedule}, {strategy.sharding}{again}"
+            results.append(Planning(case, min(seconds), chosen, len(plan.groups)))
     return results
 
 
