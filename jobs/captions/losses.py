@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jobs.captions.prior import STRENGTHS, Caption, best_prior
+from jobs.captions.prior import STRENGTHS, Caption, best_prior, told_prior
 from jobs.captions.trained import Trained, checkpoints, held_out_loss, load
 
 
@@ -23,9 +23,10 @@ class Spoken:
 class Losses:
     """Held-out losses in nats per token: of the model, of the same model shown other items' images, of the
     n-gram caption prior (which looks ``order`` tokens back) and of the one that smoothing by another strength
-    makes best on the very captions (``smoothed``), and of a model that never saw an image, at the best of its
-    checkpoints (that of step ``blind_version``; None: not given). ``spoken`` is None where the model takes no
-    sound, or no held-out sample has any."""
+    makes best on the very captions (``smoothed``), of the same told every caption's category (``told``; None
+    where all are of one), and of a model that never saw an image, at the best of its checkpoints (that of
+    step ``blind_version``; None: not given). ``spoken`` is None where the model takes no sound, or no
+    held-out sample has any."""
 
     tokens: int
     seeing: float
@@ -33,6 +34,7 @@ class Losses:
     prior: float
     order: int
     smoothed: float
+    told: float | None = None
     blind: float | None = None
     blind_version: int | None = None
     spoken: Spoken | None = None
@@ -45,6 +47,8 @@ class Losses:
             f"{self.prior:.4f} for the n-gram prior (order {self.order})",
             f"{self.smoothed:.4f} for the n-gram prior whose smoothing suits them best",
         ]
+        if self.told is not None:
+            parts.append(f"{self.told:.4f} for that prior told every picture's category")
         if self.blind is not None:
             best = f"at its best (step {self.blind_version})"
             parts.append(f"{self.blind:.4f} for the baseline without images {best}")
@@ -62,10 +66,15 @@ def losses(trained: Trained, baseline: Path | None) -> Losses:
     has read other captions."""
     seeing, tokens = held_out_loss(trained)
     blind, version = (None, None) if baseline is None else _best_blind(trained, tokens, baseline)
-    prior, order = caption_prior(trained)
-    smoothed, _ = caption_prior(trained, STRENGTHS)
     exchanged = held_out_loss(trained, exchanged=True)[0]
-    return Losses(tokens, seeing, exchanged, prior, order, smoothed, blind, version, _spoken(trained))
+    tokenizer = trained.curated.tokenizer
+    about: Any = {"vocabulary": tokenizer.vocabulary, "end": tokenizer.end}
+    train, held_out = _captions(trained, "train"), _captions(trained, "held_out")
+    said = [caption for _, caption in train], [caption for _, caption in held_out]
+    prior, order, _ = best_prior(*said, **about)
+    smoothed, best_order, strength = best_prior(*said, strengths=STRENGTHS, **about)
+    told = told_prior(train, held_out, order=best_order, strength=strength, **about)
+    return Losses(tokens, seeing, exchanged, prior, order, smoothed, told, blind, version, _spoken(trained))
 
 
 def _best_blind(trained: Trained, tokens: int, run: Path) -> tuple[float, int]:
@@ -93,18 +102,11 @@ def _spoken(trained: Trained) -> Spoken | None:
     return Spoken(tokens, heard, held_out_loss(trained, spoken=True, muted=True)[0])
 
 
-def caption_prior(trained: Trained, strengths: Sequence[float] = (1.0,)) -> tuple[float, int]:
-    """``best_prior`` fitted to the captions that the model was trained on."""
-    tokenizer = trained.curated.tokenizer
-
-    def said(split: str) -> list[Caption]:
-        rows = trained.curated.table(split, ["language", "tokens"]).to_pylist()
-        return [(row["language"], row["tokens"]) for row in rows if row["language"] in trained.languages]
-
-    return best_prior(
-        said("train"),
-        said("held_out"),
-        vocabulary=tokenizer.vocabulary,
-        end=tokenizer.end,
-        strengths=strengths,
-    )
+def _captions(trained: Trained, split: str) -> list[tuple[str, Caption]]:
+    """(category, caption) of every row in the model's languages."""
+    rows = trained.curated.table(split, ["category", "language", "tokens"]).to_pylist()
+    return [
+        (row["category"], (row["language"], row["tokens"]))
+        for row in rows
+        if row["language"] in trained.languages
+    ]
