@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Each test process keeps to a core of its own while a run's workers are threads of it, which hand one lock
-    on to each other: across cores that takes a third more processor time. Clusters have the whole machine."""
+    """Each test process keeps to a core of its own while a run's workers are threads of it, which hand one
+    lock on to each other: across cores that takes a third more processor time. Clusters have all cores."""
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if CORES and number:
         alone = item.get_closest_marker("ray") is None
