@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, Stage, Strategy
@@ -25,6 +26,7 @@ from strategies.search.formulas import FORMULAS
 from strategies.search.search import (
     LARGEST_SIMULATION,
     NothingFits,
+    Present,
     Proposal,
     leanest,
     missing,
@@ -38,10 +40,13 @@ TOLERANCE = 2e-3
 """Relative: how far behind the cost model's best a strategy may be. Layers are timed no better than that."""
 
 SIMULATED = 2
-"""How many strategies are simulated before one is taken."""
+"""How many strategies are simulated, at most, before one is taken."""
 
 LEAN = 0.02
 """Relative: how much more memory than the least a plan may take where nothing fits."""
+
+NEARLY = 0.01
+"""Relative: what the cost model puts further behind the best is not simulated."""
 
 KEPT = 0.02
 """Relative: a strategy that is predicted to be so little better does not replace the present one."""
@@ -66,18 +71,20 @@ def searched_plan(
     problem = Problem(costs, micro_batches, speed)
     limit = costs.worker_memory_bytes
 
+    strategy = None if previous is None else previous.strategy
+    present = Present(strategy, len(previous.groups), KEPT) if previous is not None and strategy else None
+
     def best(limit: int | None) -> list[Proposal]:
-        few = SIMULATED
-        return search_within(
-            problem, space, len(members), limit, most=few, simulated=few, tolerance=TOLERANCE
-        )
+        few: Any = {"most": SIMULATED, "simulated": SIMULATED, "near": NEARLY}
+        return search_within(problem, space, len(members), limit, tolerance=TOLERANCE, present=present, **few)
 
     found = best(limit)
     if not found and previous is None:
         raise NothingFits(missing(problem, space, len(members), limit))
     if not found:
-        found = best(leanest(problem, space, len(members), limit, close=LEAN))
-    proposal = _kept(found, previous)
+        lean = leanest(problem, space, len(members), limit, close=LEAN)
+        found = next(filter(None, map(best, lean)))
+    proposal = _kept(found, present)
     team = proposal.strategy.sequence
     teaming = Teaming(team, costs.slices or team)
     plans = [
@@ -157,14 +164,12 @@ def _stage_seconds(problem: Problem, plan: Plan) -> list[StageSeconds]:
     return seconds
 
 
-def _kept(found: Sequence[Proposal], previous: Plan | None) -> Proposal:
+def _kept(found: Sequence[Proposal], present: Present | None) -> Proposal:
     """The best one, or one like the present that is nearly as good: whose layers are where they were."""
-    if previous is not None and previous.strategy is not None:
-        for each in found:
-            alike = replace(each.strategy, recompute=previous.strategy.recompute) == previous.strategy
-            near = each.step_seconds <= found[0].step_seconds * (1 + KEPT)
-            if alike and near and len(each.sizes) == len(previous.groups):
-                return each
+    for each in found:
+        near = each.step_seconds <= found[0].step_seconds * (1 + KEPT)
+        if present is not None and near and present.is_like(each.strategy, len(each.sizes)):
+            return each
     return found[0]
 
 

@@ -7,7 +7,7 @@ beyond it, a simulation of the schedule says (``schedules.simulation``), for tho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count as counting
@@ -80,6 +80,20 @@ def search(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What workers are at: ``strategy``, in so many ``groups``. It stays if nothing takes less time by more
+    than ``kept``, relatively."""
+
+    strategy: Strategy
+    groups: int
+    kept: float
+
+    def is_like(self, strategy: Strategy, groups: int) -> bool:
+        """Whether it is the same but for where layers are cut and which are recomputed."""
+        return groups == self.groups and replace(strategy, recompute=self.strategy.recompute) == self.strategy
+
+
 def search_within(
     problem: Problem,
     space: Space,
@@ -89,41 +103,69 @@ def search_within(
     most: int = 1,
     simulated: int = 0,
     tolerance: float = 0.0,
+    present: Present | None = None,
+    near: float = math.inf,
 ) -> list[Proposal]:
-    """As ``search``; nothing where nothing fits, which is said in less time than what is missing."""
-    found = _best_first(problem, space, workers, limit, max(most, simulated), tolerance)
+    """As ``search``; nothing where nothing fits, which is said in less time than what is missing. Where the
+    ``present`` strategy stays it is the only proposal. None is further behind the best than ``near``,
+    relatively. One that is alone is not simulated: there is nothing to compare it with."""
+    cuts = CutSearch(problem, limit, space.recompute, tolerance)
+    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    found = _settled(cuts, possible, max(most, simulated), present, near)
     if not found:
         return []
-    near = found[0].cost.step_seconds * (1 + NEAR)
+    if len(found) == 1 and math.isfinite(near):
+        return [_proposal(problem, found[0], simulate=False)]
+    close = found[0].cost.step_seconds * (1 + NEAR)
     proposals = [
-        _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= near)
+        _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= close)
         for place, choice in enumerate(found)
     ]
     # only what was simulated can be said to be better than what was simulated
     return sorted(proposals, key=lambda each: (not each.simulated, each.step_seconds))[:most]
 
 
-def _best_first(
-    problem: Problem, space: Space, workers: int, limit: int | None, count: int, tolerance: float
+def _settled(
+    cuts: CutSearch,
+    possible: Sequence[Combination],
+    count: int,
+    present: Present | None = None,
+    near: float = math.inf,
 ) -> list[Choice]:
-    """The ``count`` best choices, of as many combinations."""
-    cuts = CutSearch(problem, limit, space.recompute, tolerance)
-    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
-    return _settled(cuts, possible, count)
-
-
-def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> list[Choice]:
-    """The best choices of so many combinations. What is cheap to say comes first: a bound for each, then one
-    that knows the cuts, for ever more at a time, then the step itself; each is no less than the one before,
-    so the first that is known in full is the best of all."""
+    """The best choices of so many combinations that are ``near`` the best, or what is at ``present`` where it
+    stays. What is cheap to say comes first: a bound for each, then one that knows the cuts, for ever more at
+    a time, then the step itself; each is no less than the one before, so the first that is known in full is
+    the best of all."""
     place_of = {each: place for place, each in enumerate(possible)}
     bounds = zip(possible, cuts.least(possible), strict=True)
     least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
+    enough = NEVER
+    staying: list[Choice] = []
+    if present is not None:
+        alike = {each: least[each] for each in least if present.is_like(each.strategy, len(each.sizes))}
+        staying = _best_first(cuts, place_of, alike, 1, NEVER, near)
+        enough = staying[0].cost.step_seconds / (1 + present.kept) if staying else NEVER
+    return _best_first(cuts, place_of, least, count, enough, near) or staying
+
+
+def _best_first(
+    cuts: CutSearch,
+    place_of: Mapping[Combination, int],
+    least: Mapping[Combination, float],
+    count: int,
+    enough: float,
+    near: float,
+) -> list[Choice]:
+    """The best choices of the combinations in ``least``, which take no less than it says; none if the best
+    takes ``enough`` seconds or more."""
     unopened, many = sorted(least, key=lambda each: -least[each]), FEW
     waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
     found: dict[int, Choice] = {}
     numbers = counting()
     while (waiting or unopened) and len(found) < count:
+        nearest = min(waiting[0][0] if waiting else NEVER, least[unopened[-1]] if unopened else NEVER)
+        if nearest >= enough:
+            break
         opened: Choice | Cut | list[Branch]
         if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
             together = least[unopened[-1]] * (1 + TOGETHER)
@@ -137,6 +179,8 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
             if place in found:  # by a better branch
                 continue
             if isinstance(known, Choice):
+                if not found:
+                    enough = known.cost.step_seconds * (1 + near)
                 found[place] = known
                 continue
             opened = cuts.price(known) if isinstance(known, Cut) else cuts.settle(known)
@@ -152,7 +196,7 @@ def _settled(cuts: CutSearch, possible: Sequence[Combination], count: int) -> li
 
 def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
     """What to say where nothing fits."""
-    needed = leanest(problem, space, workers, limit, close=0.001)
+    *_, needed = leanest(problem, space, workers, limit, close=0.001)
     assert limit is not None, "with memory in plenty every combination fits"
     return (
         f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the "
@@ -161,9 +205,12 @@ def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> 
     )
 
 
-def leanest(problem: Problem, space: Space, workers: int, limit: int | None, *, close: float) -> int:
-    """Bytes within which some plan fits where nothing fits ``limit``: no more than are needed, but for
-    ``close``, relatively. Raises NothingFits if ``space`` has nothing for so many workers and layers."""
+def leanest(
+    problem: Problem, space: Space, workers: int, limit: int | None, *, close: float
+) -> Iterator[int]:
+    """Where nothing fits ``limit``: a few bytes more, and again until some plan fits, the last time with no
+    more than are needed but for ``close``, relatively. Raises NothingFits if ``space`` has nothing for so
+    many workers and layers."""
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
     if not possible:
         raise NothingFits(
@@ -177,13 +224,14 @@ def leanest(problem: Problem, space: Space, workers: int, limit: int | None, *, 
     low = max(limit, CutSearch(problem, limit, space.recompute).leanest(possible) - 1)
     more = max(int(low * close), 1)
     high = low + more
+    yield high  # as a rule that is it, and who looks for a plan within it need not ask first
     while not fits(high):
         more *= 2
         low, high = high, high + more
     while high - low > max(low * close, 1):
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    yield high
 
 
 def in_words(count: int) -> str:
