@@ -82,8 +82,8 @@ def search(
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What workers are at: ``strategy``, in so many ``groups``. It stays if nothing takes less time by more
-    than ``kept``, relatively."""
+    """What workers are at: ``strategy``, in so many ``groups``. Only what takes less time by more than
+    ``kept``, relatively, is wanted in its place."""
 
     strategy: Strategy
     groups: int
@@ -106,46 +106,57 @@ def search_within(
     present: Present | None = None,
     near: float = math.inf,
 ) -> list[Proposal]:
-    """As ``search``; nothing where nothing fits, which is said in less time than what is missing. Where the
-    ``present`` strategy stays it is the only proposal. None is further behind the best than ``near``,
-    relatively. One that is alone is not simulated: there is nothing to compare it with."""
+    """As ``search``; nothing where nothing fits, which is said in less time than what is missing. None of
+    what is new is further behind the best of that than ``near``, relatively, by the cost model.
+
+    With ``present`` nothing is said of what is not better than it, first by the cost model, then, where that
+    finds nothing, than its simulation. It is among the proposals itself, simulated, where it is no more
+    behind than twice what it may be.
+    """
     cuts = CutSearch(problem, limit, space.recompute, tolerance)
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
-    found = _settled(cuts, possible, max(most, simulated), present, near)
-    if not found:
-        return []
-    if len(found) == 1 and math.isfinite(near):
-        return [_proposal(problem, found[0], simulate=False)]
-    close = found[0].cost.step_seconds * (1 + NEAR)
+    place_of = {each: place for place, each in enumerate(possible)}
+    bounds = zip(possible, cuts.least(possible), strict=True)
+    least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
+    count = max(most, simulated)
+    if present is None:
+        found = _best_first(cuts, place_of, least, count, NEVER, near)
+        return _proposals(problem, found, simulated, alone=math.isinf(near))[:most]
+    alike = {each: least[each] for each in least if present.is_like(each.strategy, len(each.sizes))}
+    others = {each: least[each] for each in least if each not in alike}
+    # as many as there are ways to size so many groups, which the cost model may not tell apart
+    here = _best_first(cuts, place_of, alike, len(alike), NEVER, near)
+    seconds = here[0].cost.step_seconds if here else NEVER
+    found = _best_first(cuts, place_of, others, count, seconds / (1 + present.kept), near)
+    if found and found[0].cost.step_seconds * (1 + 2 * present.kept) < seconds:
+        return _proposals(problem, found, simulated, alone=False)[:most]
+    staying = sorted((_proposal(problem, each, simulate=True) for each in here), key=_seconds)[:1]
+    if staying and not found:
+        enough = staying[0].step_seconds / (1 + present.kept)
+        if enough > seconds:  # it is longer by more than is let pass: there may be something after all
+            found = _best_first(cuts, place_of, others, count, enough, near)
+    return sorted(staying + _proposals(problem, found, simulated, alone=bool(staying)), key=_order)
+
+
+def _proposals(problem: Problem, found: Sequence[Choice], simulated: int, *, alone: bool) -> list[Proposal]:
+    """The best first. One that is ``alone`` is simulated if that is said: there may be nothing to compare it
+    with."""
+    simulated = simulated if alone or len(found) > 1 else 0
+    close = found[0].cost.step_seconds * (1 + NEAR) if found else 0.0
     proposals = [
         _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= close)
         for place, choice in enumerate(found)
     ]
-    # only what was simulated can be said to be better than what was simulated
-    return sorted(proposals, key=lambda each: (not each.simulated, each.step_seconds))[:most]
+    return sorted(proposals, key=_order)
 
 
-def _settled(
-    cuts: CutSearch,
-    possible: Sequence[Combination],
-    count: int,
-    present: Present | None = None,
-    near: float = math.inf,
-) -> list[Choice]:
-    """The best choices of so many combinations that are ``near`` the best, or what is at ``present`` where it
-    stays. What is cheap to say comes first: a bound for each, then one that knows the cuts, for ever more at
-    a time, then the step itself; each is no less than the one before, so the first that is known in full is
-    the best of all."""
-    place_of = {each: place for place, each in enumerate(possible)}
-    bounds = zip(possible, cuts.least(possible), strict=True)
-    least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
-    enough = NEVER
-    staying: list[Choice] = []
-    if present is not None:
-        alike = {each: least[each] for each in least if present.is_like(each.strategy, len(each.sizes))}
-        staying = _best_first(cuts, place_of, alike, 1, NEVER, near)
-        enough = staying[0].cost.step_seconds / (1 + present.kept) if staying else NEVER
-    return _best_first(cuts, place_of, least, count, enough, near) or staying
+def _order(each: Proposal) -> tuple[bool, float]:
+    """Only what was simulated can be said to be better than what was simulated."""
+    return not each.simulated, each.step_seconds
+
+
+def _seconds(each: Proposal) -> float:
+    return each.step_seconds
 
 
 def _best_first(
@@ -156,8 +167,12 @@ def _best_first(
     enough: float,
     near: float,
 ) -> list[Choice]:
-    """The best choices of the combinations in ``least``, which take no less than it says; none if the best
-    takes ``enough`` seconds or more."""
+    """The best choices of the combinations in ``least``, which take no less than it says: no more than
+    ``count``, none that takes ``enough`` seconds, and none that is not ``near`` the best.
+
+    What is cheap to say comes first: a bound for each, then one that knows the cuts, for ever more at a time,
+    then the step itself; each is no less than the one before, so the first that is known in full is the best
+    of all."""
     unopened, many = sorted(least, key=lambda each: -least[each]), FEW
     waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
     found: dict[int, Choice] = {}
@@ -180,7 +195,7 @@ def _best_first(
                 continue
             if isinstance(known, Choice):
                 if not found:
-                    enough = known.cost.step_seconds * (1 + near)
+                    enough = min(enough, known.cost.step_seconds * (1 + near))
                 found[place] = known
                 continue
             opened = cuts.price(known) if isinstance(known, Cut) else cuts.settle(known)
@@ -208,9 +223,9 @@ def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> 
 def leanest(
     problem: Problem, space: Space, workers: int, limit: int | None, *, close: float
 ) -> Iterator[int]:
-    """Where nothing fits ``limit``: a few bytes more, and again until some plan fits, the last time with no
-    more than are needed but for ``close``, relatively. Raises NothingFits if ``space`` has nothing for so
-    many workers and layers."""
+    """Where nothing fits ``limit``: first what is needed at least and ``close`` more, relatively, then bytes
+    within which some plan fits, no more than are needed but for ``close``. Raises NothingFits if ``space``
+    has nothing for so many workers and layers."""
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
     if not possible:
         raise NothingFits(

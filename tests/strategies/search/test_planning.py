@@ -124,6 +124,26 @@ def test_a_strategy_that_is_hardly_better_does_not_replace_the_present_one() -> 
     assert both[0] <= both[1] * (1 + KEPT)
 
 
+def test_with_nothing_changed_nothing_moves() -> None:
+    """Which of two unequal groups is the larger is no matter to the closed form, but to the schedule."""
+    layers = 16
+    blocks = tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT * 100) for i in range(layers))
+    layout = Layout(layers, blocks, ())
+    costs = replace(
+        CostModel.unmeasured(layout),
+        forward_seconds=(1 / 64,) * layers,
+        backward_seconds=(2 / 64,) * layers,
+        link_bytes_per_second=1e6,
+        boundary_bytes=(1_000,) * layers,
+        kept_bytes=(4_000,) * layers,
+    )
+    for count, micro_batches in ((3, 9), (5, 7), (7, 6)):
+        about = members_of(count), layout, costs, micro_batches, Space(stages=(2, 3))
+        first = searched_plan(0, *about)
+        again = searched_plan(1, *about, first)
+        assert (again.stages, again.strategy) == (first.stages, first.strategy)
+
+
 def test_a_slow_worker_has_less_to_do() -> None:
     plan = searched_plan(0, members_of(4, 3), LAYOUT, COSTS, 12, Space(stages=(1,)))
     assert len(plan.micro_batches_of(3)) < min(len(plan.micro_batches_of(w)) for w in range(3))
