@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies.search.cost import Problem, evaluate
 from strategies.search.dynamic import CutSearch
 from strategies.search.memory import SHARDINGS
+from strategies.search.search import leanest, search_within
 from strategies.search.shortest import NEVER
 from strategies.search.space import Combination, Space, combinations
 from strategies.sequence.sharing import Sharing
@@ -62,6 +63,30 @@ def test_no_cut_takes_less_than_its_bound(
     for combination, bound in zip(possible, bounds, strict=True):
         least = best(problem, space, combination, limit)
         assert bound <= least * (1 + 1e-12), (combination, bound, least)
+
+
+@given(
+    rows=ROWS, workers=st.integers(1, 4), micro_batches=st.integers(1, 9), close=st.sampled_from([0.001, 0.1])
+)
+@settings(max_examples=30, deadline=None)
+def test_nothing_fits_less_than_the_leanest_and_something_fits_that(
+    rows: list[tuple[int, int, int, int, int]], workers: int, micro_batches: int, close: float
+) -> None:
+    problem, space = Problem(cost_model(rows[:3]), micro_batches), replace(EVERYTHING, sequences=(1,))
+    layers = range(problem.layers)
+    least = min(
+        evaluate(problem, combination, bounds, again).memory_bytes
+        for combination in combinations(space, workers, problem.layers, micro_batches)
+        for bounds in cuts(problem.layers, combination.stages)
+        for count in range(problem.layers + 1)
+        for again in subsets(layers, count)
+    )
+    possible = list(combinations(space, workers, problem.layers, micro_batches))
+    assert CutSearch(problem, 1).leanest(possible) <= least
+    *_, needed = leanest(problem, space, workers, 1, close=close)
+    assert least <= needed <= least * (1 + close) + 1
+    assert not search_within(problem, space, workers, least - 1)
+    assert search_within(problem, space, workers, needed)
 
 
 @pytest.mark.parametrize(("limit", "close"), [(None, 1e-12), (1_600, 1e-12), (1_150, 0.03), (900, 0.03)])
