@@ -31,9 +31,9 @@ class Window:
 @dataclass(frozen=True, eq=False, slots=True)
 class Regime:
     """A set of ``files`` of ``rows`` images of ``image`` x ``image`` pixels, and the model that is trained on
-    it. A turn lasts ``steps`` after ``warm_up``, less than an epoch together: so much less that Ray Data, which
-    prepares ahead as fast as it can while it has memory, is not through with the set before the measured
-    steps begin, as it would not be with a large one."""
+    it. A turn lasts ``steps`` after ``warm_up``, less than an epoch together: so much less that Ray Data,
+    which prepares ahead as fast as it can while it has memory, is not through with the set before the
+    measured steps begin, as it would not be with a large one."""
 
     name: str
     image: int
