@@ -181,12 +181,13 @@ def planning() -> list[Planning]:
                 again = partial(searched_plan, 1, present, *about, first)
                 cases[f"{shardings}, {name}, memory {memory}"] = again
     fastest = dict.fromkeys(cases, math.inf)
+    plans: dict[str, Plan] = {}
     for _ in range(REPEATS):  # each case's apart, as the machine is slower at times
-        for case, plan in cases.items():
+        for case, planned in cases.items():
             began = time.perf_counter()
-            plan()
+            plans[case] = planned()
             fastest[case] = min(fastest[case], time.perf_counter() - began)
-    return [_planned(case, fastest[case], plan()) for case, plan in cases.items()]
+    return [_planned(case, fastest[case], plan) for case, plan in plans.items()]
 
 
 def _planned(case: str, seconds: float, plan: Plan) -> Planning:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, Stage, Strategy
@@ -75,8 +74,16 @@ def searched_plan(
     present = Present(strategy, len(previous.groups), KEPT) if previous is not None and strategy else None
 
     def best(limit: int | None) -> list[Proposal]:
-        few: Any = {"most": SIMULATED, "simulated": SIMULATED, "near": NEARLY}
-        return search_within(problem, space, len(members), limit, tolerance=TOLERANCE, present=present, **few)
+        return search_within(
+            problem,
+            space,
+            len(members),
+            limit,
+            simulated=SIMULATED,
+            tolerance=TOLERANCE,
+            present=present,
+            near=NEARLY,
+        )
 
     found = best(limit)
     if not found and previous is None:

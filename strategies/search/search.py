@@ -130,7 +130,7 @@ def search_within(
     found = _best_first(cuts, place_of, others, count, seconds / (1 + present.kept), near)
     if found and found[0].cost.step_seconds * (1 + 2 * present.kept) < seconds:
         return _proposals(problem, found, simulated, alone=False)[:most]
-    staying = sorted((_proposal(problem, each, simulate=True) for each in here), key=_seconds)[:1]
+    staying = sorted((_proposal(problem, each, simulate=True) for each in here), key=_order)[:1]
     if staying and not found:
         enough = staying[0].step_seconds / (1 + present.kept)
         if enough > seconds:  # it is longer by more than is let pass: there may be something after all
@@ -153,10 +153,6 @@ def _proposals(problem: Problem, found: Sequence[Choice], simulated: int, *, alo
 def _order(each: Proposal) -> tuple[bool, float]:
     """Only what was simulated can be said to be better than what was simulated."""
     return not each.simulated, each.step_seconds
-
-
-def _seconds(each: Proposal) -> float:
-    return each.step_seconds
 
 
 def _best_first(
