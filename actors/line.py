@@ -33,7 +33,7 @@ takes long: others must not be accused of that."""
 
 class Line:
     """Reports go out from any thread. A controller that is gone is not waited for: what must not get lost is
-    told again to the next one.
+    told again to the next one. Nor is one that reads nothing: what it has to know is held for it.
     """
 
     endpoint: Endpoint
@@ -55,8 +55,9 @@ class Line:
         return self._lost_at is None
 
     def tell(self, report: Report | Timed) -> None:
+        fleeting = isinstance(report, Beat | Timed)
         with suppress(EndpointClosed, Interrupted):
-            self.endpoint.send(self.controller, _TAG, note=report)
+            self.endpoint.send(self.controller, _TAG, note=report, fleeting=fleeting)
 
     def tell_surely(self, report: Report, *, only: bool = False) -> None:
         """Tells it again to a controller that is started anew; ``only``: and nothing of what was told surely

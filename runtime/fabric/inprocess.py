@@ -109,9 +109,10 @@ class InProcessEndpoint(InboxEndpoint):
         note: Any = None,
         *,
         background: bool = False,
+        fleeting: bool = False,
     ) -> None:
-        """See ``Endpoint.send``. Raises Interrupted and EndpointClosed, and ValueError for an unknown
-        peer."""
+        """See ``Endpoint.send``; here everybody reads. Raises Interrupted and EndpointClosed, and ValueError
+        for an unknown peer."""
         if self._closed:
             raise EndpointClosed("this endpoint is closed")
         if to not in self._fabric.endpoints:

@@ -90,8 +90,12 @@ class Endpoint(Protocol):
         note: Any = None,
         *,
         background: bool = False,
+        fleeting: bool = False,
     ) -> None:
         """Sends; returns when the tensors may be overwritten.
+
+        On the channel ``CONTROL`` nobody ever waits for a peer that reads nothing: messages are held for it,
+        but for those that are ``fleeting``, of use only now.
 
         With ``background`` it returns at once and the tensors must stay untouched until the
         receiver has them (bulk copies that nobody waits for; dropped when the generation ends).

@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -20,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 DIAL_SECONDS = 10.0
 _BUFFERS_PER_CALL = 512  # below IOV_MAX (1024 on Linux and macOS)
+
+HELD_LIMIT_BYTES = 64 << 20
+"""What a link holds for a peer that reads nothing, before it counts as broken: half a million reports."""
 
 
 def tune(sock: socket.socket) -> None:
@@ -36,7 +40,11 @@ def tune(sock: socket.socket) -> None:
 
 
 class OutgoingLink:
-    """Written to by any thread that holds ``lock``; watched for its end by the receiver."""
+    """Written to by any thread that holds ``lock``; watched for its end by the receiver.
+
+    A peer that is stopped, or cut off, reads nothing and is not gone. ``write`` waits for it;
+    ``write_or_hold`` does not, and ``release`` writes what was held as soon as the peer reads again.
+    """
 
     def __init__(self, peer: WorkerId, lane: Lane) -> None:
         self.peer = peer
@@ -45,6 +53,10 @@ class OutgoingLink:
         self.sock: socket.socket | None = None
         self.is_shut = False
         self.bytes_sent = self.messages_sent = 0
+        self.releasing: threading.Thread | None = None
+        """In ``release``."""
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
 
     def open(self, address: str, secret: bytes, worker: WorkerId) -> None:
         """Dials and shakes hands; ``lock`` is held. Raises OSError and handshake.Refused."""
@@ -79,8 +91,62 @@ class OutgoingLink:
             count = 0
         if count < size:
             self._write_rest(buffers, count, blocked)
+        self._count(size)
+
+    def write_or_hold(self, buffers: Sequence[bytes | memoryview], *, fleeting: bool = False) -> bool:
+        """Writes one message; holds what the peer's socket has no room for. Never waits; ``lock`` is held.
+
+        A ``fleeting`` message is not held but dropped. True if from now on something is held, so that
+        ``release`` has to be called. Raises OSError, also beyond ``HELD_LIMIT_BYTES``.
+        """
+        assert self.sock is not None
+        size = sum(map(len, buffers))
+        was_holding = bool(self._held)
+        count = 0
+        if size and not was_holding:
+            with contextlib.suppress(BlockingIOError):
+                count = self.sock.sendmsg(buffers[:_BUFFERS_PER_CALL])
+        if count < size:
+            if fleeting and not count:
+                return False
+            rest = b"".join(buffers)[count:]
+            if self._held_bytes + len(rest) > HELD_LIMIT_BYTES:
+                raise OSError(f"it reads nothing, and {self._held_bytes >> 20} MiB are held for it")
+            self._held.append(rest)
+            self._held_bytes += len(rest)
+        self._count(size)
+        return bool(self._held) and not was_holding
+
+    def release(self) -> None:
+        """Writes what is held; waits for the peer, without ``lock``. Raises OSError."""
+        assert self.sock is not None
+        while True:
+            self._wait_for_room()
+            with self.lock:
+                if self.is_shut:
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    while self._held:
+                        first = self._held[0]
+                        count = self.sock.send(first)
+                        self._held_bytes -= count
+                        if count == len(first):
+                            self._held.popleft()
+                        else:
+                            self._held[0] = first[count:]
+                if not self._held:
+                    return
+
+    def _count(self, size: int) -> None:
         self.bytes_sent += size
         self.messages_sent += size > 0
+
+    def _wait_for_room(self) -> None:
+        """``shut`` ends this as well: the socket then polls as hung up."""
+        assert self.sock is not None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        poll.poll()
 
     def _write_rest(
         self,
@@ -104,9 +170,7 @@ class OutgoingLink:
             except BlockingIOError:
                 count = 0
                 with blocked():
-                    poll = select.poll()
-                    poll.register(self.sock, select.POLLOUT)
-                    poll.poll()  # ``shut`` ends this as well: the socket then polls as hung up
+                    self._wait_for_room()
 
     def shut(self) -> None:
         """Ends the connection and wakes whoever dials or writes. Any thread, never waits."""
@@ -118,6 +182,8 @@ class OutgoingLink:
     def dispose(self) -> None:
         """Closes the socket after ``shut``, once its writer has let go of it."""
         self.shut()
+        if self.releasing is not None and self.releasing is not threading.current_thread():
+            self.releasing.join()
         with self.lock:
             if self.sock is not None:
                 self.sock.close()

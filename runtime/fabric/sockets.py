@@ -113,6 +113,7 @@ class SocketEndpoint(InboxEndpoint):
         note: Any = None,
         *,
         background: bool = False,
+        fleeting: bool = False,
     ) -> None:
         """See ``Endpoint.send``. Raises Interrupted and EndpointClosed, and ValueError for a peer
         whose address is unknown or a note that is too large."""
@@ -145,17 +146,19 @@ class SocketEndpoint(InboxEndpoint):
             background = True
         if background:
             queue = self._replies if is_control else self._background
-            queue.put(partial(self._transmit_unless_stale, to, lane, tag, head, tuple(tensors)))
+            queue.put(partial(self._transmit_unless_stale, to, lane, tag, head, tuple(tensors), fleeting))
         else:
-            self._transmit(to, lane, head, tensors)
+            self._transmit(to, lane, head, tensors, fleeting)
 
     def _transmit_unless_stale(
-        self, to: WorkerId, lane: Lane, tag: Tag, head: bytes, tensors: Sequence[Tensor]
+        self, to: WorkerId, lane: Lane, tag: Tag, head: bytes, tensors: Sequence[Tensor], fleeting: bool
     ) -> None:
         if not self._inbox.is_stale(tag):
-            self._transmit(to, lane, head, tensors)
+            self._transmit(to, lane, head, tensors, fleeting)
 
-    def _transmit(self, to: WorkerId, lane: Lane, head: bytes, tensors: Sequence[Tensor]) -> None:
+    def _transmit(
+        self, to: WorkerId, lane: Lane, head: bytes, tensors: Sequence[Tensor], fleeting: bool
+    ) -> None:
         buffers: list[bytes | memoryview] = [head]
         for tensor in tensors:
             buffers.append(as_bytes(on_host(tensor)))
@@ -163,9 +166,11 @@ class SocketEndpoint(InboxEndpoint):
             # Dialled along with any other lane: the peer then has a link from here that it always
             # reads, and sees the end of this process even while it holds the other lanes back.
             self._write(to, Lane.CONTROL, ())
-        self._write(to, lane, buffers)
+        self._write(to, lane, buffers, fleeting)
 
-    def _write(self, to: WorkerId, lane: Lane, buffers: Sequence[bytes | memoryview]) -> None:
+    def _write(
+        self, to: WorkerId, lane: Lane, buffers: Sequence[bytes | memoryview], fleeting: bool = False
+    ) -> None:
         """Writes on the link, which is made if need be. Vanishes if the peer is gone."""
         link = self._outgoing.get((to, lane))
         if link is None:
@@ -182,17 +187,31 @@ class SocketEndpoint(InboxEndpoint):
             if link.sock is None:
                 link.open(self._addresses[to], self._secret, self.worker)
                 self._receiver.post(partial(self._receiver.watch, link))
-            link.write(buffers, self._inbox.blocked)
+            if lane is not Lane.CONTROL:
+                link.write(buffers, self._inbox.blocked)
+            elif link.write_or_hold(buffers, fleeting=fleeting):
+                name = f"fabric-held-{self.worker}-{to}"
+                link.releasing = threading.Thread(target=self._release, args=(link,), name=name, daemon=True)
+                link.releasing.start()
         except BaseException as error:
-            # Half a message may be on the wire, so nothing can follow it.
-            link.shut()
-            self._receiver.post(partial(self._receiver.unwatch, link))
-            self._receiver.post(partial(self.ended, to, reason_of(error)))
+            self._broke(link, error)
             if isinstance(error, OSError | Refused):
                 return
             raise
         finally:
             link.lock.release()
+
+    def _release(self, link: OutgoingLink) -> None:
+        try:
+            link.release()
+        except OSError as error:
+            self._broke(link, error)
+
+    def _broke(self, link: OutgoingLink, error: BaseException) -> None:
+        """Half a message may be on the wire, so nothing can follow it."""
+        self._receiver.post(partial(self._receiver.unwatch, link))  # first, or it sees but a closed link
+        self._receiver.post(partial(self.ended, link.peer, reason_of(error)))
+        link.shut()
 
     # Membership: any thread.
 

@@ -37,14 +37,12 @@ class CountingRun(ChaosRun):
         endpoint = super()._endpoint(worker, on_control, on_lost)
         send = endpoint.send
 
-        def counted(
-            to: int, tag: Tag, tensors: Sequence[Tensor] = (), note: Any = None, *, background: bool = False
-        ) -> None:
+        def counted(to: int, tag: Tag, tensors: Sequence[Tensor] = (), note: Any = None, **how: bool) -> None:
             with self._counting:
                 self.sent[worker, tag.step, tag.what] += sum(t.nbytes for t in tensors)
                 if isinstance(note, Measured):
                     self.told[worker, note.step] = note
-            send(to, tag, tensors, note, background=background)
+            send(to, tag, tensors, note, **how)
 
         endpoint.send = counted
         return endpoint
