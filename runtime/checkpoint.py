@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -275,12 +275,14 @@ def discard_after(root: Root, version: int) -> list[int]:
 class CheckpointReader:
     """Reads any slice of a checkpoint, however its files were cut. For one thread.
 
-    A file is opened, and verified against its checksum, when a slice first needs it.
+    A file is opened, and verified against its checksum, when a slice first needs it. ``check`` is called
+    every few megabytes and may raise: reading all of a large model takes minutes.
     """
 
-    def __init__(self, root: Root, manifest: Manifest) -> None:
+    def __init__(self, root: Root, manifest: Manifest, check: Callable[[], None] = lambda: None) -> None:
         self._store = Store.open(root)
         self._manifest = manifest
+        self._check = check
         self._opened: dict[str, tuple[Any, dict[str, int]]] = {}
 
     def read_state(self, block: int, start: int, stop: int) -> Tensor:
@@ -297,8 +299,12 @@ class CheckpointReader:
                     width = 4 * (piece[2] - piece[1])
                     at = offsets[_piece_name(piece)] + 4 * (lower - piece[1])
                     for row in range(ROWS):
-                        data = handle.read_at(4 * (upper - lower), at + row * width)
-                        state[row, lower - start : upper - start] = np.frombuffer(data, dtype="<f4")
+                        flat = state[row, lower - start : upper - start]
+                        for begin in range(0, len(flat), _CHUNK_BYTES // 4):
+                            self._check()
+                            part = flat[begin : begin + _CHUNK_BYTES // 4]
+                            data = handle.read_at(part.nbytes, at + row * width + 4 * begin)
+                            part[:] = np.frombuffer(data, dtype="<f4")
                     filled += upper - lower
         assert filled == stop - start, f"block {block} has no elements {start} to {stop}"
         import torch  # the manifest's readers, such as a run's page, do without it
@@ -319,7 +325,7 @@ class CheckpointReader:
     def _open(self, file: ShardFile) -> tuple[Any, dict[str, int]]:
         if file.name not in self._opened:
             folder = self._manifest.folder
-            _verify_file(self._store, folder, file)
+            _verify_file(self._store, folder, file, self._check)
             handle = self._store.filesystem.open_input_file(self._store.at(folder, file.name))
             (length,) = struct.unpack("<Q", handle.read_at(8, 0))
             header = json.loads(handle.read_at(length, 8))
@@ -368,12 +374,15 @@ def _folders(store: Store) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _verify_file(store: Store, folder: str, file: ShardFile) -> None:
+def _verify_file(
+    store: Store, folder: str, file: ShardFile, check: Callable[[], None] = lambda: None
+) -> None:
     path = store.at(folder, file.name)
     try:
         with store.filesystem.open_input_stream(path) as stream:
             checksum, size = hashlib.sha256(), 0
             while chunk := stream.read(_CHUNK_BYTES):
+                check()
                 checksum.update(chunk)
                 size += len(chunk)
     except FileNotFoundError:

@@ -238,7 +238,8 @@ class Mover:
     def _load_checkpoint(self) -> None:
         root, version = self.resume.checkpoint, self.resume.version
         assert root is not None
-        with CheckpointReader(root, load_manifest(root, version)) as reader:
+        # what comes in between is not to wait until all is read
+        with CheckpointReader(root, load_manifest(root, version), self.endpoint.check) as reader:
             for block, working in self.stage.working.items():
                 working.copy_(reader.read_state(block, 0, self.layout.blocks[block].size)[0])
             for shard in self._kept():
@@ -248,6 +249,7 @@ class Mover:
         model = build_model(self.job.build_model, self.job.seed)
         kept = self._kept()
         for block in self.layout.blocks:
+            self.endpoint.check()
             shards = [shard for shard in kept if shard.block == block.index]
             working = self.stage.working.get(block.index)
             if not shards and working is None:

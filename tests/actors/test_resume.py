@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 from runtime.checkpoint import CheckpointReader, list_checkpoints, load_manifest
 from runtime.events import CheckpointSkipped, Event, Paused, RunFinished
+from runtime.fabric.interface import Interrupted
 from runtime.run_folder import RunFolder
 from runtime.sentences import sentence
 from strategies.job import Fault
@@ -19,11 +23,12 @@ from tests.support.chaos import (
     Trigger,
     TriggeringTokens,
     layout_of,
+    losses,
     newest_checkpoint,
     recoveries,
     resume,
 )
-from tests.support.cluster import Result, toy_job
+from tests.support.cluster import PATIENCE, Result, toy_job
 from tests.support.expected import Bits, toy_bits
 
 STEPS = 8
@@ -93,6 +98,40 @@ def test_the_checkpoints_themselves_are_equal(tmp_path: Path) -> None:
     assert all(bool(state.any(dim=1).all()) for state in states[0]), "no row of a state is all zero"
     for other in states[1:]:
         assert all(one.equal(two) for one, two in zip(states[0], other, strict=True))
+
+
+def test_who_reads_a_checkpoint_hears_of_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading takes several times as long as anybody may take to say what it holds."""
+    first = stopped_at(tmp_path, 3, 4, 2)
+    job = toy_job(tmp_path, steps=STEPS)
+    durable, _ = newest_checkpoint(job)
+    patience = replace(PATIENCE, stuck_seconds=0.5)
+    run = ChaosRun(job, tmp_path, 4, 2, start=durable, patience=patience)
+    interrupted = []
+
+    class SlowReader(CheckpointReader):
+        def __init__(self, root: Any, manifest: Any, check: Callable[[], None]) -> None:
+            is_first, chunks = not run.dead, itertools.count()
+
+            def check_slowly() -> None:
+                if is_first:
+                    time.sleep(0.02)
+                    if next(chunks) == 10 and not run.dead:
+                        run.kill(3)
+                try:
+                    check()
+                except Interrupted:
+                    interrupted.append(1)
+                    raise
+
+            super().__init__(root, manifest, check_slowly)
+
+    monkeypatch.setattr("runtime.checkpoint._CHUNK_BYTES", 256)
+    monkeypatch.setattr("strategies.move.CheckpointReader", SlowReader)
+    second = run.run()
+    assert second.outcome == "completed", second.message
+    assert interrupted and [event.worker for event in losses(second)] == [3]
+    assert first.bits + second.bits == toy_bits(STEPS)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])
