@@ -47,7 +47,7 @@ from jobs.bench.report import BenchReport, Row
 from jobs.bench.resident import Commits, Turns, resting, wait_for
 
 GOAL_RATIO, GOAL_WAIT = 1.0, 0.02
-ROUNDS = 8
+ROUNDS = 16
 KEPT_PROCESSES = 16
 """Of Ray Data's, from one turn to the next: else they would start anew in each, and others' turns suffer."""
 WARM_UP_STEPS = 8
@@ -171,7 +171,7 @@ def report(windows: Mapping[Key, Sequence[Window]]) -> BenchReport:
 
 
 def run(console: Console, rounds: int = ROUNDS) -> BenchReport:
-    """Measures; takes about five minutes. Raises RuntimeError if a job stops by itself."""
+    """Measures; takes about twelve minutes. Raises RuntimeError if a job stops by itself."""
     with tempfile.TemporaryDirectory() as name, _cluster():
         folder = Path(name)
         console.print("drawing the sets", highlight=False)

@@ -31,7 +31,7 @@ from jobs.bench.resident import (
 from jobs.recipe.recipe import Recipe
 
 GOAL = 1.0
-ROUNDS, STEPS_PER_TURN, WARM_UP_STEPS = 7, 3, 3
+ROUNDS, STEPS_PER_TURN, WARM_UP_STEPS = 15, 2, 3
 PATIENCE_SECONDS = 180.0
 PEER = "DeepSpeed ZeRO-1"
 
@@ -48,7 +48,7 @@ def recipe_of(reduction: str, *, deepspeed: bool = False) -> Recipe:
 
 
 def run(console: Console) -> BenchReport:
-    """Measures; takes about four minutes. Raises ValueError if DeepSpeed is not installed."""
+    """Measures; takes about ten minutes. Raises ValueError if DeepSpeed is not installed."""
     if find_spec("deepspeed") is None:
         raise ValueError("DeepSpeed is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
     workers = recipe_of("exact").parallel.workers
