@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from actors.cluster import connect, gcs_address
 from actors.serving import Scale, ServedApplication, application
+from jobs.interruption import interruptible
 from jobs.serving.app import AppSettings, build
 from jobs.serving.host import EngineHost
 from jobs.serving.scheduler import Limits
@@ -97,7 +96,8 @@ def serve(
             raise ValueError(f"{name} is {value}: it must be at least {lowest}")
     folder = RunFolder(run)
     folder.facts()  # before anything is written there
-    with _interruption() as interrupted:
+    interrupted = threading.Event()
+    with interruptible(interrupted.set):
         served = serving(
             run,
             checkpoint=checkpoint,
@@ -138,27 +138,6 @@ def _aside(log: Path) -> Iterator[None]:
     """What Ray prints goes to ``log``."""
     with log.open("a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
         yield
-
-
-@contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM; a second one ends the process at once."""
-    interrupted = threading.Event()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    previous = {}
-    with suppress(ValueError):  # signals can be handled in the main thread only
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    try:
-        yield interrupted
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
-from types import FrameType
 
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from jobs.assembly import assemble, run_settings, targets_folder_of
 from jobs.control import found
 from jobs.display import Display
 from jobs.exits import RunFailed
+from jobs.interruption import interruptible
 from jobs.recipe.recipe import Recipe, load_recipe
 from jobs.resuming import refuse_another_recipe
 from jobs.showing import Showing
@@ -142,7 +142,7 @@ def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainRe
 def _see_through(run: RayRun, path: Path, console: Console, *, stops: bool = True) -> TrainResult:
     """Shows the run to its end. ``stops``: Ctrl-C stops it, else it only ends the show."""
     showing = Showing(load_recipe(RunFolder(path).recipe), path)
-    with _interruptible(run, console) if stops else nullcontext():
+    with interruptible(partial(_stop, run, console)) if stops else nullcontext():
         steps, events = _follow(run, Display(console, time.monotonic), showing)
     final = run.progress(0, 0)
     result = TrainResult(
@@ -226,31 +226,11 @@ def _facts(recipe: Recipe) -> dict[str, object]:
     }
 
 
-@contextmanager
-def _interruptible(run: RayRun, console: Console) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) asks the run to stop, the second one ends it at once."""
-    asked = False
-
-    def handle(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        console.print(
-            "stopping at the next step boundary, with a checkpoint; once more to stop at once",
-            highlight=False,
-        )
-        run.stop()
-
-    previous = {}
-    with suppress(ValueError):  # signals can be handled in the main thread only
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _stop(run: RayRun, console: Console) -> None:
+    console.print(
+        "stopping at the next step boundary, with a checkpoint; once more to stop at once", highlight=False
+    )
+    run.stop()
 
 
 if __name__ == "__main__":

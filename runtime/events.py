@@ -13,7 +13,7 @@ from runtime.strict import STRICT, read_strictly
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
-Source = Literal["peers", "checkpoint", "initial"]
+StateSource = Literal["peers", "checkpoint", "initial"]
 """Where state came from: other workers' memory, a durable checkpoint, or the initial seed."""
 
 Outcome = Literal["completed", "interrupted", "failed"]
@@ -50,7 +50,7 @@ class RunStarted(_Logged):
     workers: int
     stages: int
     from_version: int = 0
-    source: Source = "initial"
+    source: StateSource = "initial"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Recovered(_Logged):
     workers_before: int
     workers_after: int
     seconds: RecoverySeconds
-    source: Source
+    source: StateSource
     from_version: int
     moved_bytes: int
     kept: float = 0.0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from runtime.events import Recovered, RecoverySeconds
+from runtime.events import Recovered, RecoverySeconds, StateSource
 from runtime.plan import WorkerId
-from runtime.protocol import StateSource
 
 
 @dataclass

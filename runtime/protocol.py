@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from runtime.checkpoint import ShardFile
-from runtime.events import StepRecord
+from runtime.events import StateSource, StepRecord
 from runtime.fabric.notes import carry
 from runtime.plan import Keeping, Plan, Shard, Stage, Strategy, WorkerId
 from runtime.resharding import Holding, Transfer
@@ -15,8 +15,6 @@ from runtime.salvage import Progress, Salvage, Status
 
 Exponents = tuple[int, ...] | None
 """Scale exponents of every tensor; None before the probing pass."""
-
-StateSource = Literal["peers", "checkpoint", "initial"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from runtime.events import (
     CheckpointSkipped,
     Paused,
     Resumed,
+    StateSource,
     StepRecord,
 )
 from runtime.plan import Plan, WorkerId
@@ -18,7 +19,6 @@ from runtime.protocol import (
     Held,
     Interrupt,
     Resume,
-    StateSource,
 )
 from runtime.resharding import Transfer, newest_complete_version, plan_transfers
 from runtime.salvage import Salvage, kept
