@@ -15,16 +15,13 @@ from actors.cluster import connect, gcs_address
 from actors.serving import Scale, ServedApplication, application
 from jobs.interruption import interruptible
 from jobs.serving.app import AppSettings, build
-from jobs.serving.host import EngineHost
+from jobs.serving.host import WATCH_SECONDS, EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.source import RunSource, service_of
 from jobs.terminal import plain_console
 from runtime.run_folder import RunFolder
 from runtime.settings import serve_token, targets_folder
 from runtime.targets import announce, withdraw
-
-WATCH_SECONDS = 1.0
-"""How often a replica looks for a newer checkpoint."""
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 

@@ -12,13 +12,11 @@ from ray import serve
 from actors.serving import Replicas, Scale, application
 from jobs.recipe.section import Section
 from jobs.serving.app import AppSettings, build
-from jobs.serving.host import EngineHost
+from jobs.serving.host import WATCH_SECONDS, EngineHost
 from jobs.serving.scheduler import Limits
 from jobs.serving.service import Service
 from jobs.serving.source import RunSource, service_of
 from runtime.settings import serve_token
-
-WATCH_SECONDS = 1.0
 
 
 class Deployed(Section):

@@ -25,6 +25,9 @@ from runtime.checkpoint import CheckpointDamaged
 
 STOP_SECONDS = 10.0
 
+WATCH_SECONDS = 1.0
+"""How often a replica looks for a newer checkpoint."""
+
 _LOG = logging.getLogger(__name__)
 
 _Listener = Callable[[Token | ValueError], None]
