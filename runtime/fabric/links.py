@@ -55,7 +55,7 @@ class OutgoingLink:
         self.bytes_sent = self.messages_sent = 0
         self.releasing: threading.Thread | None = None
         """In ``release``."""
-        self._held: deque[bytes] = deque()
+        self._held: deque[memoryview] = deque()
         self._held_bytes = 0
 
     def open(self, address: str, secret: bytes, worker: WorkerId) -> None:
@@ -109,7 +109,7 @@ class OutgoingLink:
         if count < size:
             if fleeting and not count:
                 return False
-            rest = b"".join(buffers)[count:]
+            rest = memoryview(b"".join(buffers))[count:]
             if self._held_bytes + len(rest) > HELD_LIMIT_BYTES:
                 raise OSError(f"it reads nothing, and {self._held_bytes >> 20} MiB are held for it")
             self._held.append(rest)
@@ -123,19 +123,23 @@ class OutgoingLink:
         while True:
             self._wait_for_room()
             with self.lock:
-                if self.is_shut:
-                    return
-                with contextlib.suppress(BlockingIOError):
-                    while self._held:
-                        first = self._held[0]
-                        count = self.sock.send(first)
-                        self._held_bytes -= count
-                        if count == len(first):
-                            self._held.popleft()
-                        else:
-                            self._held[0] = first[count:]
-                if not self._held:
-                    return
+                try:
+                    self._write_held()
+                except BlockingIOError:
+                    continue
+                finally:
+                    if self.is_shut:
+                        self._held.clear()
+                return
+
+    def _write_held(self) -> None:
+        assert self.sock is not None
+        while self._held:
+            count = self.sock.send(self._held[0])
+            self._held_bytes -= count
+            self._held[0] = self._held[0][count:]
+            if not self._held[0]:
+                self._held.popleft()
 
     def _count(self, size: int) -> None:
         self.bytes_sent += size
