@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -95,27 +96,34 @@ def test_answers_are_those_of_the_plain_model_without_a_cache(sequences: int) ->
     assert engine.stats.running == engine.stats.waiting == 0
 
 
+MINE = (generation(101, 70, 60), generation(102, 5, 65))
+
+
+@cache
+def alone() -> list[list[int]]:
+    """The answers to ``MINE``, each by an engine that has nothing else to do."""
+    told = []
+    for each in MINE:
+        engine = Engine(0, toy())
+        engine.submit(0, each)
+        told.append(answers(drained(engine))[0])
+    return told
+
+
 @settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 30), st.integers(0, 12)), max_size=9))
 def test_an_answer_does_not_depend_on_its_neighbours(others: list[tuple[int, int, int]]) -> None:
     """Exactly: the logits' bits decide it, and sampling would show one that differs."""
-    decoder = toy()
-    mine = [generation(101, 70, 60), generation(102, 5, 65)]
-    alone = []
-    for each in mine:
-        engine = Engine(0, decoder)
-        engine.submit(0, each)
-        alone.append(answers(drained(engine))[0])
-    engine = Engine(0, decoder, Limits(sequences=6, prompt_positions=90))
-    engine.submit(1000, mine[0])
+    engine = Engine(0, toy(), Limits(sequences=6, prompt_positions=90))
+    engine.submit(1000, MINE[0])
     told: list[Token] = []
     for number, (length, most, steps) in enumerate(others):
         engine.submit(number, generation(number, length, most))
         for _ in range(steps):
             told += engine.step()
-    engine.submit(1001, mine[1])
+    engine.submit(1001, MINE[1])
     told += drained(engine)
-    assert [answers(told)[1000], answers(told)[1001]] == alone
+    assert [answers(told)[1000], answers(told)[1001]] == alone()
 
 
 def test_logits_have_the_same_bits_in_any_company() -> None:

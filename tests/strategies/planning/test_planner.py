@@ -74,7 +74,7 @@ MEMBERS = st.lists(
     memory=st.sampled_from([None, 1_000, 20_000, 1_000_000]),
     data=st.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_history_of_plans(
     members: list[Member],
     layers: int,
