@@ -272,8 +272,8 @@ class Controller(Recovery):
         if self.phase is Phase.LEARNING and now - self._learning_since > LEARNING_SECONDS:
             for worker in sorted(self._asked - set(self._here)):
                 outputs += self._lost(worker, "did not answer a new controller", now, confirmed=False)
-        if self.phase is Phase.AGREEING and now - self._asked_at > self.terms.patience.stuck_seconds:
-            for worker in sorted(self._asked - set(self._held) - self._watch.computing()):
+        if self.phase is Phase.AGREEING:
+            for worker in self._watch.late(self._asked - set(self._held), self._asked_at, now):
                 outputs += self._lost(worker, "did not say what it holds", now, confirmed=False)
         for worker, reason in self._watch.overdue(now, self._median_step()):
             outputs += self._lost(worker, reason, now, confirmed=False)

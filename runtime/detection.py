@@ -49,6 +49,8 @@ class _Pulse:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     progress: int = -1
     computing: float = 0.0
+    computed: float = 0.0
+    """When it last said that it was computing."""
     longest: float = 0.0
 
     def came(self, now: float) -> None:
@@ -80,6 +82,8 @@ class Watch:
             pulse = self._pulses[worker] = _Pulse(now)
         else:
             pulse.came(now)
+        if computing > 0.0:
+            pulse.computed = now
         if progress != pulse.progress or computing > 0.0:
             self._moved = now
         pulse.progress, pulse.computing = progress, computing
@@ -87,9 +91,12 @@ class Watch:
     def forget(self, worker: WorkerId) -> None:
         self._pulses.pop(worker, None)
 
-    def computing(self) -> set[WorkerId]:
-        """Who was in a call that depends on nobody else, by its latest heartbeat."""
-        return {worker for worker, pulse in self._pulses.items() if pulse.computing > 0.0}
+    def late(self, owing: Collection[WorkerId], asked: float, now: float) -> list[WorkerId]:
+        """Of those who owe an answer to what they were ``asked`` then, who should have given it by now,
+        ascending. A call that depends on nobody else, of which its heartbeats tell, comes before."""
+        free = {worker: asked for worker in owing}
+        free |= {worker: max(asked, self._pulses[worker].computed) for worker in free.keys() & self._pulses}
+        return sorted(w for w, since in free.items() if now - since > self._patience.stuck_seconds)
 
     def tick(self, now: float) -> None:
         """Must be called every ``beat_seconds`` or so. Where it was not, this process itself stood still, and

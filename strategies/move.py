@@ -14,6 +14,7 @@ from runtime.layout import Layout
 from runtime.moves import meet, parameters_of, tag_of
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.protocol import Change, Resume
+from runtime.pulse import Pulse
 from runtime.resharding import Content, Transfer
 from runtime.salvage import layers_of
 from runtime.snapshots import ROWS, Piece, ShardStore
@@ -40,6 +41,7 @@ class Working(Protocol):
     accumulators: dict[int, Tensor]
     residence: Residence | None
     """Parameters that come and go, where they do."""
+    pulse: Pulse
 
     def hold(self, *stages: tuple[int, int], keeps: Keeps | None = None) -> None:
         """Holds the layers of ``stages``, each the first and the one after the last, from now on; ``keeps``
@@ -246,7 +248,8 @@ class Mover:
                 self.store.put(piece_of(shard), version, reader.read_state(*piece_of(shard)))
 
     def _initialise(self) -> None:
-        model = build_model(self.job.build_model, self.job.seed)
+        with self.stage.pulse.long():
+            model = build_model(self.job.build_model, self.job.seed)
         kept = self._kept()
         for block in self.layout.blocks:
             self.endpoint.check()

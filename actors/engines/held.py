@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from runtime.layout import Layout
+from runtime.pulse import Pulse
 from strategies.options import WHOLE, Keeps
 from strategies.residence import Residence
 from strategies.stage import Layers, LayerTimes
@@ -18,8 +19,9 @@ class HostParameters:
     step boundary they are gathered before it.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, pulse: Pulse) -> None:
         self.layout = layout
+        self.pulse = pulse
         self.working: dict[int, Tensor] = {}
         self.version: dict[int, int | None] = {}
         self.accumulators: dict[int, Tensor] = {}

@@ -21,6 +21,7 @@ from actors.worker import Worker
 from runtime.fabric.interface import EndpointClosed, Interrupted, Message, Tag
 from runtime.plan import WorkerId
 from runtime.protocol import Change, Interrupt, Leave, Resume
+from runtime.pulse import Pulse
 from runtime.snapshots import ROWS, ShardStore
 from strategies.engine import EngineSettings, rounds
 from strategies.job import Job
@@ -51,6 +52,7 @@ class EngineFollower(Follower):
         *,
         fault: FaultPoint,
         build_lock: AbstractContextManager[Any],
+        pulse: Pulse,
     ) -> None:
         assert job.engine is not None
         self._settings: EngineSettings = job.engine
@@ -58,7 +60,7 @@ class EngineFollower(Follower):
         self._module = StepModule(model, job.seed, device)
         self._engine: Engine | None = None
         self._overlaps: list[Overlap] = []
-        stage = HostParameters(model.layout)
+        stage = HostParameters(model.layout, pulse)
         super().__init__(worker, job, line, stage, store, data, fault=fault, build_lock=build_lock)
         self._warm_up()
 
@@ -189,6 +191,7 @@ class EngineWorker(Worker):
             device,
             fault=self._fault,
             build_lock=lock,
+            pulse=self.pulse,
         )
 
     def _on_control(self, message: Message) -> None:

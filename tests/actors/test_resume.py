@@ -105,7 +105,7 @@ def test_who_reads_a_checkpoint_hears_of_a_loss(tmp_path: Path, monkeypatch: pyt
     first = stopped_at(tmp_path, 3, 4, 2)
     job = toy_job(tmp_path, steps=STEPS)
     durable, _ = newest_checkpoint(job)
-    patience = replace(PATIENCE, stuck_seconds=0.5)
+    patience = replace(PATIENCE, stuck_seconds=3.0)
     run = ChaosRun(job, tmp_path, 4, 2, start=durable, patience=patience)
     interrupted = []
 
@@ -115,7 +115,7 @@ def test_who_reads_a_checkpoint_hears_of_a_loss(tmp_path: Path, monkeypatch: pyt
 
             def check_slowly() -> None:
                 if is_first:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
                     if next(chunks) == 10 and not run.dead:
                         run.kill(3)
                 try:

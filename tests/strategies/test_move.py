@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +19,11 @@ from runtime.protocol import Change, Resume
 from runtime.resharding import Transfer
 from runtime.snapshots import ShardStore
 from strategies.job import Job
+from strategies.model import build_model
 from strategies.move import Mover, Working, hand_over
+from strategies.options import Precision
+from strategies.stage import StageModel
+from tests.support.cluster import toy_job
 
 GENERATION, VERSION, SIZE = 3, 7, 128
 PARAMETERS = Tag(GENERATION, VERSION, 0, "move parameters")
@@ -129,3 +135,24 @@ def test_parameters_go_to_those_at_work_before_they_are_gathered(endpoints: list
         message = target.receive(0, PARAMETERS._replace(index=(block, 0, SIZE)))
         assert message.tensors[0].tolist() == [10.0 * block] * SIZE
     assert at_work.poll_any([PARAMETERS]) is None, "nothing is sent twice"
+
+
+def test_heartbeats_tell_that_a_model_is_being_built(
+    endpoints: list[InProcessEndpoint], tmp_path: Path
+) -> None:
+    job = toy_job(tmp_path)
+    model = build_model(job.build_model, job.seed)
+    seen: list[float] = []
+
+    def built() -> Any:
+        seen.append(stage.pulse.computing())
+        return job.build_model()
+
+    stage = StageModel(model, seed=7, precision=Precision(), device=torch.device("cpu"), exact=True)
+    plan = Plan(GENERATION, (Stage(0, len(model.layers), (0,)),), ((0,),), ())
+    resume = Resume(plan, 0, "initial", {}, (), None, stop_at=9)
+    slow = replace(job, build_model=built)
+    Mover(slow, model.layout, endpoints[0], 0, stage, ShardStore(), resume).move()
+    assert len(seen) == 1 and seen[0] > 0.0
+    assert stage.pulse.computing() == 0.0
+    assert set(stage.version.values()) == {0}
