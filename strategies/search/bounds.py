@@ -72,16 +72,17 @@ class Bounds:
                 least.update(zip(some, self._of(some, splits=splits), strict=True))
         return [least[each] for each in combinations]
 
-    def memory_bytes(self, combinations: Sequence[Combination]) -> int:
-        """The fullest worker of the leanest of ``combinations`` has no less."""
-        families, ways, _ = _apart(combinations)
+    def memory_bytes(self, combinations: Sequence[Combination]) -> list[float]:
+        """The fullest worker of each of ``combinations`` has no less, whatever is cut and computed again."""
+        families, ways, places = _apart(combinations)
         groups = self._groups(families)
         kept_NL = groups.held_NL * self._kept_L
         if self._recompute is None:
             largest_L, most_L, *_ = self._savings
             kept_NL = np.minimum(kept_NL, groups.held_NL * (self._kept_L - most_L) + largest_L)
         bytes_SNL = self._resident(ways, groups) + kept_NL
-        return int(self._least_maximum(bytes_SNL.astype(np.float64), groups).min())
+        least_SF = self._least_maximum(bytes_SNL.astype(np.float64), groups).tolist()
+        return [least_SF[s][f] for s, f in places]
 
     def _of(self, combinations: Sequence[Combination], *, splits: bool) -> list[float]:
         problem, pace = self._problem, self._problem.speed

@@ -23,11 +23,14 @@ from strategies.search.shortest import (
     least_sum_and_maximum,
 )
 from strategies.search.space import Combination
-from strategies.search.tables import StageTables
+from strategies.search.tables import ManyTables, StageTables
 from strategies.search.teams import Form, form_of
 
 FEW, NEAR = 4, 0.01
 """How many lengths of a first stage are looked at at once, of those whose bounds are so near, relatively."""
+
+MOST = 32
+"""Of how many branches the bytes are looked at at once, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +97,36 @@ class CutSearch:
         return [least[each] for each in combinations]
 
     def leanest(self, combinations: Sequence[Combination]) -> int:
-        """Bytes that some worker has whatever is cut and computed again, without looking at any cut."""
-        return min(bounds.memory_bytes(some) for bounds, some in self._bounds(combinations))
+        """The least bytes within which some combination has a cut that fits. ``limit`` does not matter."""
+        waiting = []
+        for bounds, some in self._bounds(combinations):
+            for each, bound in zip(some, bounds.memory_bytes(some), strict=True):
+                waiting.append(Branch(bound, each, self._lengths(each), limited=True))
+        best, many = NEVER, FEW
+        while waiting:
+            waiting.sort(key=lambda branch: -branch.bound)
+            if waiting[-1].bound >= best:
+                break
+            looked_at = [waiting.pop() for _ in range(min(many, len(waiting)))]
+            many = min(2 * many, MOST)
+            for branch in self._with_bytes(looked_at):
+                if self._by_first_stage(branch):
+                    lengths = range(branch.lengths[0], branch.lengths[1] + 1)
+                    waiting += [replace(branch, lengths=(length, length)) for length in lengths]
+                else:
+                    best = min(best, branch.bound)
+        return int(best)
 
-    def fits(self, combinations: Sequence[Combination]) -> bool:
-        """Whether any combination has a cut that fits."""
-        bounds = zip(combinations, self.least(combinations), strict=True)
-        branches = self.branches([each for each, bound in bounds if bound < NEVER])
-        by_first = [each for each in branches if self._by_first_stage(each)]
-        return len(by_first) < len(branches) or any(
-            self._cut(one.combination, one.lengths, limited=True) is not None
-            for each in by_first
-            for one in self._by_first(each)
-        )
+    def _with_bytes(self, branches: Sequence[Branch]) -> Iterator[Branch]:
+        """With the fullest worker's least bytes in place of seconds, as if the first stage had no more than
+        the fewest of its layers."""
+        of_form: dict[Form, list[Branch]] = {}
+        for each in branches:
+            of_form.setdefault(form_of(each.combination.strategy), []).append(each)
+        for some in of_form.values():
+            asked = [(each.combination, each.lengths[0]) for each in some]
+            least = self._least_apart(self._tables_of(some[0].combination).least_bytes(asked), some)
+            yield from (replace(each, bound=bytes_) for each, bytes_ in zip(some, least, strict=True))
 
     def _bounds(self, combinations: Sequence[Combination]) -> Iterator[tuple[Bounds, list[Combination]]]:
         """Of those of each form."""
@@ -191,12 +211,16 @@ class CutSearch:
         backwards or none."""
         asked = [(each.combination, each.lengths[0]) for each in branches]
         tables = self._tables_of(branches[0].combination)
-        many = tables.of_many(asked, limited=self._limit is not None)
-        rows = [row * each.combination.strategy.chunks for row, each in zip(many.rows, branches, strict=True)]
-        ends = [each.lengths for each in branches]
-        least = least_apart(many.added_NFS, many.beyond_NFS, rows, ends).tolist()
+        least = self._least_apart(tables.of_many(asked, limited=self._limit is not None), branches)
         bounded = zip(branches, least, strict=True)
         return [replace(each, bound=bound) for each, bound in bounded if bound < NEVER]
+
+    @staticmethod
+    def _least_apart(many: ManyTables, branches: Sequence[Branch]) -> list[float]:
+        rows = [row * each.combination.strategy.chunks for row, each in zip(many.rows, branches, strict=True)]
+        ends = [each.lengths for each in branches]
+        least: list[float] = least_apart(many.added_NFS, many.beyond_NFS, rows, ends).tolist()
+        return least
 
     def _cut(self, combination: Combination, lengths: tuple[int, int], *, limited: bool) -> Cut | None:
         """Where the layers are cut best; None where no cut fits."""

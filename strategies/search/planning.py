@@ -89,8 +89,7 @@ def searched_plan(
     if not found and previous is None:
         raise NothingFits(missing(problem, space, len(members), limit))
     if not found:
-        lean = leanest(problem, space, len(members), limit, close=LEAN)
-        found = next(filter(None, map(best, lean)))
+        found = best(int(leanest(problem, space, len(members)) * (1 + LEAN)))
     proposal = _kept(found, present)
     team = proposal.strategy.sequence
     teaming = Teaming(team, costs.slices or team)

@@ -42,8 +42,9 @@ class Staircases:
             for first, stop in ranges
         ]
         # all staircases one behind the other, and after what of each range there is a step of the next
-        self._most_R: NDArray[np.int64] = np.asarray([steps[-1][0] for steps in of_range], dtype=np.int64)
-        self._apart = int(self._most_R.max()) // unit + 1
+        self.most_R: NDArray[np.int64] = np.asarray([steps[-1][0] for steps in of_range], dtype=np.int64)
+        """Bytes per micro-batch that all layers of each range save."""
+        self._apart = int(self.most_R.max()) // unit + 1
         self._before_R = np.arange(len(of_range)) * self._apart
         self._ends_N: NDArray[np.int64] = np.concatenate(
             [
@@ -56,16 +57,12 @@ class Staircases:
     def least_seconds(self, needed_R: NDArray[np.int64]) -> NDArray[np.float64]:
         """The least seconds in which so many bytes are saved per micro-batch, for every range (and for many
         at once); infinite where not even all of its layers save as much."""
-        can_R = needed_R <= self._most_R
+        can_R = needed_R <= self.most_R
         units_R = np.where(can_R, needed_R, 0)
         if self._unit > 1:
             units_R = -(-units_R // self._unit)
         seconds_R: NDArray[np.float64] = self._seconds_N[self._ends_N.searchsorted(self._before_R + units_R)]
         return np.where(can_R, seconds_R, np.inf)
-
-    def most(self, place: int) -> int:
-        """Bytes per micro-batch that all layers of a range save."""
-        return int(self._most_R[place])
 
     def layers(self, first: int, stop: int, needed: int) -> tuple[int, ...]:
         """The layers, ascending, that save at least ``needed`` bytes in ``least_seconds``; among layers that

@@ -7,7 +7,7 @@ beyond it, a simulation of the schedule says (``schedules.simulation``), for tho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count as counting
@@ -207,7 +207,7 @@ def _best_first(
 
 def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:
     """What to say where nothing fits."""
-    *_, needed = leanest(problem, space, workers, limit, close=0.001)
+    needed = leanest(problem, space, workers)
     assert limit is not None, "with memory in plenty every combination fits"
     return (
         f"no plan for {workers} worker{'s' * (workers > 1)} fits {in_words(limit)} of memory each: the "
@@ -216,33 +216,15 @@ def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> 
     )
 
 
-def leanest(
-    problem: Problem, space: Space, workers: int, limit: int | None, *, close: float
-) -> Iterator[int]:
-    """Where nothing fits ``limit``: first what is needed at least and ``close`` more, relatively, then bytes
-    within which some plan fits, no more than are needed but for ``close``. Raises NothingFits if ``space``
-    has nothing for so many workers and layers."""
+def leanest(problem: Problem, space: Space, workers: int) -> int:
+    """The least bytes of each worker within which some plan fits. Raises NothingFits if ``space`` has nothing
+    for so many workers and layers."""
     possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
     if not possible:
         raise NothingFits(
             "no schedule, number of chunks and sequence degree of these fits the workers and layers"
         )
-    assert limit is not None, "with memory in plenty every combination fits"
-
-    def fits(bytes_: int) -> bool:
-        return CutSearch(problem, bytes_, space.recompute).fits(possible)
-
-    low = max(limit, CutSearch(problem, limit, space.recompute).leanest(possible) - 1)
-    more = max(int(low * close), 1)
-    high = low + more
-    yield high  # as a rule that is it, and who looks for a plan within it need not ask first
-    while not fits(high):
-        more *= 2
-        low, high = high, high + more
-    while high - low > max(low * close, 1):
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    yield high
+    return CutSearch(problem, 0, space.recompute).leanest(possible)
 
 
 def in_words(count: int) -> str:

@@ -136,35 +136,15 @@ class StageTables:
             place = int(self._places_FS[first, stop]) - 1
             room, kept = int(room_R[place]), int(self._kept_R[place])
             needed = max(kept - (room - int(self._largest_R[place])) // held, 1) if held * kept > room else 0
-            if needed > self._staircase().most(place):
+            if needed > int(self._staircase().most_R[place]):
                 return None
             layers += self._staircase().layers(first, stop, needed)
         return layers
 
     def _timed(self, asked: Sequence[tuple[Combination, int]], *, limited: bool) -> ManyTables:
         problem, pace, formula = self._problem, self._problem.speed, FORMULAS[asked[0][0].strategy.schedule]
-        # groups as large as each other whose workers keep as many micro-batches are alike
-        places: dict[object, int] = {}
-        apart: list[tuple[Combination, int, Any]] = []
-        rows = []
-        for each, first_length in asked:
-            row = []
-            alike = _alike(each)
-            for k, size in enumerate(each.sizes):
-                held, key = problem.held_by_layers(each, k, first_length) if limited else (0, 0)
-                kind = alike, size, key
-                if kind not in places:
-                    places[kind] = len(apart)
-                    apart.append((each, size, held))
-                row.append(places[kind])
-            rows.append(tuple(row))
-        sized = [(each, size) for each, size, _ in apart]
-        extra_NR = self._settled_R[None, :]
-        if limited:
-            held_NL = np.empty((len(apart), problem.layers), dtype=np.int64)
-            for held_L, (_, _, held) in zip(held_NL, apart, strict=True):
-                held_L[:] = held
-            extra_NR = self._extra_seconds(sized, held_NL.take(self._span_R - 1, axis=1))
+        sized, held_NR, rows = self._groups(asked, limited=limited)
+        extra_NR = self._extra_seconds(sized, held_NR) if limited else self._settled_R[None, :]
         inputs_R, weights_R = self._split_R if formula.splits else self._whole_R
         seconds = (self._forward_R / pace, inputs_R / pace, weights_R / pace)
         fits_NR = extra_NR < NEVER
@@ -174,10 +154,48 @@ class StageTables:
         added_NR, beyond_NR, _ = timed(formula, chunks_N1, rounds_N1, seconds, again_NR)
         beyond_NR = beyond_NR + self._by_size(self._sending_seconds, sized)
         added_NFS, beyond_NFS = (
-            self._matrices(values_NR, fits_NR, len(apart))
+            self._matrices(values_NR, fits_NR, len(sized))
             for values_NR in (added_NR + self._crossing_R, beyond_NR)
         )
         return ManyTables(added_NFS, beyond_NFS, rows)
+
+    def least_bytes(self, asked: Sequence[tuple[Combination, int]]) -> ManyTables:
+        """The least bytes of a worker in place of seconds beyond, and nothing added."""
+        sized, held_NR, rows = self._groups(asked, limited=True)
+        kept_NR = held_NR * self._kept_R
+        if self._recompute is None:  # any layer that is computed again takes as much room meanwhile
+            leaner_NR = held_NR * (self._kept_R - self._staircase().most_R) + self._largest_R
+            kept_NR = np.minimum(kept_NR, leaner_NR)
+        else:
+            kept_NR = kept_NR - held_NR * self._of_layers(self._problem.saved) + self._working_R
+        bytes_NR = self._by_size(self._resident, sized) + kept_NR
+        usable_NR = np.ones(bytes_NR.shape, dtype=bool)
+        bytes_NFS = self._matrices(bytes_NR, usable_NR, len(sized))
+        return ManyTables(np.where(bytes_NFS < NEVER, 0.0, NEVER), bytes_NFS, rows)
+
+    def _groups(
+        self, asked: Sequence[tuple[Combination, int]], *, limited: bool
+    ) -> tuple[list[tuple[Combination, int]], Ranges, list[tuple[int, ...]]]:
+        """(all groups that are not alike, as a combination and a size; the micro-batches that each keeps,
+        [group, range], 0 where nothing is ``limited``; the places of each combination's groups in those)."""
+        places: dict[object, int] = {}
+        sized, held, rows = [], [], []
+        for each, first_length in asked:
+            row = []
+            alike = _alike(each)
+            for k, size in enumerate(each.sizes):
+                of_group, key = self._problem.held_by_layers(each, k, first_length) if limited else (0, 0)
+                kind = alike, size, key
+                if kind not in places:
+                    places[kind] = len(sized)
+                    sized.append((each, size))
+                    held.append(of_group)
+                row.append(places[kind])
+            rows.append(tuple(row))
+        held_NL = np.zeros((len(sized), self._problem.layers), dtype=np.int64)
+        for held_L, of_group in zip(held_NL, held, strict=True):
+            held_L[:] = of_group
+        return sized, held_NL.take(self._span_R - 1, axis=1), rows
 
     def _by_size(
         self,
@@ -228,17 +246,25 @@ class StageTables:
             # so many bytes must be saved per micro-batch
             needed_NR = np.maximum(self._kept_R - (room_NR - self._largest_R) // held, 1)
             return self._staircase().least_seconds(np.where(held * self._kept_R <= room_NR, 0, needed_NR))
-        again_R = self._of_layers([1] * self._problem.layers) > 0
         kept_R = self._kept_R - self._of_layers(self._problem.saved)
-        return np.where(held * kept_R + self._largest_R * again_R <= room_NR, self._settled_R, NEVER)
+        return np.where(held * kept_R + self._working_R <= room_NR, self._settled_R, NEVER)
+
+    @cached_property
+    def _working_R(self) -> Ranges:
+        """Bytes that computing the layers of ``recompute`` again takes meanwhile."""
+        return self._largest_R * (self._of_layers([1] * self._problem.layers) > 0)
 
     def _room(self, combination: Combination, sizes_N1: NDArray[np.int64]) -> Ranges:
         """Bytes that parameters, sums and states leave to activations."""
         assert self._limit is not None
+        return self._limit - self._resident(combination, sizes_N1)
+
+    def _resident(self, combination: Combination, sizes_N1: NDArray[np.int64]) -> Ranges:
+        """Bytes of parameters, sums and states."""
         parameters_R = combination.strategy.chunks * self._parameters_R
         widest_R = self._widest(streamed_layers(combination.strategy))
-        room_NR: Ranges = self._limit - self._problem.resident(combination, sizes_N1, parameters_R, widest_R)
-        return room_NR
+        resident_NR: Ranges = self._problem.resident(combination, sizes_N1, parameters_R, widest_R)
+        return resident_NR
 
     def _widest(self, layers: int) -> Ranges:
         if layers not in self._widest_R:
