@@ -58,6 +58,8 @@ class Problem:
     """Seconds in which a micro-batch passes the boundary where that is fastest, and back."""
     fills: dict[tuple[str, int], float] = field(init=False, default_factory=dict, compare=False, repr=False)
     forms: dict[Form, Problem] = field(init=False, default_factory=dict, compare=False, repr=False)
+    ranges: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """What ``ranges`` has worked out."""
 
     def __post_init__(self) -> None:
         costs, layers = self.costs, self.layers

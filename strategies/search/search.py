@@ -21,6 +21,7 @@ from strategies.search.dynamic import Branch, Choice, Cut, CutSearch
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import ALIKE, NEVER
 from strategies.search.space import Combination, Space, combinations
+from strategies.shardings.registry import DEFAULT
 
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
@@ -33,6 +34,10 @@ TOGETHER = 0.03
 
 LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
+
+
+Simulated = dict[object, tuple[float, float]]
+"""What ``_pipelines`` says, by what makes a difference to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,9 @@ class Present:
 
     def is_like(self, strategy: Strategy, groups: int) -> bool:
         """Whether it is the same but for where layers are cut and which are recomputed."""
-        return groups == self.groups and replace(strategy, recompute=self.strategy.recompute) == self.strategy
+        if groups != self.groups or strategy.schedule != self.strategy.schedule:  # as most are not
+            return False
+        return replace(strategy, recompute=self.strategy.recompute) == self.strategy
 
 
 def search_within(
@@ -119,9 +126,10 @@ def search_within(
     bounds = zip(possible, cuts.least(possible), strict=True)
     least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
     count = max(most, simulated)
+    known: Simulated = {}
     if present is None:
         found = _best_first(cuts, place_of, least, count, NEVER, near)
-        return _proposals(problem, found, simulated, alone=math.isinf(near))[:most]
+        return _proposals(problem, found, simulated, known, alone=math.isinf(near))[:most]
     alike = {each: least[each] for each in least if present.is_like(each.strategy, len(each.sizes))}
     others = {each: least[each] for each in least if each not in alike}
     # as many as there are ways to size so many groups, which the cost model may not tell apart
@@ -129,22 +137,24 @@ def search_within(
     seconds = here[0].cost.step_seconds if here else NEVER
     found = _best_first(cuts, place_of, others, count, seconds / (1 + present.kept), near)
     if found and found[0].cost.step_seconds * (1 + 2 * present.kept) < seconds:
-        return _proposals(problem, found, simulated, alone=False)[:most]
-    staying = sorted((_proposal(problem, each, simulate=True) for each in here), key=_order)[:1]
+        return _proposals(problem, found, simulated, known, alone=False)[:most]
+    staying = sorted((_proposal(problem, each, known) for each in here), key=_order)[:1]
     if staying and not found:
         enough = staying[0].step_seconds / (1 + present.kept)
         if enough > seconds:  # it is longer by more than is let pass: there may be something after all
             found = _best_first(cuts, place_of, others, count, enough, near)
-    return sorted(staying + _proposals(problem, found, simulated, alone=bool(staying)), key=_order)
+    return sorted(staying + _proposals(problem, found, simulated, known, alone=bool(staying)), key=_order)
 
 
-def _proposals(problem: Problem, found: Sequence[Choice], simulated: int, *, alone: bool) -> list[Proposal]:
+def _proposals(
+    problem: Problem, found: Sequence[Choice], simulated: int, known: Simulated, *, alone: bool
+) -> list[Proposal]:
     """The best first. One that is ``alone`` is simulated if that is said: there may be nothing to compare it
     with."""
     simulated = simulated if alone or len(found) > 1 else 0
     close = found[0].cost.step_seconds * (1 + NEAR) if found else 0.0
     proposals = [
-        _proposal(problem, choice, simulate=place < simulated and choice.cost.step_seconds <= close)
+        _proposal(problem, choice, known if place < simulated and choice.cost.step_seconds <= close else None)
         for place, choice in enumerate(found)
     ]
     return sorted(proposals, key=_order)
@@ -235,16 +245,21 @@ def in_words(count: int) -> str:
     return f"{count} bytes"
 
 
-def _proposal(problem: Problem, choice: Choice, *, simulate: bool) -> Proposal:
+def _proposal(problem: Problem, choice: Choice, known: Simulated | None) -> Proposal:
+    """Simulated, unless ``known`` is None, where choices that differ in nothing but their sharding are."""
     combination, cost = choice.combination, choice.cost
     strategy = combination.recomputing(choice.recompute)
     seconds, bubble = cost.step_seconds, cost.bubble
-    if simulate:
-        pipeline, closed = _pipelines(problem, choice)
-        seconds += pipeline - closed
+    if known is not None:
+        alone = replace(combination.strategy, sharding=DEFAULT), combination.sizes
+        pipeline = alone, choice.bounds, choice.recompute
+        if pipeline not in known:
+            known[pipeline] = _pipelines(problem, choice)
+        simulated, closed = known[pipeline]
+        seconds += simulated - closed
         bubble = 1.0 - (1.0 - bubble) * cost.step_seconds / seconds
     return Proposal(
-        strategy, choice.bounds, combination.sizes, seconds, cost.memory_bytes, bubble, simulated=simulate
+        strategy, choice.bounds, combination.sizes, seconds, cost.memory_bytes, bubble, known is not None
     )
 
 

@@ -40,7 +40,7 @@ class Space:
                     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Combination:
     """All that is chosen but where the layers are cut and which of them are recomputed. ``sizes`` are the
     stage groups' workers, each of which holds ``strategy.chunks`` stages, in turn; ``strategy.recompute`` is
