@@ -8,7 +8,7 @@ The dynamic programme (``dynamic``) minimises just this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -58,8 +58,8 @@ class Problem:
     """Seconds in which a micro-batch passes the boundary where that is fastest, and back."""
     fills: dict[tuple[str, int], float] = field(init=False, default_factory=dict, compare=False, repr=False)
     forms: dict[Form, Problem] = field(init=False, default_factory=dict, compare=False, repr=False)
-    ranges: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
-    """What ``ranges`` has worked out."""
+    known: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """What others have worked out of it, once."""
 
     def __post_init__(self) -> None:
         costs, layers = self.costs, self.layers
@@ -252,7 +252,7 @@ def evaluate(
     """The step that the dynamic programme minimises and a brute force would compare."""
     again, problem = frozenset(recompute), problem.of(combination)
     stages = [problem.stage(combination, bounds, k, again) for k in range(combination.stages)]
-    seconds = sum(each.added for each in stages) + max(each.beyond for each in stages)
+    seconds = _folded((each.added, each.beyond) for each in stages)
     busy = sum(each.busy for each in stages)
     return Evaluation(
         seconds,
@@ -265,9 +265,12 @@ def step_seconds(
     problem: Problem, combination: Combination, bounds: Sequence[int], recompute: Sequence[int]
 ) -> float:
     """Those of ``evaluate``, in less time."""
-    problem, summed, most = problem.of(combination), 0.0, 0.0
-    for k, (first, stop) in enumerate(pairwise(bounds)):
-        again = [layer for layer in recompute if first <= layer < stop]
-        added, beyond, _ = problem.timed_stage(combination, bounds, k, again)
-        summed, most = summed + added, beyond if k == 0 else max(most, beyond)
-    return summed + most
+    problem = problem.of(combination)
+    again = [[layer for layer in recompute if first <= layer < stop] for first, stop in pairwise(bounds)]
+    return _folded(problem.timed_stage(combination, bounds, k, each)[:2] for k, each in enumerate(again))
+
+
+def _folded(stages: Iterable[tuple[float, float]]) -> float:
+    """Seconds of a step whose stages add so much and take so much beyond."""
+    added, beyond = zip(*stages, strict=True)
+    return float(sum(added) + max(beyond))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from strategies.search.bounds import Bounds
 from strategies.search.cost import Evaluation, Problem, evaluate, step_seconds
@@ -19,18 +20,17 @@ from strategies.search.shortest import (
     NEVER,
     Matrix,
     least_apart,
-    least_apart_by_first,
     least_sum_and_maximum,
 )
 from strategies.search.space import Combination
 from strategies.search.tables import ManyTables, StageTables
 from strategies.search.teams import Form, form_of
 
-FEW, NEAR = 4, 0.01
-"""How many lengths of a first stage are looked at at once, of those whose bounds are so near, relatively."""
+PARTS = 8
+"""Into how many lengths of a first stage, or ranges of them, a branch is divided."""
 
-MOST = 32
-"""Of how many branches the bytes are looked at at once, at most."""
+BATCH, LARGEST_BATCH = 4, 32
+"""Of how many branches at first and at most the bytes are looked at at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class CutSearch:
         self._problem, self._limit, self._recompute = problem, limit, recompute
         self._tolerance = tolerance
         self._tables: dict[Form | None, StageTables] = {}
+        self._of_form: dict[Form | None, Bounds] = {}
+        self._parts: dict[Combination, list[Branch]] = {}
 
     def _tables_of(self, combination: Combination) -> StageTables:
         problem = self._problem.of(combination)
@@ -91,24 +93,28 @@ class CutSearch:
     def least(self, combinations: Sequence[Combination]) -> list[float]:
         """Seconds that no cut of each combination takes less than, without looking at any; infinite where
         none fits."""
-        least: dict[Combination, float] = {}
+        least = dict.fromkeys(combinations, NEVER)
+        if self._limit is not None:
+            bytes_ = self._problem.known.get("least bytes", {})
+            combinations = [each for each in combinations if bytes_.get(each, 0) <= self._limit]
         for bounds, some in self._bounds(combinations):
-            least.update(zip(some, bounds.least(some), strict=True))
-        return [least[each] for each in combinations]
+            least.update(zip(some, bounds.least([(each, None) for each in some]), strict=True))
+        return [*least.values()]
 
     def leanest(self, combinations: Sequence[Combination]) -> int:
         """The least bytes within which some combination has a cut that fits. ``limit`` does not matter."""
-        waiting = []
+        bytes_: dict[Combination, float] = {}
         for bounds, some in self._bounds(combinations):
-            for each, bound in zip(some, bounds.memory_bytes(some), strict=True):
-                waiting.append(Branch(bound, each, self._lengths(each), limited=True))
-        best, many = NEVER, FEW
+            bytes_.update(zip(some, bounds.memory_bytes(some), strict=True))
+        self._problem.known["least bytes"] = bytes_
+        waiting = [Branch(bound, each, self._lengths(each), limited=True) for each, bound in bytes_.items()]
+        best, many = NEVER, BATCH
         while waiting:
             waiting.sort(key=lambda branch: -branch.bound)
             if waiting[-1].bound >= best:
                 break
             looked_at = [waiting.pop() for _ in range(min(many, len(waiting)))]
-            many = min(2 * many, MOST)
+            many = min(2 * many, LARGEST_BATCH)
             for branch in self._with_bytes(looked_at):
                 if self._by_first_stage(branch):
                     lengths = range(branch.lengths[0], branch.lengths[1] + 1)
@@ -134,16 +140,32 @@ class CutSearch:
         for each in combinations:
             of_form.setdefault(form_of(each.strategy), []).append(each)
         for some in of_form.values():
-            yield Bounds(self._problem.of(some[0]), self._limit, self._recompute), some
+            yield self._bounds_of(some[0]), some
+
+    def _bounds_of(self, combination: Combination) -> Bounds:
+        problem = self._problem.of(combination)
+        if problem.form not in self._of_form:
+            self._of_form[problem.form] = Bounds(problem, self._limit, self._recompute)
+        return self._of_form[problem.form]
 
     def branches(self, combinations: Sequence[Combination]) -> list[Branch]:
         """All cuts of each combination as one branch; of those that cannot fit none."""
-        whole = [Branch(0.0, each, self._lengths(each), limited=False) for each in combinations]
-        alike: dict[object, list[Branch]] = {}
-        for each in whole:
-            strategy = each.combination.strategy
-            alike.setdefault((form_of(strategy), FORMULAS[strategy.schedule].splits), []).append(each)
-        return [found for some in alike.values() for found in self._bounded(some)]
+        alike: dict[tuple[Form, bool, bool], list[Branch]] = {}
+        for each in combinations:
+            branch = Branch(0.0, each, self._lengths(each), limited=False)
+            # how much all others keep may go by how long the first stage is
+            by_first = self._limit is not None and self._by_first_stage(branch)
+            splits = FORMULAS[each.strategy.schedule].splits
+            alike.setdefault((form_of(each.strategy), splits, by_first), []).append(branch)
+        found = []
+        for (_, _, by_first), some in alike.items():
+            if by_first:
+                for branch, parts in zip(some, self._divided(some), strict=True):
+                    self._parts[branch.combination] = parts
+                    found += [replace(branch, bound=min(part.bound for part in parts))] if parts else []
+            else:
+                found += self._bounded(some)
+        return found
 
     def settle(self, branch: Branch) -> Choice | Cut | list[Branch]:
         """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
@@ -156,8 +178,7 @@ class CutSearch:
             if self._limit is None or cost.memory_bytes <= self._limit:
                 return Choice(combination, found.bounds, recompute, cost)
         if self._by_first_stage(branch):
-            # how much all others keep goes by how long the first stage is
-            return self._by_first(replace(branch, limited=True))
+            return self._divided([branch])[0] if branch.limited else self._parts.pop(combination)
         return self._cut(combination, branch.lengths, limited=True) or []
 
     def price(self, cut: Cut) -> Choice:
@@ -189,22 +210,20 @@ class CutSearch:
         least, most = branch.lengths
         return least < most and FORMULAS[branch.combination.strategy.schedule].by_first_stage
 
-    def _by_first(self, branch: Branch) -> list[Branch]:
-        """One branch for each length of the first stage. Their bounds are as if all others kept as little as
-        with the shortest one."""
-        combination, (least, most) = branch.combination, branch.lengths
-        tables = self._tables_of(combination).seconds(combination, least, limited=True)
-        added, beyond = zip(*tables * combination.strategy.chunks, strict=True)
-        bounds = least_apart_by_first(added, beyond).tolist()[least : most + 1]
-        found = [
-            replace(branch, bound=bound, lengths=(length, length))
-            for length, bound in enumerate(bounds, least)
-            if bound < NEVER
+    def _divided(self, branches: Sequence[Branch]) -> list[list[Branch]]:
+        """Each by lengths of the first stage, without those that cannot fit; in one form."""
+        lengths = [_ranges(*branch.lengths) for branch in branches]
+        asked = [
+            (branch.combination, each)
+            for branch, some in zip(branches, lengths, strict=True)
+            for each in some
         ]
-        # those that will be looked at next have tables of their own, made together
-        found.sort(key=lambda each: each.bound)
-        near = [each for each in found[:FEW] if each.bound <= found[0].bound * (1 + NEAR)]
-        return self._bounded(near) + found[len(near) :] if near else []
+        bounds = iter(self._bounds_of(branches[0].combination).least(asked))
+        divided = []
+        for branch, some in zip(branches, lengths, strict=True):
+            parts = [replace(branch, bound=next(bounds), lengths=each, limited=True) for each in some]
+            divided.append([part for part in parts if part.bound < NEVER])
+        return divided
 
     def _bounded(self, branches: Sequence[Branch]) -> list[Branch]:
         """Those that fit, with what none of their cuts takes less than; in one form, all of which split
@@ -250,3 +269,12 @@ class CutSearch:
                 views[key] = (added[firsts, stops], beyond[firsts, stops])
             result.append(views[key])
         return result
+
+
+def _ranges(least: int, most: int) -> list[tuple[int, int]]:
+    """``PARTS`` ranges, or as many as there are lengths, as long as each other by ratio: what stages after a
+    first one keep goes by that."""
+    starts = [*range(least, most + 1)]
+    if len(starts) > PARTS:
+        starts = sorted({round(least * (most / least) ** (part / PARTS)) for part in range(PARTS)})
+    return [(start, stop - 1) for start, stop in pairwise([*starts, most + 1])]

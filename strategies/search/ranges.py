@@ -21,9 +21,10 @@ Ranges = NDArray[Any]
 
 def ranges_of(problem: Problem, recompute: tuple[int, ...] | None) -> LayerRanges:
     """Worked out once for a problem."""
-    if recompute not in problem.ranges:
-        problem.ranges[recompute] = LayerRanges(problem, recompute)
-    ranges: LayerRanges = problem.ranges[recompute]
+    key = LayerRanges, recompute
+    if key not in problem.known:
+        problem.known[key] = LayerRanges(problem, recompute)
+    ranges: LayerRanges = problem.known[key]
     return ranges
 
 

@@ -26,7 +26,7 @@ from strategies.shardings.registry import DEFAULT
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
 
-FEW = 2
+OPENED = 2
 """Of how many combinations at first the cuts are looked at. Then it is twice as many, and so on."""
 
 TOGETHER = 0.03
@@ -121,7 +121,7 @@ def search_within(
     behind than twice what it may be.
     """
     cuts = CutSearch(problem, limit, space.recompute, tolerance)
-    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    possible = _possible(problem, space, workers)
     place_of = {each: place for place, each in enumerate(possible)}
     bounds = zip(possible, cuts.least(possible), strict=True)
     least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
@@ -150,14 +150,22 @@ def _proposals(
     problem: Problem, found: Sequence[Choice], simulated: int, known: Simulated, *, alone: bool
 ) -> list[Proposal]:
     """The best first. One that is ``alone`` is simulated if that is said: there may be nothing to compare it
-    with."""
-    simulated = simulated if alone or len(found) > 1 else 0
+    with. Nor is there where all have the same pipeline."""
     close = found[0].cost.step_seconds * (1 + NEAR) if found else 0.0
+    some = [choice for choice in found[:simulated] if choice.cost.step_seconds <= close]
+    if not alone and len({_pipeline(choice) for choice in some}) <= 1:
+        some = []
     proposals = [
-        _proposal(problem, choice, known if place < simulated and choice.cost.step_seconds <= close else None)
-        for place, choice in enumerate(found)
+        _proposal(problem, choice, known if place < len(some) else None) for place, choice in enumerate(found)
     ]
     return sorted(proposals, key=_order)
+
+
+def _pipeline(choice: Choice) -> object:
+    """What makes a difference to its simulation: all but the sharding."""
+    combination = choice.combination
+    strategy = replace(combination.strategy, sharding=DEFAULT)
+    return strategy, combination.sizes, choice.bounds, choice.recompute
 
 
 def _order(each: Proposal) -> tuple[bool, float]:
@@ -179,7 +187,7 @@ def _best_first(
     What is cheap to say comes first: a bound for each, then one that knows the cuts, for ever more at a time,
     then the step itself; each is no less than the one before, so the first that is known in full is the best
     of all."""
-    unopened, many = sorted(least, key=lambda each: -least[each]), FEW
+    unopened, many = sorted(least, key=lambda each: -least[each]), OPENED
     waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
     found: dict[int, Choice] = {}
     numbers = counting()
@@ -229,12 +237,21 @@ def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> 
 def leanest(problem: Problem, space: Space, workers: int) -> int:
     """The least bytes of each worker within which some plan fits. Raises NothingFits if ``space`` has nothing
     for so many workers and layers."""
-    possible = list(combinations(space, workers, problem.layers, problem.micro_batches))
+    possible = _possible(problem, space, workers)
     if not possible:
         raise NothingFits(
             "no schedule, number of chunks and sequence degree of these fits the workers and layers"
         )
     return CutSearch(problem, 0, space.recompute).leanest(possible)
+
+
+def _possible(problem: Problem, space: Space, workers: int) -> list[Combination]:
+    """The same ones each time."""
+    if (space, workers) not in problem.known:
+        each = combinations(space, workers, problem.layers, problem.micro_batches)
+        problem.known[space, workers] = list(each)
+    possible: list[Combination] = problem.known[space, workers]
+    return possible
 
 
 def in_words(count: int) -> str:
@@ -246,13 +263,12 @@ def in_words(count: int) -> str:
 
 
 def _proposal(problem: Problem, choice: Choice, known: Simulated | None) -> Proposal:
-    """Simulated, unless ``known`` is None, where choices that differ in nothing but their sharding are."""
+    """Simulated, unless ``known`` is None: what was, already."""
     combination, cost = choice.combination, choice.cost
     strategy = combination.recomputing(choice.recompute)
     seconds, bubble = cost.step_seconds, cost.bubble
     if known is not None:
-        alone = replace(combination.strategy, sharding=DEFAULT), combination.sizes
-        pipeline = alone, choice.bounds, choice.recompute
+        pipeline = _pipeline(choice)
         if pipeline not in known:
             known[pipeline] = _pipelines(problem, choice)
         simulated, closed = known[pipeline]

@@ -99,16 +99,6 @@ def least_apart(
     return least_C
 
 
-def least_apart_by_first(added: Sequence[Matrix], beyond: Sequence[Matrix]) -> NDArray[np.float64]:
-    """As ``least_apart``, of one row of stages, for every place where the first stage may end."""
-    sum_F, most_F = added[-1][:, -1], beyond[-1][:, -1]
-    for added_FS, beyond_FS in zip(added[-2:0:-1], beyond[-2:0:-1], strict=True):
-        sum_F = (added_FS + sum_F).min(axis=1)
-        most_F = np.maximum(beyond_FS, most_F).min(axis=1)
-    least_F: NDArray[np.float64] = added[0][0] + sum_F + np.maximum(beyond[0][0], most_F)
-    return least_F
-
-
 def _shortest(
     added: Sequence[Matrix], beyond: Sequence[Matrix], limit: float
 ) -> tuple[float, float, Path] | None:

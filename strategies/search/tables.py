@@ -127,7 +127,8 @@ class StageTables:
         """(all groups that are not alike, as a combination and a size; the micro-batches that each keeps,
         [group, range], 0 where nothing is ``limited``; the places of each combination's groups in those)."""
         places: dict[object, int] = {}
-        sized, held, rows = [], [], []
+        sized: list[tuple[Combination, int]] = []
+        held, rows = [], []
         for each, first_length in asked:
             row = []
             alike = _alike(each)

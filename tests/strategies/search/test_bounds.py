@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies.search.bounds import Bounds
 from strategies.search.cost import Problem, evaluate
 from strategies.search.dynamic import CutSearch
 from strategies.search.memory import SHARDINGS
@@ -21,13 +22,21 @@ from tests.strategies.search.test_search import ALIKE, ROWS, cost_model, cuts
 EVERYTHING = Space(shardings=tuple(SHARDINGS), sequences=(1, 2), offloads=(None, (2, 1)))
 
 
-def best(problem: Problem, space: Space, combination: Combination, limit: int | None) -> float:
-    """The least step of all cuts and sets of recomputed layers that fit; infinite where none does."""
+def best(
+    problem: Problem,
+    space: Space,
+    combination: Combination,
+    limit: int | None,
+    lengths: tuple[int, int] = (1, 99),
+) -> float:
+    """The least step of all cuts whose first stage has so many layers and of all sets of recomputed layers
+    that fit; infinite where none does."""
     layers = range(problem.layers)
     every = [again for count in range(problem.layers + 1) for again in subsets(layers, count)]
     costs = (
         evaluate(problem, combination, bounds, again)
         for bounds in cuts(problem.layers, combination.stages)
+        if lengths[0] <= bounds[1] <= lengths[1]
         for again in (every if space.recompute is None else [space.recompute])
     )
     return min((c.step_seconds for c in costs if limit is None or c.memory_bytes <= limit), default=NEVER)
@@ -62,6 +71,38 @@ def test_no_cut_takes_less_than_its_bound(
     bounds = CutSearch(problem, limit, space.recompute).least(possible)
     for combination, bound in zip(possible, bounds, strict=True):
         least = best(problem, space, combination, limit)
+        assert bound <= least * (1 + 1e-12), (combination, bound, least)
+
+
+@given(
+    rows=ROWS,
+    ends=st.booleans(),
+    workers=st.integers(2, 5),
+    micro_batches=st.integers(1, 9),
+    limit=st.integers(500, 20_000),
+    lengths=st.sampled_from([(1, 1), (2, 2), (1, 2), (2, 3)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_nor_where_the_first_stage_has_so_many_layers(
+    rows: list[tuple[int, int, int, int, int]],
+    ends: bool,
+    workers: int,
+    micro_batches: int,
+    limit: int,
+    lengths: tuple[int, int],
+) -> None:
+    """Also of equal layers between two that differ."""
+    rows = [rows[0], *[(5, 9, 20, 50, 400)] * 3, rows[-1]] if ends else rows
+    problem = Problem(cost_model(rows), micro_batches)
+    space = Space(schedules=("zero-bubble", "1f1b"), shardings=("zero1", "zero3"))
+    possible = [
+        each
+        for each in combinations(space, workers, problem.layers, micro_batches)
+        if 1 < each.stages <= problem.layers - lengths[1] + 1
+    ]
+    bounds = Bounds(problem, limit, None).least([(each, lengths) for each in possible])
+    for combination, bound in zip(possible, bounds, strict=True):
+        least = best(problem, space, combination, limit, lengths)
         assert bound <= least * (1 + 1e-12), (combination, bound, least)
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strategies.search.shortest import (
-    NEVER,
-    least_apart,
-    least_apart_by_first,
-    least_sum_and_maximum,
-)
+from strategies.search.shortest import NEVER, least_apart, least_sum_and_maximum
 
 PLACES = 7
 """From the first layer to behind the last one."""
@@ -63,10 +57,6 @@ def test_no_path_of_any_row_takes_less_than_its_bound(seed: int, rows: list[list
     for row, within, bound in zip(rows, ends, bounds, strict=True):
         found = exactly(added, beyond, row, within)
         assert bound == found if flat else bound <= found
-        by_first = least_apart_by_first([added[place] for place in row], [beyond[place] for place in row])
-        for length in range(within[0], within[1] + 1):
-            one = exactly(added, beyond, row, (length, length))
-            assert by_first[length] == one if flat else by_first[length] <= one
 
 
 def test_a_bound_counts_only_what_the_first_stage_may_be() -> None:
@@ -74,4 +64,3 @@ def test_a_bound_counts_only_what_the_first_stage_may_be() -> None:
     (free,) = least_apart(added, beyond, [[0, 0]], [(1, PLACES - 2)])
     each = [least_apart(added, beyond, [[0, 0]], [(end, end)])[0] for end in range(1, PLACES - 1)]
     assert free <= min(each) and max(each) > free
-    assert least_apart_by_first([added[0]] * 2, [beyond[0]] * 2)[1:-1].tolist() == pytest.approx(each)
