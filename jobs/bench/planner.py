@@ -3,7 +3,7 @@
 Real Ray actors; only the layers' compute is emulated by sleeping (``emulated``). Each strategy is a run of
 its own, in which nothing is searched for. The search is asked three times, the last two with memory for which
 one stage, and one or two stages, take too much. Beside it stands how long the search itself takes for 64
-workers, at the start and after a loss, also where it may choose among all shardings.
+workers, at the start and after a loss, also where it may choose among all shardings and sequence degrees.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from strategies.search.memory import SHARDINGS
 from strategies.search.planning import searched_plan
 from strategies.search.search import Proposal, in_words, search
 from strategies.search.space import Space
+from strategies.sequence.sharing import Sharing
 
 GOAL = 0.95
 PLANNING_GOAL = 0.05
-"""Seconds for 64 workers."""
+"""Seconds for 64 workers and ``PLANNING_LAYERS`` equal layers."""
 
 WORKERS, LAYERS, MICRO_BATCHES = 4, 8, 8
 FORWARD_SECONDS = 0.02
@@ -57,6 +58,8 @@ STEPS = 2
 REPEATS = 9
 PLANNING_LAYERS, PLANNING_WORKERS = 32, 64
 """The depth of a Llama of 7 billion parameters."""
+
+DEEP_LAYERS, SLICES = 96, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,51 +138,34 @@ def recipe(proposal: Proposal | None = None, peaks: Path | None = None) -> Recip
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How long the search takes: the fastest of some repeats, as in ``bench planning``."""
+    """How long the search takes: the fastest of some repeats, as in ``bench planning``. ``promised``: for a
+    model as the goal names it, not a deeper one nor one whose layers differ."""
 
     case: str
     seconds: float
     strategy: str
     stages: int
+    promised: bool = True
 
 
 def planning() -> list[Planning]:
     """For 64 workers: at the start and after losses, with memory in plenty, so scarce that layers are
     recomputed, so scarce that little fits, and so scarce that nothing does any more; for one sharding and for
-    all. Who is lost had a part in the best plan for 64 within the same memory, or where nothing fits within
-    the least of the others."""
-    layers, workers = PLANNING_LAYERS, PLANNING_WORKERS
-    blocks = tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT * 100_000) for i in range(layers))
-    layout = Layout(layers, blocks, ())
-    costs = replace(
-        CostModel.unmeasured(layout),
-        link_bytes_per_second=50e9,
-        boundary_bytes=(1 << 22,) * layers,
-        kept_bytes=(1 << 26,) * layers,
-    )
-    members = [Member(worker, f"node{worker // 8}") for worker in range(workers)]
-    micro_batches = 4 * workers
+    all, for one sequence degree and for all. Beside them two of the slower cases of each of two other models.
+    Who is lost had a part in the best plan for 64 within the same memory, or where nothing fits within the
+    least of the others."""
     one, every = Space(), Space(shardings=tuple(SHARDINGS))
+    plain, deep, unlike = _model(PLANNING_LAYERS), _model(DEEP_LAYERS), _model(PLANNING_LAYERS, ends=True)
     cases: dict[str, Callable[[], Plan]] = {}
-    for shardings, space, limits in (
-        ("one sharding", one, (None, 1_000_000_000)),
-        ("all shardings", every, (None, 2_000_000_000, 1_000_000_000, 500_000_000)),
-    ):
-        for limit in (*limits, 250_000_000):
-            within = replace(costs, worker_memory_bytes=limit)
-            memory = "plenty" if limit is None else in_words(limit)
-            about = layout, within, micro_batches, space
-            if limit in limits:
-                first = searched_plan(0, members, *about)
-                cases[f"{shardings}, first plan, memory {memory}"] = partial(
-                    searched_plan, 0, members, *about
-                )
-                fewer = {"a worker lost": members[1:], "a third lost": members[workers // 3 :]}
-            else:
-                fewer = {"a worker lost, nothing fits": members[1:]}
-            for name, present in fewer.items():
-                again = partial(searched_plan, 1, present, *about, first)
-                cases[f"{shardings}, {name}, memory {memory}"] = again
+    for degrees, sequences in (("", (1,)), (", all sequence degrees", tuple(range(1, SLICES + 1)))):
+        for name, space, limits in (
+            (f"one sharding{degrees}", one, (None, 1_000_000_000)),
+            (f"all shardings{degrees}", every, (None, 2_000_000_000, 1_000_000_000, 500_000_000)),
+        ):
+            cases |= _cases(name, plain, replace(space, sequences=sequences), limits, 250_000_000)
+    promised = set(cases)
+    cases |= _cases(f"{DEEP_LAYERS} layers, all shardings", deep, every, (None, 3_000_000_000))
+    cases |= _cases("an embedding and a head, all shardings", unlike, every, (None, 1_000_000_000))
     fastest = dict.fromkeys(cases, math.inf)
     plans: dict[str, Plan] = {}
     for _ in range(REPEATS):  # each case's apart, as the machine is slower at times
@@ -187,20 +173,68 @@ def planning() -> list[Planning]:
             began = time.perf_counter()
             plans[case] = planned()
             fastest[case] = min(fastest[case], time.perf_counter() - began)
-    return [_planned(case, fastest[case], plan) for case, plan in plans.items()]
+    return [_planned(case, fastest[case], plan, case in promised) for case, plan in plans.items()]
 
 
-def _planned(case: str, seconds: float, plan: Plan) -> Planning:
+def _model(layers: int, *, ends: bool = False) -> tuple[Layout, CostModel]:
+    """Of equal layers, or beside those an embedding, which computes nothing and keeps little, and a head."""
+    blocks = tuple(Block(i, f"layer{i}", (i,), (), ALIGNMENT * 100_000) for i in range(layers))
+    layout = Layout(layers, blocks, ())
+    costs = replace(
+        CostModel.unmeasured(layout),
+        link_bytes_per_second=50e9,
+        boundary_bytes=(1 << 22,) * layers,
+        kept_bytes=(1 << 26,) * layers,
+        sharing=(Sharing(heads=32, head_share=0.25, exchanges=4, exchanged_bytes=4 << 22),) * layers,
+        slices=SLICES,
+    )
+    if ends:
+        seconds = (1 / 1024, *costs.forward_seconds[2:], 7 / 1024)
+        kept = (1 << 23, *costs.kept_bytes[2:], 1 << 27)
+        backward = tuple(2 * each for each in seconds)
+        costs = replace(costs, forward_seconds=seconds, backward_seconds=backward, kept_bytes=kept)
+    return layout, costs
+
+
+def _cases(
+    name: str,
+    model: tuple[Layout, CostModel],
+    space: Space,
+    limits: Sequence[int | None],
+    nothing: int | None = None,
+) -> dict[str, Callable[[], Plan]]:
+    """A first plan and two after losses within each of ``limits``, and one within ``nothing``, which does not
+    suffice."""
+    layout, costs = model
+    members = [Member(worker, f"node{worker // 8}") for worker in range(PLANNING_WORKERS)]
+    cases: dict[str, Callable[[], Plan]] = {}
+    for limit in (*limits, *([nothing] if nothing else ())):
+        within = replace(costs, worker_memory_bytes=limit)
+        memory = "plenty" if limit is None else in_words(limit)
+        about = layout, within, 4 * PLANNING_WORKERS, space
+        fewer = {"a worker lost, nothing fits": members[1:]}
+        if limit in limits:
+            first = searched_plan(0, members, *about)
+            cases[f"{name}, first plan, memory {memory}"] = partial(searched_plan, 0, members, *about)
+            fewer = {"a worker lost": members[1:], "a third lost": members[PLANNING_WORKERS // 3 :]}
+        for lost, present in fewer.items():
+            cases[f"{name}, {lost}, memory {memory}"] = partial(searched_plan, 1, present, *about, first)
+    return cases
+
+
+def _planned(case: str, seconds: float, plan: Plan, promised: bool) -> Planning:
     assert plan.strategy is not None, "a searched plan has a strategy"
     strategy = plan.strategy
     again = f", {len(strategy.recompute)} recomputed" if strategy.recompute else ""
-    return Planning(case, seconds, f"{strategy.schedule}, {strategy.sharding}{again}", len(plan.groups))
+    teams = f", teams of {strategy.sequence}" if strategy.sequence > 1 else ""
+    words = f"{strategy.schedule}, {strategy.sharding}{teams}{again}"
+    return Planning(case, seconds, words, len(plan.groups), promised)
 
 
 def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequence[Planning]) -> BenchReport:
     """The table: one row a strategy, the fastest first."""
     shares = [case.share(results) for case in cases]
-    slowest = max(each.seconds for each in plannings)
+    slowest = max(each.seconds for each in plannings if each.promised)
     names = {case.limit: "all" if case.limit is None else in_words(case.limit) for case in cases}
     return BenchReport(
         bench="planner",
@@ -242,7 +276,7 @@ def report(results: Sequence[Measured], cases: Sequence[Case], plannings: Sequen
                 for case, share in zip(cases, shares, strict=True)
             ),
             *(
-                f"search for {PLANNING_WORKERS} workers, {PLANNING_LAYERS} layers, {each.case}: "
+                f"search for {PLANNING_WORKERS} workers, {each.case}{'' if each.promised else ' (no goal)'}: "
                 f"{each.seconds:.3f} s, {each.strategy} in {each.stages} stages"
                 for each in plannings
             ),

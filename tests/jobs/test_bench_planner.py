@@ -63,6 +63,10 @@ def test_the_report_says_how_far_the_choice_is_behind() -> None:
     assert share is not None and share < 0.8 and not report.met
     slow = [replace(PLANNINGS[0], seconds=0.06)]
     assert not planner.report(exact, cases[:1], slow).met
+    beside = [*PLANNINGS, replace(slow[0], case="96 layers, a worker lost", promised=False)]
+    report = planner.report(exact, cases[:1], beside)
+    assert report.met and report.headline["seconds_at_64"] == PLANNINGS[0].seconds
+    assert any("96 layers, a worker lost (no goal): 0.060 s" in note for note in report.notes)
 
 
 def test_what_does_not_fit_is_no_rival() -> None:
