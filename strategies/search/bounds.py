@@ -35,6 +35,7 @@ ANY, FIRST, LAST, INNER = range(4)
 """Places of a range: wherever it is, from the first layer on, to the last one, between."""
 
 MUCH = 1 << 48
+"""Bytes or seconds of a range that there is not: nothing overflows, and it does not fit."""
 
 FINEST = 4096
 """Of how many parts of what all layers save it is said how long they take to be computed again."""
