@@ -37,7 +37,7 @@ ANY, FIRST, LAST, INNER = range(4)
 MUCH = 1 << 48
 """Bytes or seconds of a range that there is not: nothing overflows, and it does not fit."""
 
-FINEST = 4096
+FINEST = 1024
 """Of how many parts of what all layers save it is said how long they take to be computed again."""
 
 COUNTED = 0.75
@@ -130,6 +130,7 @@ class Bounds:
         self._leanest_PL = self._least([0, *(kept - problem.saved).cumsum()], inputs)
         self._largest_PL = self._largest(problem.saved)
         self._settled_PL = self._least([0.0, *settled.cumsum()])
+        self._times: dict[bool, tuple[float, float, Values, Values]] = {}
 
     def least(self, parts: Sequence[Part]) -> list[float]:
         """Seconds of each of ``parts``; infinite where nothing fits."""
@@ -179,11 +180,10 @@ class Bounds:
         fits_SNL, fits_SF = extra_SNL < NEVER, extra_SF < NEVER
         extra_SNL, extra_SF = np.where(fits_SNL, extra_SNL, 0.0), np.where(fits_SF, extra_SF, 0.0)
 
-        inputs, weights = (np.asarray(each) for each in (problem.split if splits else problem.whole))
-        both, weighing = (np.asarray(problem.forward) + inputs) / pace, weights / pace
-        total_SF = both[-1] + weighing[-1] + extra_SF
+        both, weighing, both_PL, weighing_PL = self._seconds_by_layers(splits=splits)
+        total_SF = both + weighing + extra_SF
         if splits:
-            fill_SF = np.maximum(both[-1] - weighing[-1] + extra_SF, 0.0)
+            fill_SF = np.maximum(both - weighing + extra_SF, 0.0)
             fills_SF = problem.split_fill(ways[0]) + extra_SF
         else:
             fill_SF = fills_SF = total_SF / groups.chunks_F
@@ -195,7 +195,7 @@ class Bounds:
         slowest_SF = beyond_SF / groups.of(1.0 / rounds_N, 0.0).sum(axis=1)
 
         # and no less than it would if they were cut for that alone
-        both_NL, weighing_NL = (self._least(each)[groups.place_N] for each in (both, weighing))
+        both_NL, weighing_NL = both_PL[groups.place_N], weighing_PL[groups.place_N]
         rounds_N1, chunks_N1 = rounds_N[:, None], groups.chunks_N[:, None]
         if splits:
             gradient_SNL = both_NL + extra_SNL
@@ -209,6 +209,15 @@ class Bounds:
         crossing_F = (groups.chunks_F * groups.counts_F - 1) * problem.least_crossing
         least_SF: Values = np.where(fits_SF, fill_SF + slowest_SF + crossing_F, NEVER)
         return least_SF
+
+    def _seconds_by_layers(self, *, splits: bool) -> tuple[float, float, Values, Values]:
+        """(forward and input gradient, weight gradient) of all layers and at least of so many, [P, L]."""
+        if splits not in self._times:
+            problem = self._problem
+            inputs, weights = (np.asarray(each) for each in (problem.split if splits else problem.whole))
+            both, weighing = (np.asarray(problem.forward) + inputs) / problem.speed, weights / problem.speed
+            self._times[splits] = both[-1], weighing[-1], self._least(both), self._least(weighing)
+        return self._times[splits]
 
     def _least_maximum(self, values_SNL: Values, groups: Groups) -> Values:
         """[S, F]: of stages that take so much by their number of layers the one that takes most takes no
@@ -331,7 +340,7 @@ class Bounds:
     def _total(self, extra_SNL: Values, groups: Groups) -> Values:
         """Least seconds that all stages together compute again, [S, F]."""
         shape = len(extra_SNL), len(groups.places_FK)
-        if self._limit is None or self._recompute is not None:
+        if self._limit is None or self._recompute is not None or not extra_SNL[extra_SNL < NEVER].any():
             return np.full(shape, self._settled)
         mean = float(np.mean(self._problem.again)) / self._problem.speed
         total_SF = np.zeros(shape)
