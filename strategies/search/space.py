@@ -75,10 +75,10 @@ def combinations(space: Space, workers: int, layers: int, micro_batches: int) ->
                 if count * chunks > layers:
                     continue
                 for sizes in _sizes(workers, count):
+                    unlike = {*sizes}
+                    whole = [each for each in space.sequences if not any(size % each for size in unlike)]
                     for sharding in space.shardings:
-                        for sequence in space.sequences:
-                            if any(size % sequence for size in sizes):
-                                continue
+                        for sequence in whole:
                             for offload in space.offloads:
                                 if _may_be(sharding, sequence, offload):
                                     strategy = Strategy(schedule, chunks, sharding, sequence, (), offload)

@@ -37,16 +37,19 @@ def costs_in_form(costs: CostModel, form: Form, speed: float) -> tuple[CostModel
     team, slices = form.team, costs.slices or form.team
     assert costs.sharing or team == 1, "teams are weighed where it is known how they divide the layers"
     sharing = costs.sharing or (Sharing(),) * len(costs.forward_seconds)
-    ratios = [layer.ratio(team, slices) for layer in sharing]
+    unlike = {*sharing}  # few
+    ratio_of = {layer: layer.ratio(team, slices) for layer in unlike}
+    ratios = [ratio_of[layer] for layer in sharing]
     # what goes over links takes as long whatever the workers' speed
-    exchanges = [
-        speed
+    exchange_of = {
+        layer: speed
         * (
             layer.sent_bytes(team, slices) / costs.link_bytes_per_second
             + layer.waits(team) * costs.link_seconds_per_message
         )
-        for layer in sharing
-    ]
+        for layer in unlike
+    }
+    exchanges = [exchange_of[layer] for layer in sharing]
     arrivals = [
         speed * each / costs.host_bytes_per_second if form.offloaded else 0.0
         for each in costs.parameter_bytes
@@ -64,10 +67,11 @@ def costs_in_form(costs: CostModel, form: Form, speed: float) -> tuple[CostModel
         split.append((max(inputs, arrival - weights), weights))
     by_slice = slice_share(team, slices)
     boundary = costs.boundary_bytes or (0,) * len(sharing)
+    share_of = {layer: layer.kept_share(team, slices) for layer in unlike}
     kept = []
     for all_, output, layer in zip(costs.kept_bytes or (0,) * len(sharing), boundary, sharing, strict=True):
         beside = max(all_ - output, 0)
-        kept.append(_part(all_ - beside, by_slice) + _part(beside, layer.kept_share(team, slices)))
+        kept.append(_part(all_ - beside, by_slice) + _part(beside, share_of[layer]))
     changed = replace(
         costs,
         forward_seconds=tuple(forward),
