@@ -9,11 +9,13 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +27,9 @@ MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 
 _REQUESTS = 16
 """To an object store at once, for one read: a row group there takes longer to ask for than to send."""
+
+_ITEMS_OF_A_KIND = 4
+"""Fewer teach nothing that the next one would show."""
 
 SCHEMA = pa.schema(
     [
@@ -126,6 +131,22 @@ class CuratedSet:
     def digest(self) -> str:
         """Changes with any bit of the set."""
         return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
+
+    def kinds(self) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+        """What the training pictures are of: (the names of all kinds in order, the number of each training
+        row's). A kind is a folder, up to two deep, that the names of enough items begin with; the others are
+        of their category's."""
+        table = self.table("train", ["item", "category"]).to_pydict()
+        categories = dict(zip(table["item"], table["category"], strict=True))
+        folders = {item: "/".join(item.split("/")[:-1][:2]) for item in categories}
+        sizes = Counter(folders.values())
+        kind_of = {
+            item: folder if folder and sizes[folder] >= _ITEMS_OF_A_KIND else categories[item]
+            for item, folder in folders.items()
+        }
+        kinds = tuple(sorted(set(kind_of.values())))
+        numbers = {kind: number for number, kind in enumerate(kinds)}
+        return kinds, np.array([numbers[kind_of[item]] for item in table["item"]], dtype=np.int64)
 
     def rows(self, split: str) -> int:
         """Raises ValueError for a split that the set does not have."""

@@ -82,6 +82,10 @@ class Captions:
         whole = self._texts[self._offsets[sample] : self._offsets[sample + 1]]
         return whole[:-1], whole[1:]
 
+    def of_rows(self, values_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Every sample's, of something that each of the split's rows has."""
+        return values_N[self._rows]
+
     def media(self, samples: Sequence[int]) -> dict[str, list[bytes | None]]:
         """The stored image and clip of each sample."""
         if not self._columns:
@@ -116,6 +120,7 @@ class MultimodalData:
         audio_samples: int,
         augmentation: Augmentation,
         memory_bytes: int,
+        categories: bool = False,
     ) -> None:
         manifest = curated.manifest
         self.digest = curated.digest
@@ -137,6 +142,7 @@ class MultimodalData:
             )
 
         self._train, self._held_out = captions("train"), captions("held_out")
+        self._categories = self._train.of_rows(curated.kinds()[1]) if categories else None
         self.samples = self.epoch_samples = len(self._train.lengths)
         self.held_out_samples = len(self._held_out.lengths)
         self.order = PackedOrder(
@@ -201,6 +207,9 @@ class MultimodalData:
         has_image_BK = np.zeros(shape, dtype=np.uint8)
         audio_BKN = np.zeros((*shape, self._audio_samples), dtype=np.int16)
         has_audio_BK = np.zeros(shape, dtype=np.uint8)
+        # what is held out tells none: it is there for what the model makes of it
+        categories = self._categories if captions is self._train else None
+        category_BK = np.full(shape, -1, dtype=np.int64)
         media = captions.media([sample for row in rows for sample in row.samples])
         images, clips = iter(media.get("image", ())), iter(media.get("audio", ()))
         for b, row in enumerate(rows):
@@ -211,6 +220,8 @@ class MultimodalData:
                 tokens_BT[b, here], segment_BT[b, here] = text, slot
                 position_BT[b, here] = np.arange(len(text))
                 begin += len(text)
+                if categories is not None:
+                    category_BK[b, slot] = categories[sample]
                 png, pcm = next(images, None), next(clips, None)
                 if png is not None:
                     pixels = decode_pixels(png)
@@ -227,6 +238,8 @@ class MultimodalData:
             "segment": segment_BT,
             "position": position_BT,
         }
+        if self._categories is not None:
+            arrays["category"] = category_BK
         if self._audio_samples:
             arrays |= {"audio": audio_BKN, "has_audio": has_audio_BK}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -251,6 +264,7 @@ def build(
     crop: float = 0.0,
     jitter: float = 0.0,
     flip: bool = False,
+    categories: bool = False,
     memory_mb: int = 256,
 ) -> MultimodalData:
     """The curated set in the folder ``source`` (a path or the URI of any pyarrow filesystem).
@@ -258,8 +272,9 @@ def build(
     A row has ``context`` text positions and up to ``slots`` samples; ``micro_batch_size`` counts rows.
     ``languages`` are those whose captions are used (default: all of the set's). ``images`` false leaves all
     images out (what the captions alone can teach), ``audio`` true adds the clips, cut or padded to
-    ``audio_seconds``; ``crop``, ``jitter`` and ``flip`` are of ``Augmentation``. Splits of up to
-    ``memory_mb`` MiB are kept in memory as they are stored. Raises ValueError.
+    ``audio_seconds``; ``crop``, ``jitter`` and ``flip`` are of ``Augmentation``. ``categories`` true adds the
+    kind (``CuratedSet.kinds``) of each training sample, for a model that learns them (``category_weight``).
+    Splits of up to ``memory_mb`` MiB are kept in memory as they are stored. Raises ValueError.
     """
     curated = open_set(source)
     rate = curated.manifest.audio_rate or 0
@@ -277,4 +292,5 @@ def build(
         audio_samples=round(audio_seconds * rate) if audio else 0,
         augmentation=Augmentation(crop, jitter, flip),
         memory_bytes=memory_mb << 20,
+        categories=categories,
     )

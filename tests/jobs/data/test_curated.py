@@ -146,3 +146,27 @@ def test_changed_files_are_noticed(folder: Path, tmp_path: Path) -> None:
     CaptionTokenizer(["de"]).save(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not what the manifest names"):
         open_set(tmp_path)
+
+
+def test_kinds_are_folders_with_enough_items_and_else_categories(tmp_path: Path) -> None:
+    tokenizer = CaptionTokenizer(["de", "en"])
+    folders = {"food/fruit/red": 2, "food/fruit/green": 2, "food/nuts": 3, "tools": 5, "": 1}
+    items = [f"{folder}/{number}".strip("/") for folder, count in folders.items() for number in range(count)]
+
+    def row(item: str, language: str) -> dict[str, Any]:
+        category = item.split("/")[0] if "/" in item else "none"
+        names = {"sample": f"{item}/{language}", "item": item, "category": category, "language": language}
+        return {**rows(0, 1, tokenizer)[0], **names}
+
+    split = [row(item, language) for item in items for language in ("de", "en")]
+    write_given_set(
+        tmp_path,
+        tokenizer,
+        {"train": [split[:7], split[7:]], "held_out": [[row("food/nuts/9", "en")]]},
+        rows_per_group=4,
+        image_size=8,
+    )
+    kinds, numbers = open_set(tmp_path).kinds()
+    assert kinds == ("food", "food/fruit", "none", "tools"), "an item is one, in however many languages"
+    wanted = ["food/fruit"] * 8 + ["food"] * 6 + ["tools"] * 10 + ["none"] * 2
+    assert [kinds[number] for number in numbers] == wanted
