@@ -27,7 +27,8 @@ from jobs.models.captioner import CaptionHead, Row
 
 class PriorTable(nn.Module):
     """Of ``texts``, each a language's token and a caption's, over ``vocabulary`` tokens of which ``end`` ends
-    each caption; looks up to ``order`` tokens back.
+    each caption; looks up to ``order`` tokens back. The texts' first tokens are below ``languages``, by
+    default tokens like the others.
 
     The tables are constants of integers, in no state dict, never written to.
     """
@@ -37,8 +38,18 @@ class PriorTable(nn.Module):
     tokens_E: Tensor
     counts_E: Tensor
     roots: Tensor
+    pairs_E: Tensor
+    before_E: Tensor
 
-    def __init__(self, texts: Sequence[Sequence[int]], *, order: int, vocabulary: int, end: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        order: int,
+        vocabulary: int,
+        end: int,
+        languages: int | None = None,
+    ) -> None:
         super().__init__()
         self.order, self.end, self.vocabulary = order, end, vocabulary
         self.before = vocabulary
@@ -49,8 +60,8 @@ class PriorTable(nn.Module):
         following[ends - 1] = end
         starts = np.repeat(np.concatenate(([0], ends[:-1])), np.diff(ends, prepend=0))
         places = np.arange(len(flat))
-        languages, node = np.unique(flat[starts], return_inverse=True)
-        node, nodes = node + 1, 1 + len(languages)
+        begun, node = np.unique(flat[starts], return_inverse=True)
+        node, nodes = node + 1, 1 + len(begun)
         keys, pairs = [np.empty(0, np.int64)], [node * vocabulary + following]
         for back in range(order):
             token = np.where(places - back > starts, flat[np.maximum(places - back, 0)], self.before)
@@ -59,14 +70,16 @@ class PriorTable(nn.Module):
             keys.append(found)
             pairs.append(node * vocabulary + following)
         pair_E, counts_E = np.unique(np.concatenate(pairs), return_counts=True)
-        roots = np.zeros(vocabulary, dtype=np.int64)
-        roots[languages] = np.arange(1, 1 + len(languages))
+        root_of = np.zeros(languages or vocabulary, dtype=np.int64)
+        root_of[begun] = np.arange(1, 1 + len(begun))
         tables = {
             "keys": np.concatenate(keys),
             "begins": np.searchsorted(pair_E // vocabulary, np.arange(nodes + 1)),
             "tokens_E": pair_E % vocabulary,
             "counts_E": counts_E,
-            "roots": roots,
+            "roots": root_of,
+            "pairs_E": pair_E,
+            "before_E": np.concatenate(([0], np.cumsum(counts_E))),
         }
         for name, table in tables.items():
             self.register_buffer(name, torch.from_numpy(table.astype(np.int64)), persistent=False)
@@ -75,21 +88,28 @@ class PriorTable(nn.Module):
         """Log-probabilities ``B T V`` of the tokens that follow in a row (``tokens``, ``segment`` and
         ``position``, each B T) of the model; in training, without a caption's own among the counts.
         ``strengths_BTL`` is as for ``log_probabilities``."""
-        tokens_BT, segment_BT, position_BT = row["tokens"], row["segment"], row["position"]
+        tokens_BT = row["tokens"]
+        nodes = self.nodes(*self.contexts(row))
+        own = (self.what_follows(row), row["segment"]) if self.training else None
+        strengths_NL = None if strengths_BTL is None else strengths_BTL.flatten(0, 1)
+        return self.log_probabilities(nodes, strengths_NL, own).view(*tokens_BT.shape, -1)
+
+    def contexts(self, row: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """``language_N`` and ``history_NO`` of every position of a row, for ``nodes``."""
+        tokens_BT, position_BT = row["tokens"], row["position"]
         places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         language_BT = tokens_BT.gather(1, places_T - position_BT)
         back_O = torch.arange(self.order, device=tokens_BT.device)
         history_BTO = tokens_BT[:, (places_T[:, None] - back_O).clamp(min=0)]
         history_BTO = history_BTO.masked_fill(position_BT[..., None] <= back_O, self.before)
-        nodes = self.nodes(language_BT.flatten(), history_BTO.flatten(0, 1))
-        own = None
-        if self.training:
-            following_BT = tokens_BT.roll(-1, dims=1)
-            last_BT = segment_BT.roll(-1, dims=1) != segment_BT
-            last_BT[:, -1] = True
-            own = following_BT.masked_fill(last_BT, self.end), segment_BT
-        strengths_NL = None if strengths_BTL is None else strengths_BTL.flatten(0, 1)
-        return self.log_probabilities(nodes, strengths_NL, own).view(*tokens_BT.shape, -1)
+        return language_BT.flatten(), history_BTO.flatten(0, 1)
+
+    def what_follows(self, row: dict[str, Tensor]) -> Tensor:
+        """``B T``: the token that each position of a row is to tell, the end after the last of a sample."""
+        tokens_BT, segment_BT = row["tokens"], row["segment"]
+        last_BT = segment_BT.roll(-1, dims=1) != segment_BT
+        last_BT[:, -1] = True
+        return tokens_BT.roll(-1, dims=1).masked_fill(last_BT, self.end)
 
     def following(self, text: Sequence[int], strengths_L: Tensor | None = None) -> Tensor:
         """``V``: of what comes after ``text``, a language's token and a caption so far; by itself, so that
@@ -118,13 +138,26 @@ class PriorTable(nn.Module):
         strengths_NL: Tensor | None = None,
         own: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """Of what ``probabilities`` gives."""
+        return self.probabilities(nodes, strengths_NL, own).log()
+
+    def probabilities(
+        self,
+        nodes: list[Tensor],
+        strengths_NL: Tensor | None = None,
+        own: tuple[Tensor, Tensor] | None = None,
+        beyond_NV: Tensor | None = None,
+    ) -> Tensor:
         """``N V`` float32. In each length's distribution the next shorter one's has ``exp(strengths_NL)``
         times the weight of Witten and Bell's rule (None: just that). ``own``: what follows each context, and
-        its sample (both B T).
+        its sample (both B T; a sample -1 has nothing in the counts). ``beyond_NV`` is what is believed
+        without any count (None: all tokens alike).
         """
-        p_NV = torch.full((len(nodes[0]), self.vocabulary), 1 / self.vocabulary, device=nodes[0].device)
+        p_NV = beyond_NV
+        if p_NV is None:
+            p_NV = torch.full((len(nodes[0]), self.vocabulary), 1 / self.vocabulary, device=nodes[0].device)
         for length, node_N in enumerate(nodes):
-            counts_NV = self._counts(node_N)
+            counts_NV = self.counts(node_N)
             if own is not None:
                 _take_out(counts_NV, node_N, *own)
             seen_N1 = counts_NV.sum(dim=1, keepdim=True)
@@ -134,9 +167,19 @@ class PriorTable(nn.Module):
             shorter_N1 = shorter_N1 + (seen_N1 == 0)
             total_N1 = seen_N1 + shorter_N1
             p_NV = counts_NV / total_N1 + p_NV * (shorter_N1 / total_N1)
-        return p_NV.log()
+        return p_NV
 
-    def _counts(self, node_N: Tensor) -> Tensor:
+    def found(self, nodes: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the contexts ``nodes``, in any shape: how often anything followed, how many different tokens
+        did, and how often the one in ``following`` did; float32 of whole numbers."""
+        pairs = nodes * self.vocabulary + following
+        place = torch.searchsorted(self.pairs_E, pairs).clamp(max=len(self.pairs_E) - 1)
+        same = torch.where(self.pairs_E[place] == pairs, self.counts_E[place], 0)
+        total = self.before_E[self.begins[nodes + 1]] - self.before_E[self.begins[nodes]]
+        different = self.begins[nodes + 1] - self.begins[nodes]
+        return total.float(), different.float(), same.float()
+
+    def counts(self, node_N: Tensor) -> Tensor:
         """How often every token followed: ``N V`` float32 of whole numbers."""
         first_N = self.begins[node_N]
         many_N = self.begins[node_N + 1] - first_N
@@ -178,16 +221,22 @@ class PriorHead(CaptionHead):
         nn.init.zeros_(self.back_off.bias)
 
     def forward(self, row: Row) -> Tensor:  # type: ignore[override]
+        _, x_BTD, prior_BTV = self.prior(row)
+        return F.linear(x_BTD, self.weight) + prior_BTV
+
+    def prior(self, row: Row) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The row's text for ``PriorTable``, what the network makes of it (normed, B T D), and the prior."""
         first = row["media"]
         segment_BT, position_BT = row["segment"][:, first:], row["position"][:, first:] - self.media_tokens
         x_BTD = self.norm(row["x"][:, first:])
         text = {"tokens": row["tokens"], "segment": segment_BT, "position": position_BT}
         prior_BTV: Tensor = self.table(text, self.back_off(x_BTD).float())
-        return F.linear(x_BTD, self.weight) + prior_BTV
+        return text, x_BTD, prior_BTV
 
-    def prior_after(self, x_D: Tensor, text: Sequence[int]) -> Tensor:
+    def prior_after(self, x_D: Tensor, text: Sequence[int], seen_C: Tensor | None = None) -> Tensor:
         """``V``: the prior's part of what ``forward`` has for the last token of ``text``, which is a
-        language's and a caption's so far; ``x_D`` is what came in for it."""
+        language's and a caption's so far; ``x_D`` is what came in for it, ``seen_C`` what is seen of
+        categories, for a head that takes it."""
         strengths_1L: Tensor = self.back_off(self.norm(x_D[None]))
         return self.table.following(text, strengths_1L[0].float())
 

@@ -12,61 +12,30 @@ H heads, N samples of a clip, C channels; images are pixels y, x, C.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.data.curated import open_set
+from jobs.models.descriptor import CategorySight
 from jobs.models.gpt import Block, Head, Loss, Rotary, check_sizes, loss
+from jobs.models.log_mel import LogMel
 from jobs.models.patch_stem import PatchStem
 
 Row = dict[str, Any]
 """What flows between layers. Into the first one go ``image`` (uint8 B K y x C) and ``has_image`` (uint8 B K),
-``audio`` (int16 B K N) and ``has_audio`` where the model has the branch, and of the text ``tokens``,
+``audio`` (int16 B K N) and ``has_audio`` where the model has the branch, ``category`` (int64 B K, -1 for
+none) in the training of a model that learns it, and of the text ``tokens``,
 ``segment`` (the slot of the sample that a position belongs to, -1 for padding) and ``position`` (within the
 sample, from 0), each int64 B T."""
 
 
-class LogMel(nn.Module):
-    """``audio_BN`` (int16) to log-mel energies, float32 ``B, frames, mels``, around 0 and of unit order.
-
-    Windows of 25 ms every 10 ms, triangular filters evenly spaced on the mel scale of O'Shaughnessy ("Speech
-    Communication", 1987): m = 2595 log10(1 + f / 700). The tables are constants, in no state dict.
-    """
-
-    window: Tensor
-    filters: Tensor
-
-    def __init__(self, rate: int, mels: int) -> None:
-        super().__init__()
-        self.hop = rate // 100
-        self.size = 1 << (rate // 40 - 1).bit_length()
-        self.register_buffer("window", torch.hann_window(rate // 40), persistent=False)
-        frequencies = torch.linspace(0, rate / 2, self.size // 2 + 1, dtype=torch.float64)
-        top = 2595 * math.log10(1 + rate / 2 / 700)
-        edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-        rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-        falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-        self.register_buffer("filters", torch.minimum(rising, falling).clamp(min=0).float(), persistent=False)
-
-    def forward(self, audio_BN: Tensor) -> Tensor:
-        spectrum = torch.stft(
-            audio_BN.float() / 32768,
-            self.size,
-            self.hop,
-            win_length=self.window.numel(),
-            window=self.window,
-            return_complex=True,
-        )
-        energies = torch.matmul(self.filters, spectrum.abs().square())[..., :-1]
-        return (energies.clamp(min=1e-8).log10().transpose(1, 2) + 4) / 4
-
-
 class Embedding(nn.Module):
     """A ``Row`` of data to ``media`` (B K M D) and ``text`` (B T D); ``segment`` and ``position`` pass, with
-    ``pass_tokens`` the ``tokens`` too, for a head that looks them up.
+    ``pass_tokens`` the ``tokens`` too, for a head that looks them up, and with ``categories`` (their number)
+    ``seen`` (B K C), how much more or less likely the picture makes each.
 
     A sample without an image (or a clip) has a learned vector in the place of its patches.
     Raises ValueError for shapes that the model was not built for.
@@ -85,6 +54,7 @@ class Embedding(nn.Module):
         audio_patches: int,
         mels: int,
         pass_tokens: bool = False,
+        categories: int = 0,
     ) -> None:
         super().__init__()
         self.image_size, self.context, self.pass_tokens = image_size, context, pass_tokens
@@ -101,6 +71,7 @@ class Embedding(nn.Module):
             self.no_audio = nn.Parameter(torch.empty(width))
         self.weight = nn.Parameter(torch.empty(vocabulary, width))
         self.dropout = nn.Dropout(dropout)
+        self.sight = CategorySight(categories) if categories else None
 
     def forward(self, row: Row) -> Row:
         if row["tokens"].shape[-1] > self.context:
@@ -118,7 +89,15 @@ class Embedding(nn.Module):
             "segment": row["segment"],
             "position": row["position"],
             **({"tokens": row["tokens"]} if self.pass_tokens else {}),
+            **({"seen": self.seen(row["image"], row["has_image"])} if self.sight is not None else {}),
+            **({"category": row["category"]} if "category" in row else {}),
         }
+
+    def seen(self, image: Tensor, has_image_BK: Tensor) -> Tensor:
+        """uint8 ``B K y x C`` to ``B K C``, 0 where there is no image."""
+        assert self.sight is not None
+        seen_BKC = self.sight(ink(image, self.no_image.dtype)).unflatten(0, image.shape[:2])
+        return torch.where(has_image_BK[..., None] > 0, seen_BKC, 0.0)
 
     def image_tokens(self, image: Tensor, has_image_BK: Tensor) -> Tensor:
         """uint8 ``B K y x C`` to ``B K P D``."""
@@ -128,8 +107,7 @@ class Embedding(nn.Module):
                 f"an image has shape {tuple(image.shape[2:])} but the model was built for {(size, size, 3)}: "
                 "set the model's image_size to that of the data"
             )
-        # white, on which all images lie, is nothing
-        pixels = 1 - image.flatten(0, 1).permute(0, 3, 1, 2).to(self.no_image.dtype) / 255
+        pixels = ink(image, self.no_image.dtype)
         seen_BKPD = self.stem(pixels).unflatten(0, image.shape[:2])
         tokens_BKPD = torch.where(has_image_BK[..., None, None] > 0, seen_BKPD, self.no_image)
         return tokens_BKPD + self.image_position
@@ -147,6 +125,11 @@ class Embedding(nn.Module):
         tokens_BKAD = self.audio_in(patches).unflatten(0, audio_BKN.shape[:2])
         tokens_BKAD = torch.where(has_audio_BK[..., None, None] > 0, tokens_BKAD, self.no_audio)
         return tokens_BKAD + self.audio_position
+
+
+def ink(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 ``B K y x C`` to ``N C y x`` from 0 to 1: white, on which all images lie, is nothing."""
+    return 1 - image.flatten(0, 1).permute(0, 3, 1, 2).to(dtype) / 255
 
 
 AUDIO_PATCH = 16
@@ -223,7 +206,7 @@ class Bridge(nn.Module):
             "segment": torch.cat((segment, row["segment"]), dim=1),
             "position": torch.cat((position, row["position"] + tokens), dim=1),
             "media": slots * tokens,
-            **({"tokens": row["tokens"]} if "tokens" in row else {}),
+            **{name: row[name] for name in ("tokens", "seen", "category") if name in row},
         }
 
 
@@ -284,6 +267,7 @@ def build(
     expansion: int = 4,
     prior: str | None = None,
     prior_order: int = 3,
+    category_weight: float = 0.0,
 ) -> tuple[list[nn.Module], Loss]:
     """Builds ``depth_image + depth_text + 3`` layers and the loss, all parameters float32 on the CPU.
 
@@ -293,6 +277,9 @@ def build(
 
     ``prior`` is the curated set (a path or URI) whose captions the model is trained on: its head then starts
     from their n-gram prior, ``prior_order`` tokens back (``jobs.models.caption_prior``).
+    With ``category_weight`` above 0 the model also learns to see a picture's category, and the prior is a
+    mixture of those of the categories (``jobs.models.category_prior``): in training, and only there, the data
+    tell the categories and the loss has that many times their cross entropies besides.
 
     Raises ValueError for sizes that do not fit together, or a ``prior`` that is no curated set.
     """
@@ -311,8 +298,13 @@ def build(
             f"the model's audio_seconds ({audio_seconds}) and audio_rate ({audio_rate}) do not make whole "
             f"patches: choose multiples of {AUDIO_PATCH / 100} s and of 100 Hz"
         )
+    if category_weight < 0 or (category_weight and prior is None):
+        raise ValueError(
+            f"the model's category_weight is {category_weight}: it must be at least 0, and 0 without a prior"
+        )
     audio_patches = frames // AUDIO_PATCH if audio else 0
     patches = (image_size // patch) ** 2
+    categories = len(open_set(prior).kinds()[0]) if prior is not None and category_weight else 0
     embedding = Embedding(
         image_size=image_size,
         patch=patch,
@@ -324,6 +316,7 @@ def build(
         audio_patches=audio_patches,
         mels=mels,
         pass_tokens=prior is not None,
+        categories=categories,
     )
     encoder = [
         EncoderBlock(width, heads, patches + audio_patches, dropout, expansion) for _ in range(depth_image)
@@ -333,15 +326,16 @@ def build(
         DecoderBlock(width, heads, context, dropout, expansion, 1 + audio_patches) for _ in range(depth_text)
     ]
     tied_to = embedding.weight if tied else None
-    if prior is None:
-        head = CaptionHead(vocabulary, width, tied_to)
-    else:
-        from jobs.models.caption_prior import PriorHead, table_of  # whose head is made of ours
+    head = CaptionHead(vocabulary, width, tied_to)
+    criterion: Loss = loss
+    if prior is not None:
+        from jobs.models.category_prior import prior_head  # whose head is made of ours
 
-        table = table_of(prior, prior_order, vocabulary)
-        head = PriorHead(vocabulary, width, tied_to, table, 1 + audio_patches)
+        head, criterion = prior_head(
+            prior, prior_order, category_weight, vocabulary, width, tied_to, 1 + audio_patches
+        )
     _initialise(embedding, encoder, bridge, decoder, head, tied)
-    return [embedding, *encoder, bridge, *decoder, head], loss
+    return [embedding, *encoder, bridge, *decoder, head], criterion
 
 
 def _initialise(
@@ -362,7 +356,7 @@ def _initialise(
             nn.init.normal_(parameter, std=0.5)
         elif name.endswith("_in.weight"):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif name.endswith(".bias"):
+        elif name.endswith(".bias") or name.startswith("sight"):
             nn.init.zeros_(parameter)
         elif name.startswith("stem") and parameter.ndim == 1:
             nn.init.ones_(parameter)  # of a norm

@@ -1,11 +1,13 @@
 """A trained model's layers as what generation needs: rows of a prompt, decoder blocks, logits.
 
-Shape suffixes: N rows, T positions of a prompt, D width, K half the width of a head, V vocabulary.
+Shape suffixes: N rows, T positions of a prompt, D width, K half the width of a head, V vocabulary,
+C categories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,10 +20,19 @@ from jobs.serving.cache import KeyValueCache
 from jobs.serving.generation import Prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a sequence is, for a head that looks it up: all of its ``tokens``, and what is seen of categories
+    in its image (None: nothing is)."""
+
+    tokens: tuple[int, ...]
+    seen_C: Tensor | None = None
+
+
 class Decoder:
     """A decoder-only model in evaluation mode, its parameters frozen. ``prefix`` is the number of media
     positions at the start of every prompt, which all positions see; from there on attention looks back.
-    ``reads_texts``: logits are of what went in and of the tokens themselves.
+    ``reads_texts``: logits are of what went in and of what each sequence is (``Told``).
     """
 
     prefix = 0
@@ -58,6 +69,10 @@ class Decoder:
         """x_TD: what enters the first block."""
         return self.embed(torch.tensor(prompt.tokens, device=self.device))
 
+    def seen(self, prompt: Prompt) -> Tensor | None:
+        """What a prompt's image tells beside its rows, for ``Told``."""
+        return None
+
     def embed(self, tokens_N: Tensor) -> Tensor:
         return F.embedding(tokens_N, self._weight_VD)
 
@@ -66,8 +81,8 @@ class Decoder:
         rotary = self.blocks[0].attention.rotary
         return rotary.cos_TK[positions_N, None], rotary.sin_TK[positions_N, None]
 
-    def logits(self, x_ND: Tensor, texts: Sequence[Sequence[int]] = ()) -> Tensor:
-        """Of the tokens that follow; ``texts``: all tokens before, for as many of the rows as count."""
+    def logits(self, x_ND: Tensor, texts: Sequence[Told] = ()) -> Tensor:
+        """Of the tokens that follow; ``texts``: what came before, for as many of the rows as count."""
         logits_NV: Tensor = F.linear(self._head.norm(x_ND), self._head.weight)
         return logits_NV
 
@@ -104,17 +119,15 @@ class CaptionDecoder(Decoder):
         return 0 if mel is None else self._embedding.audio_patches * captioner.AUDIO_PATCH * mel.hop
 
     def prompt_rows(self, prompt: Prompt) -> Tensor:
-        size, samples = self.image_size, self.audio_samples
-        pixels = np.zeros((size, size, 3), dtype=np.uint8)
+        samples = self.audio_samples
         clip = np.zeros(samples, dtype=np.int16)
-        if prompt.image is not None:
-            pixels = np.frombuffer(prompt.image, dtype=np.uint8).reshape(size, size, 3).copy()
         if prompt.audio is not None:
             given = np.frombuffer(prompt.audio, dtype=np.int16)[:samples]
             clip[: len(given)] = given
+        image, has_image = self._image(prompt)
         row: captioner.Row = {
-            "image": torch.from_numpy(pixels)[None, None],
-            "has_image": torch.tensor([[prompt.image is not None]]),
+            "image": image,
+            "has_image": has_image,
             "audio": torch.from_numpy(clip)[None, None],
             "has_audio": torch.tensor([[prompt.audio is not None]]),
             "tokens": torch.tensor([prompt.tokens]),
@@ -127,11 +140,26 @@ class CaptionDecoder(Decoder):
         x_1TD: Tensor = self._bridge(row)["x"]
         return x_1TD[0]
 
-    def logits(self, x_ND: Tensor, texts: Sequence[Sequence[int]] = ()) -> Tensor:
+    @torch.no_grad()
+    def seen(self, prompt: Prompt) -> Tensor | None:
+        if self._embedding.sight is None:
+            return None
+        image, has_image = self._image(prompt)
+        seen_11C = self._embedding.seen(image.to(self.device), has_image.to(self.device))
+        return seen_11C[0, 0]
+
+    def _image(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """uint8 [1, 1, size, size, 3], and whether there is one."""
+        pixels = np.zeros((self.image_size, self.image_size, 3), dtype=np.uint8)
+        if prompt.image is not None:
+            pixels = np.frombuffer(prompt.image, dtype=np.uint8).reshape(pixels.shape).copy()
+        return torch.from_numpy(pixels)[None, None], torch.tensor([[prompt.image is not None]])
+
+    def logits(self, x_ND: Tensor, texts: Sequence[Told] = ()) -> Tensor:
         logits_NV = super().logits(x_ND).float()
         if isinstance(self._head, PriorHead):
-            for row, text in enumerate(texts):
-                logits_NV[row] += self._head.prior_after(x_ND[row], text)
+            for row, told in enumerate(texts):
+                logits_NV[row] += self._head.prior_after(x_ND[row], told.tokens, told.seen_C)
         return logits_NV
 
     def _check_media(self, prompt: Prompt) -> None:

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from jobs.serving.cache import Entry, KeyValueCache
-from jobs.serving.decoder import Decoder
+from jobs.serving.decoder import Decoder, Told
 from jobs.serving.generation import Finish, Generation
 from jobs.serving.packed import forward, order
 from jobs.serving.sampling import choose
@@ -44,6 +45,7 @@ class _Sequence:
     prompt_positions: int
     entry: Entry | None = None
     tokens: list[int] = field(default_factory=list)
+    seen_C: Tensor | None = None
 
     @property
     def demand(self) -> Demand:
@@ -176,13 +178,14 @@ class Engine:
         prompts = []
         for sequence in new:
             sequence.entry = cache.insert(sequence.prompt_positions)
+            sequence.seen_C = held.decoder.seen(sequence.generation.prompt)
             prompts.append((sequence.entry, held.decoder.prompt_rows(sequence.generation.prompt)))
             self._prompt_positions += sequence.prompt_positions
         by_entry: Mapping[int, _Sequence] = {id(each.entry): each for each in going}
         ordered = [by_entry[id(entry)] for entry in order(cache, [entry for entry, _ in prompts])]
-        texts: list[tuple[int, ...]] = []
+        texts: list[Told] = []
         if held.decoder.reads_texts:
-            texts = [(*each.generation.prompt.tokens, *each.tokens) for each in ordered]
+            texts = [Told((*each.generation.prompt.tokens, *each.tokens), each.seen_C) for each in ordered]
         logits_NV = forward(held.decoder, cache, prompts, newest, texts).numpy()
         told = []
         for sequence, logits_V in zip(ordered, logits_NV, strict=True):

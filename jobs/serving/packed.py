@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from jobs.models.gpt import Attention, Block
 from jobs.serving.cache import Entry, KeyValueCache
-from jobs.serving.decoder import Decoder
+from jobs.serving.decoder import Decoder, Told
 
 ROWS = 8
 """Matrices have a multiple of so many rows."""
@@ -55,15 +55,15 @@ def forward(
     cache: KeyValueCache,
     prompts: Sequence[tuple[Entry, Tensor]],
     tokens: dict[int, int],
-    texts: Sequence[Sequence[int]] = (),
+    texts: Sequence[Told] = (),
 ) -> Tensor:
     """Logits of the next tokens, [sequences in the pools before + prompts, V] on the CPU.
 
     ``prompts`` are (entry that was just inserted, x_TD): its keys and values are filled in.
     ``tokens`` gives the newest token of every other sequence in the cache, by ``id(entry)``; each must have
     room for it (``extend``) and is one longer afterwards. The logits come pool by pool in order of slots,
-    then prompt by prompt (``order`` tells the same); in that order come ``texts``, each sequence's tokens so
-    far, for a model that looks them up.
+    then prompt by prompt (``order`` tells the same); in that order come ``texts``, what each sequence is so
+    far, for a model that looks it up.
     """
     new = {id(entry) for entry, _ in prompts}
     pools: list[_PoolRows] = []

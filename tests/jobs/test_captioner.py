@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jobs.models.captioner import LogMel, attention_mask, build
+from jobs.models.captioner import attention_mask, build
 from jobs.models.gpt import IGNORED, loss
+from jobs.models.log_mel import LogMel
 from strategies.model import describe
 from strategies.options import OptimizerSettings, Precision
 from strategies.warm_up import profile

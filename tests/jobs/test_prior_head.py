@@ -16,8 +16,9 @@ from jobs.data.curated import open_set
 from jobs.data.media import decode_pixels
 from jobs.data.multimodal import MultimodalData
 from jobs.data.multimodal import build as build_data
+from jobs.data.tokenizer import CaptionTokenizer
 from jobs.models.caption_prior import PriorHead
-from jobs.models.captioner import build
+from jobs.models.captioner import Embedding, build
 from jobs.models.gpt import loss
 from jobs.serving.decoder import CaptionDecoder, decoder_of
 from jobs.serving.engine import Engine
@@ -25,7 +26,7 @@ from jobs.serving.generation import Generation, Prompt, Sampling
 from jobs.serving.sampling import choose
 from jobs.serving.scheduler import Limits
 from strategies.job import Fault
-from tests.support.captions import SIZE, write_set
+from tests.support.captions import SIZE, Row, drawn_row, write_set
 from tests.support.chaos import ChaosRun, losses
 from tests.support.cluster import toy_job
 from tests.support.expected import reference_bits
@@ -34,9 +35,17 @@ CONTEXT, STEPS = 60, 6
 SAMPLING = Sampling(temperature=1.0, seed=3)
 
 
+WEIGHTS = pytest.mark.parametrize("category_weight", [0.0, 0.1], ids=["captions", "categories"])
+"""The prior of all captions, and the mixture of those of categories that the model learns to see."""
+
+
+def kinds(number: int, tokenizer: CaptionTokenizer) -> Row:
+    return {**drawn_row(number, tokenizer), "category": f"kind {number * 5 % 3}"}
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_set(tmp_path_factory.mktemp("prior")))
+    return str(write_set(tmp_path_factory.mktemp("prior"), row=kinds))
 
 
 def arguments(source: str, **changes: Any) -> dict[str, Any]:
@@ -54,11 +63,15 @@ def built(source: str, scale: float = 1.0, **changes: Any) -> list[nn.Module]:
         assert isinstance(layers[-1], PriorHead)
         layers[-1].back_off.weight.normal_(std=0.3)
         layers[-1].back_off.bias.normal_(std=0.3)
+        assert isinstance(layers[0], Embedding)
+        if layers[0].sight is not None:
+            layers[0].sight.weight.normal_(std=0.1)
     return layers
 
 
-def data_of(source: str) -> MultimodalData:
-    return build_data(source=source, context=CONTEXT, slots=5, micro_batch_size=2, micro_batches=3, seed=1)
+def data_of(source: str, categories: bool = False) -> MultimodalData:
+    sizes = {"context": CONTEXT, "slots": 5, "micro_batch_size": 2, "micro_batches": 3}
+    return build_data(source=source, seed=1, categories=categories, **sizes)
 
 
 def forward(layers: Sequence[nn.Module], row: Any) -> Tensor:
@@ -96,8 +109,10 @@ def test_prior_of_a_set_that_does_not_fit(source: str, tmp_path: Path) -> None:
         build(**arguments(source, vocabulary=20))
 
 
-def test_packed_samples_do_not_meet(source: str) -> None:
-    layers, data = [layer.eval() for layer in built(source, 3.0)], data_of(source)
+@WEIGHTS
+def test_packed_samples_do_not_meet(source: str, category_weight: float) -> None:
+    layers = [layer.eval() for layer in built(source, 3.0, category_weight=category_weight)]
+    data = data_of(source)
     inputs, _ = data.held_out(0)
     together = forward(layers, inputs)[0]
     slots = int(inputs["segment"][0].max()) + 1
@@ -110,17 +125,25 @@ def test_packed_samples_do_not_meet(source: str) -> None:
         torch.testing.assert_close(forward(layers, alone)[0], together[here], atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_with_faults_has_the_bits_of_a_plain_loop(source: str, tmp_path: Path) -> None:
+@WEIGHTS
+def test_a_run_with_faults_has_the_bits_of_a_plain_loop(
+    source: str, tmp_path: Path, category_weight: float
+) -> None:
+    categories = category_weight > 0
     job = toy_job(
         tmp_path,
-        build_model=partial(build, **arguments(source)),
-        build_data=partial(data_of, source),
+        build_model=partial(build, **arguments(source, category_weight=category_weight)),
+        build_data=partial(data_of, source, categories),
         micro_batches=3,
         steps=STEPS,
         faults=(Fault(1, 2, "forward"), Fault(0, 4, "backward")),
     )
     wanted = reference_bits(
-        STEPS, build_model=job.build_model, data=data_of(source), micro_batches=3, optimizer=job.optimizer
+        STEPS,
+        build_model=job.build_model,
+        data=data_of(source, categories),
+        micro_batches=3,
+        optimizer=job.optimizer,
     )
     result = ChaosRun(job, tmp_path, 4, 2).run()
     assert result.bits == wanted
@@ -137,16 +160,18 @@ def answers(layers: list[nn.Module], prompts: Sequence[Prompt], most: int, limit
     return [[each.token for each in told if each.request == number] for number in range(len(prompts))]
 
 
-def test_what_is_served_is_what_was_trained(source: str) -> None:
+@WEIGHTS
+def test_what_is_served_is_what_was_trained(source: str, category_weight: float) -> None:
     """Token by token with a cache, many at once, against the layers on whole rows; and against the prior."""
-    layers = [layer.eval() for layer in built(source, 6.0, tied=False)]
-    decoder = decoder_of(built(source, 6.0, tied=False), torch.device("cpu"))
+    changes: dict[str, Any] = {"tied": False, "category_weight": category_weight}
+    layers = [layer.eval() for layer in built(source, 6.0, **changes)]
+    decoder = decoder_of(built(source, 6.0, **changes), torch.device("cpu"))
     assert isinstance(decoder, CaptionDecoder)
     tokenizer, split = open_set(source).tokenizer, open_set(source).table("held_out").to_pylist()
     images = [decode_pixels(row["image"]) for row in split if row["image"] is not None][:5]
     languages = [tokenizer.language(code) for code in ("en", "de", "en", "fr", "de")]
     prompts = [Prompt((code,), image.tobytes()) for code, image in zip(languages, images, strict=True)]
-    found = answers(built(source, 6.0, tied=False), prompts, 8, 3)
+    found = answers(built(source, 6.0, **changes), prompts, 8, 3)
     for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         text = list(prompt.tokens)
         for _ in range(8 + number):
@@ -162,4 +187,4 @@ def test_what_is_served_is_what_was_trained(source: str) -> None:
             text.append(choose(logits_V, SAMPLING, decoder.prefix + len(text)))
         assert found[number] == text[1:]
     assert len({tuple(each[:8]) for each in found}) > 2
-    assert found == answers(built(source, 6.0, tied=False), prompts, 8, 1), "whoever else is served"
+    assert found == answers(built(source, 6.0, **changes), prompts, 8, 1), "whoever else is served"
