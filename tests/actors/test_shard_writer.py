@@ -20,7 +20,7 @@ class Told:
     def __init__(self) -> None:
         self.notes: list[Any] = []
 
-    def send(self, worker: int, tag: object, *, note: object) -> None:
+    def send(self, worker: int, tag: object, *, note: object, fleeting: bool = False) -> None:
         self.notes.append(note)
 
 
