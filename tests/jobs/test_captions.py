@@ -23,13 +23,13 @@ from jobs.captions.losses import Spoken, losses
 from jobs.captions.page import held_out_items, render, write_page
 from jobs.captions.trained import Trained, captions, checkpoints, held_out_loss, load
 from jobs.data.curated import open_set
-from jobs.data.media import decode_pixels, decode_samples, encode_image
+from jobs.data.media import decode_pixels, decode_samples
 from jobs.data.tokenizer import CaptionTokenizer
 from jobs.recipe.recipe import Recipe
 from jobs.showing import Showing
 from runtime.events import CheckpointWritten, WorkerLost
 from runtime.run_folder import RunFolder
-from tests.support.captions import LANGUAGES, SIZE, Row, write_set
+from tests.support.captions import LANGUAGES, SIZE, Row, coloured_row, write_set
 from tests.support.chaos import ChaosRun
 from tests.support.ray_jobs import toy_recipe
 from tests.support.served import damage
@@ -37,25 +37,12 @@ from tests.support.served import damage
 COLOURS = {"rouge": (220, 30, 30), "vert": (30, 200, 30), "bleu": (30, 30, 220), "noir": (5, 5, 5)}
 
 
-def coloured_row(number: int, tokenizer: CaptionTokenizer) -> Row:
+def told_by_colour(number: int, tokenizer: CaptionTokenizer) -> Row:
     """The caption says what the image shows, in every language the same word, and a language's own mark."""
-    colour = list(COLOURS)[number // 3 % 4]
-    language = LANGUAGES[number % 3]
-    noise = np.random.default_rng(number // 3).integers(-20, 20, (SIZE, SIZE, 3))
-    pixels = np.clip(np.asarray(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
-    caption = f"<{language}> {colour}"
-    return {
-        "sample": f"item{number // 3}/{language}",
-        "item": f"item{number // 3}",
-        "category": "colours",
-        "language": language,
-        "caption": caption,
-        "tokens": tokenizer.encode(caption),
-        "image": encode_image(pixels),
-        "audio": None,
-        "width": SIZE,
-        "height": SIZE,
-    }
+    item, language = number // 3, LANGUAGES[number % 3]
+    name = list(COLOURS)[item % 4]
+    about = {"category": "colours", "language": language, "caption": f"<{language}> {name}"}
+    return coloured_row(item, tokenizer, **about, colour=COLOURS[name], noise=20)
 
 
 def recipe_of(source: Path, images: bool, steps: int = 120) -> Recipe:
@@ -113,7 +100,7 @@ def trained_run(folder: Path, source: Path, images: bool) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"train": (48, 48), "held_out": (36,)}
-    return write_set(tmp_path_factory.mktemp("colours"), counts, coloured_row)
+    return write_set(tmp_path_factory.mktemp("colours"), counts, told_by_colour)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +235,7 @@ def test_the_page_shows_every_item_and_both_numbers(run: Path, blind: Path) -> N
 
 def test_a_set_that_holds_nothing_out(tmp_path: Path) -> None:
     """Nothing can be said of such a set, but it can be trained on, unless held-out losses are asked for."""
-    source = write_set(tmp_path / "colours", {"train": (12,), "held_out": ()}, coloured_row)
+    source = write_set(tmp_path / "colours", {"train": (12,), "held_out": ()}, told_by_colour)
     recipe = recipe_of(source, images=True)
     assemble(recipe, str(tmp_path))
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)

@@ -6,13 +6,11 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from jobs.captions.prior import CaptionPrior
-from jobs.data.media import encode_image
 from jobs.data.multimodal import MultimodalData
 from jobs.data.multimodal import build as build_data
 from jobs.data.tokenizer import CaptionTokenizer
@@ -21,7 +19,7 @@ from jobs.models.caption_prior import PriorTable
 from jobs.models.captioner import build
 from jobs.models.category_prior import PULL, SMOOTHING, CategoryHead, CategoryTable, category_loss
 from jobs.models.descriptor import Descriptor
-from tests.support.captions import SIZE, Row, write_set
+from tests.support.captions import SIZE, Row, coloured_row, write_set
 
 VOCABULARY, END, ORDER, WIDTH = 12, 0, 2, 8
 ENGLISH, GERMAN = 10, 11
@@ -163,30 +161,18 @@ def test_pictures_that_differ_are_described_differently() -> None:
 COLOURS = {"leaf": (40, 200, 60), "rose": (220, 40, 60), "sea": (40, 60, 220)}
 
 
-def coloured(number: int, tokenizer: CaptionTokenizer) -> Row:
+def told_by_colour(number: int, tokenizer: CaptionTokenizer) -> Row:
     """One of three colours with some noise, which is its category; two names for each, in no order."""
     category = sorted(COLOURS)[number * 7 % 3]
     caption = f"{category} {'of old' if number * 5 % 4 < 2 else 'anew'}"
-    noise = np.random.default_rng(number).integers(-30, 30, (SIZE, SIZE, 3))
-    pixels = np.clip(np.array(COLOURS[category]) + noise, 0, 255).astype(np.uint8)
-    return {
-        "sample": f"item{number}/en",
-        "item": f"item{number}",
-        "category": category,
-        "language": "en",
-        "caption": caption,
-        "tokens": tokenizer.encode(caption),
-        "image": encode_image(pixels),
-        "audio": None,
-        "width": SIZE,
-        "height": SIZE,
-    }
+    about = {"category": category, "language": "en", "caption": caption}
+    return coloured_row(number, tokenizer, **about, colour=COLOURS[category], noise=30)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("colours")
-    return str(write_set(folder, {"train": (60,), "held_out": (24,)}, coloured))
+    return str(write_set(folder, {"train": (60,), "held_out": (24,)}, told_by_colour))
 
 
 def data_of(source: str, images: bool) -> MultimodalData:

@@ -41,6 +41,32 @@ def drawn_row(number: int, tokenizer: CaptionTokenizer) -> Row:
     }
 
 
+def coloured_row(
+    item: int,
+    tokenizer: CaptionTokenizer,
+    *,
+    category: str,
+    language: str,
+    caption: str,
+    colour: tuple[int, int, int],
+    noise: int,
+) -> Row:
+    """Its picture is of one colour, each pixel off it by less than ``noise``; the same for all of an item."""
+    off = np.random.default_rng(item).integers(-noise, noise, (SIZE, SIZE, 3))
+    return {
+        "sample": f"item{item}/{language}",
+        "item": f"item{item}",
+        "category": category,
+        "language": language,
+        "caption": caption,
+        "tokens": tokenizer.encode(caption),
+        "image": encode_image(np.clip(np.asarray(colour) + off, 0, 255).astype(np.uint8)),
+        "audio": None,
+        "width": SIZE,
+        "height": SIZE,
+    }
+
+
 def write_set(
     folder: Path,
     counts: Mapping[str, tuple[int, ...]] = COUNTS,
