@@ -1,7 +1,8 @@
 """A cache in front of a data set: what a worker will read is prepared elsewhere, ahead of time.
 
 Data sets are pure functions, so it does not matter who prepares a micro-batch: what does not come (in time)
-is read here. This class knows nothing of Ray; ``actors.fed`` says whom it asks.
+is read here, and a reader that has to wait prepares meanwhile what nobody has been asked for yet. This class
+knows nothing of Ray; ``actors.fed`` says whom it asks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -71,8 +72,10 @@ class Prefetcher:
     """The same data set as ``data``, to its reader. For one thread.
 
     ``ask`` returns the future of some reads, or None where nobody is there to prepare them. ``most`` reads
-    (two at least) may be asked for and not yet taken, ``together`` of them in one call. ``served`` and
-    ``missed`` count the reads that had been prepared, and those that had to be done here.
+    (two at least) may be asked for and not yet taken, ``together`` of them in one call, and half as many more
+    are prepared here while there is nothing else to do. ``served``, ``missed`` and ``helped`` count the reads
+    that had been prepared elsewhere, those that had to be done here at last, and those that were done here
+    before they were wanted.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class Prefetcher:
         self._seconds, self._bytes = math.inf, 1.0  # of a read, as it was lately
         self._coming: dict[Wanted, tuple[Future[list[Prepared]], int]] = {}
         self._to_ask: deque[Wanted] = deque()
-        self.served = self.missed = 0
+        self._here: dict[Wanted, Read] = {}
+        self.served = self.missed = self.helped = 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -99,9 +103,9 @@ class Prefetcher:
     def expect(self, wanted: Sequence[Wanted]) -> None:
         """These will be read next, in about this order; nothing else of what was announced before."""
         still = set(wanted)
-        for each in [each for each in self._coming if each not in still]:
-            del self._coming[each]
-        self._to_ask = deque(each for each in wanted if each not in self._coming)
+        self._coming = {each: coming for each, coming in self._coming.items() if each in still}
+        self._here = {each: found for each, found in self._here.items() if each in still}
+        self._to_ask = deque(each for each in wanted if each not in self._coming and each not in self._here)
         self._ask_ahead()
 
     def inputs(self, step: int, micro_batch: int) -> Read:
@@ -118,9 +122,8 @@ class Prefetcher:
 
     def _ask_ahead(self) -> None:
         while self._to_ask:
-            together = self._next_call()
-            most = min(self._most, max(2 * len(Side), int(MOST_AHEAD_BYTES / self._bytes)))
-            if len(self._coming) + len(together) > most:
+            together = self._next_call(min(self._together, int(TOGETHER_SECONDS / max(self._seconds, 1e-6))))
+            if len(self._coming) + len(together) > self._most_now():
                 return
             future = self._ask(together)
             if future is None:
@@ -129,10 +132,13 @@ class Prefetcher:
                 self._to_ask.popleft()
                 self._coming[each] = future, place
 
-    def _next_call(self) -> list[Wanted]:
-        """Both sides of the next micro-batch, and of those after it; no more than are on their way already,
-        so that after a beginning the first ones come soon."""
-        size = min(self._together, len(self._coming), int(TOGETHER_SECONDS / max(self._seconds, 1e-6)))
+    def _most_now(self) -> int:
+        return min(self._most, max(2 * len(Side), int(MOST_AHEAD_BYTES / self._bytes)))
+
+    def _next_call(self, size: int) -> list[Wanted]:
+        """Both sides of the next micro-batch, and of those after it up to ``size`` reads; no more than are on
+        their way already, so that after a beginning the first ones come soon."""
+        size = min(size, len(self._coming))
         together: list[Wanted] = []
         for _, sides in groupby(self._to_ask, key=lambda each: each[1:]):
             of_micro_batch = list(sides)
@@ -142,6 +148,11 @@ class Prefetcher:
         return together
 
     def _read(self, wanted: Wanted) -> Read:
+        found = self._here.pop(wanted, None)
+        if found is not None:
+            self.helped += 1
+            self._ask_ahead()
+            return found
         coming = self._coming.pop(wanted, None)
         if coming is None and wanted in self._to_ask:
             self._to_ask.remove(wanted)
@@ -155,9 +166,28 @@ class Prefetcher:
         tensors = [torch.from_numpy(np.array(array)) for array in prepared.arrays]
         return Read(unflatten(tensors, prepared.spec), prepared.samples)
 
-    def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
+    def _help(self) -> bool:
+        """Prepares a micro-batch that nobody has been asked for; False if none is to be had or kept."""
+        wanted = self._next_call(0)
+        if not wanted or len(self._here) + len(wanted) > self._most_now() // 2:
+            return False
         try:
-            together = future.result(timeout=self._patience)
+            found = [read(self._data, each) for each in wanted]
+        except Exception:  # it shows when it is wanted, if it is still so then
+            return False
+        for each, one in zip(wanted, found, strict=True):
+            self._here[each] = one
+            self._to_ask.popleft()
+        return True
+
+    def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
+        until = time.monotonic() + self._patience
+        # no longer than what it will begin then takes: where training is the bottleneck, waits are shorter
+        wait([future], timeout=min(self._patience, self._seconds))
+        while not future.done() and time.monotonic() < until and self._help():
+            continue
+        try:
+            together = future.result(timeout=max(0.0, until - time.monotonic()))
         except TimeoutError:
             future.cancel()  # tells whoever asked that it was late
             late = [each for each, (call, _) in self._coming.items() if call is future]

@@ -17,7 +17,7 @@ from runtime.samples import Read
 AHEAD = 2
 """Steps that are told ahead at least, the one under way among them."""
 
-READS_AHEAD = 24
+READS_AHEAD = 64
 """Reads that are told ahead, of more steps than these where a step has few."""
 
 

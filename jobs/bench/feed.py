@@ -1,8 +1,9 @@
 """The feed beside Ray Train's: samples a second and the share of a step spent waiting for data.
 
 Both train the same model on the same Parquet files on the same cores: one process that trains and one that
-reads, decodes and augments. Ours has the exact order (a shuffle of the whole set, packed, every sample
-once an epoch) and writes its ledger; Ray Train's ``iter_torch_batches`` reads the files as they come.
+reads, decodes and augments; where ours has to wait it prepares some itself. Ours has the exact order (a
+shuffle of the whole set, packed, every sample once an epoch) and writes its ledger; Ray Train's
+``iter_torch_batches`` reads the files as they come.
 
 In one regime the model costs next to nothing, so that samples a second are those of the feed. In the other,
 training takes ten times what preparing takes: there the share of waiting counts, and the ratio is mostly that
@@ -153,7 +154,7 @@ def report(windows: Mapping[Key, Sequence[Window]]) -> BenchReport:
         met=of_peer >= GOAL_RATIO and wait <= GOAL_WAIT,
         rows=tuple(rows),
         notes=(
-            "one process that trains, one that prepares; "
+            "one process that trains, one that prepares, and ours that trains does so too while it waits; "
             + "; ".join(
                 f"{regime.name}: {regime.build} on images of {regime.image} x {regime.image}, turns of "
                 f"{regime.steps} steps after {regime.warm_up}"
