@@ -103,10 +103,10 @@ def _staircase(kinds: tuple[tuple[int, float], ...], counts: tuple[int, ...]) ->
     saved, seconds = kinds[last]
     fewer = _staircase(kinds, (*counts[:last], 0, *counts[last + 1 :]))
     steps = sorted(
-        (s + count * saved, each + count * seconds) for s, each in fewer for count in range(counts[last] + 1)
+        (-s - count * saved, each + count * seconds) for s, each in fewer for count in range(counts[last] + 1)
     )
     kept: list[tuple[int, float]] = []
-    for step in reversed(steps):  # from the most bytes down: only what takes less is worth a step
-        if not kept or step[1] < kept[-1][1]:
-            kept.append(step)
+    for negative, each in steps:  # from the most bytes down: only what takes less is worth a step
+        if not kept or each < kept[-1][1]:
+            kept.append((-negative, each))
     return tuple(reversed(kept))
