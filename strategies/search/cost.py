@@ -122,13 +122,16 @@ class Problem:
         what = Held(combination.sizes, k, layers, first_layers, self.layers, rounds, strategy.chunks)
         return FORMULAS[strategy.schedule].in_flight(what)
 
-    def held_by_layers(self, combination: Combination, k: int, first_layers: int) -> tuple[Any, int | bytes]:
-        """(``held`` by group ``k`` for every number of layers, or one number for all, a key of it), if the
+    def held_by_layers(
+        self, combination: Combination, first_layers: int
+    ) -> tuple[tuple[Any, int | bytes], ...]:
+        """Of every group (``held`` for every number of layers, or one number for all, a key of it), if the
         first stage has ``first_layers``."""
         strategy, sizes = combination.strategy, combination.sizes
-        first = (first_layers if k else None) if FORMULAS[strategy.schedule].by_first_stage else 1
-        what = strategy.schedule, strategy.chunks, sizes, k, self.rounds(combination, sizes[k]), first
-        return in_flight_by_layers(*what, self.layers)
+        rounds = {size: self.rounds(combination, size) for size in {*sizes}}
+        first = first_layers if FORMULAS[strategy.schedule].by_first_stage else 1
+        rounds_of = tuple(rounds[size] for size in sizes)
+        return in_flight_by_layers(strategy.schedule, strategy.chunks, sizes, rounds_of, first, self.layers)
 
     def timed_stage(
         self, combination: Combination, bounds: Sequence[int], k: int, again: Sequence[int]

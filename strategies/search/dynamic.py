@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from strategies.search.bounds import Bounds
+from strategies.search.bounds import Bounds, bounds_of
 from strategies.search.cost import Evaluation, Problem, evaluate, step_seconds
 from strategies.search.formulas import FORMULAS
 from strategies.search.shortest import (
@@ -26,7 +26,7 @@ from strategies.search.space import Combination
 from strategies.search.tables import ManyTables, StageTables
 from strategies.search.teams import Form, form_of
 
-PARTS = 8
+PARTS = 3
 """Into how many lengths of a first stage, or ranges of them, a branch is divided."""
 
 BATCH, LARGEST_BATCH = 4, 32
@@ -90,15 +90,15 @@ class CutSearch:
             self._tables[problem.form] = StageTables(problem, self._limit, self._recompute)
         return self._tables[problem.form]
 
-    def least(self, combinations: Sequence[Combination]) -> list[float]:
+    def least(self, combinations: Sequence[Combination], enough: float = NEVER) -> list[float]:
         """Seconds that no cut of each combination takes less than, without looking at any; infinite where
-        none fits."""
+        none fits, or takes less than ``enough``."""
         least = dict.fromkeys(combinations, NEVER)
         if self._limit is not None:
             bytes_ = self._problem.known.get("least bytes", {})
             combinations = [each for each in combinations if bytes_.get(each, 0) <= self._limit]
         for bounds, some in self._bounds(combinations):
-            least.update(zip(some, bounds.least([(each, None) for each in some]), strict=True))
+            least.update(zip(some, bounds.least([(each, None) for each in some], enough), strict=True))
         return [*least.values()]
 
     def leanest(self, combinations: Sequence[Combination]) -> int:
@@ -145,30 +145,31 @@ class CutSearch:
     def _bounds_of(self, combination: Combination) -> Bounds:
         problem = self._problem.of(combination)
         if problem.form not in self._of_form:
-            self._of_form[problem.form] = Bounds(problem, self._limit, self._recompute)
+            self._of_form[problem.form] = bounds_of(problem, self._limit, self._recompute)
         return self._of_form[problem.form]
 
-    def branches(self, combinations: Sequence[Combination]) -> list[Branch]:
-        """All cuts of each combination as one branch; of those that cannot fit none."""
+    def branches(self, combinations: Sequence[Combination], enough: float = NEVER) -> list[Branch]:
+        """All cuts of each combination as one branch; of those that cannot fit, or take less than ``enough``
+        seconds, none."""
         alike: dict[tuple[Form, bool, bool], list[Branch]] = {}
         for each in combinations:
             branch = Branch(0.0, each, self._lengths(each), limited=False)
-            # how much all others keep may go by how long the first stage is
-            by_first = self._limit is not None and self._by_first_stage(branch)
+            by_first = self.by_first_stage(each)
             splits = FORMULAS[each.strategy.schedule].splits
             alike.setdefault((form_of(each.strategy), splits, by_first), []).append(branch)
         found = []
         for (_, _, by_first), some in alike.items():
             if by_first:
-                for branch, parts in zip(some, self._divided(some), strict=True):
+                for branch, parts in zip(some, self._divided(some, enough), strict=True):
                     self._parts[branch.combination] = parts
                     found += [replace(branch, bound=min(part.bound for part in parts))] if parts else []
             else:
                 found += self._bounded(some)
         return found
 
-    def settle(self, branch: Branch) -> Choice | Cut | list[Branch]:
-        """The best of a branch, or smaller branches, none where nothing of it fits the memory."""
+    def settle(self, branch: Branch) -> Sequence[Choice | Cut | Branch]:
+        """The best of a branch that is not to be divided, or what it has been divided into; nothing where
+        nothing of it fits the memory."""
         combination = branch.combination
         if not branch.limited and self._may_be_plenty(branch):
             found = self._cut(combination, branch.lengths, limited=False)
@@ -176,10 +177,42 @@ class CutSearch:
             recompute = self._recompute or ()
             cost = evaluate(self._problem, combination, found.bounds, recompute)
             if self._limit is None or cost.memory_bytes <= self._limit:
-                return Choice(combination, found.bounds, recompute, cost)
+                return [Choice(combination, found.bounds, recompute, cost)]
         if self._by_first_stage(branch):
-            return self._divided([branch])[0] if branch.limited else self._parts.pop(combination)
-        return self._cut(combination, branch.lengths, limited=True) or []
+            return self._parts.pop(combination)
+        cut = self._cut(combination, branch.lengths, limited=True)
+        return [] if cut is None else [cut]
+
+    def is_whole(self, branch: Branch) -> bool:
+        """Whether it is one of ``branches`` that has been divided already."""
+        return not branch.limited and self._limit is not None and self._by_first_stage(branch)
+
+    def prepare(self, branches: Sequence[Branch]) -> None:
+        """Works out at once what each is settled with, of those that are not ``branches``."""
+        alike: dict[Form, list[Branch]] = {}
+        for each in branches:
+            if each.limited:
+                alike.setdefault(form_of(each.combination.strategy), []).append(each)
+        for some in alike.values():
+            asked = [(each.combination, each.lengths[0]) for each in some]
+            self._tables_of(some[0].combination).prepare(asked)
+
+    def divides(self, branch: Branch) -> bool:
+        """Whether it must be ``divided`` before it can be settled."""
+        return branch.limited and self._by_first_stage(branch)
+
+    def divided(self, branches: Sequence[Branch], enough: float) -> list[Branch]:
+        """Smaller branches in place of each, none of what cannot fit, or take less than ``enough``."""
+        of_form: dict[Form, list[Branch]] = {}
+        for each in branches:
+            of_form.setdefault(form_of(each.combination.strategy), []).append(each)
+        return [part for some in of_form.values() for parts in self._divided(some, enough) for part in parts]
+
+    def by_first_stage(self, combination: Combination) -> bool:
+        """Whether its cuts are looked at by the length of the first stage: what all others keep may depend on
+        it."""
+        whole = Branch(0.0, combination, self._lengths(combination), limited=False)
+        return self._limit is not None and self._by_first_stage(whole)
 
     def price(self, cut: Cut) -> Choice:
         """The best choice with this cut, which fits."""
@@ -210,15 +243,20 @@ class CutSearch:
         least, most = branch.lengths
         return least < most and FORMULAS[branch.combination.strategy.schedule].by_first_stage
 
-    def _divided(self, branches: Sequence[Branch]) -> list[list[Branch]]:
-        """Each by lengths of the first stage, without those that cannot fit; in one form."""
-        lengths = [_ranges(*branch.lengths) for branch in branches]
+    def _divided(self, branches: Sequence[Branch], enough: float) -> list[list[Branch]]:
+        """Each by lengths of the first stage, without those that cannot fit, or take less than ``enough``; in
+        one form."""
+        of_form = self._bounds_of(branches[0].combination)
+        lengths = []
+        for branch in branches:
+            least, most = of_form.windows.first_lengths(branch.combination, enough)
+            lengths.append(_ranges(max(branch.lengths[0], least), min(branch.lengths[1], most)))
         asked = [
             (branch.combination, each)
             for branch, some in zip(branches, lengths, strict=True)
             for each in some
         ]
-        bounds = iter(self._bounds_of(branches[0].combination).least(asked))
+        bounds = iter(of_form.least(asked, enough))
         divided = []
         for branch, some in zip(branches, lengths, strict=True):
             parts = [replace(branch, bound=next(bounds), lengths=each, limited=True) for each in some]
@@ -273,8 +311,10 @@ class CutSearch:
 
 def _ranges(least: int, most: int) -> list[tuple[int, int]]:
     """``PARTS`` ranges, or as many as there are lengths, as long as each other by ratio: what stages after a
-    first one keep goes by that."""
+    first one keep goes by that. None where there is no length."""
     starts = [*range(least, most + 1)]
+    if not starts:
+        return []
     if len(starts) > PARTS:
         starts = sorted({round(least * (most / least) ** (part / PARTS)) for part in range(PARTS)})
     return [(start, stop - 1) for start, stop in pairwise([*starts, most + 1])]

@@ -131,20 +131,19 @@ here is not searched for."""
 
 @lru_cache(maxsize=8192)
 def in_flight_by_layers(
-    schedule: str,
-    chunks: int,
-    sizes: tuple[int, ...],
-    k: int,
-    rounds: int,
-    first_layers: int | None,
-    total: int,
-) -> tuple[Count, int | bytes]:
-    """(``in_flight`` of a group for every number of layers, from 1, or one number where that makes no
-    difference, a key of it). ``first_layers`` None: the first stage has as many."""
-    layers_L = np.arange(1, total + 1)
-    held = Held(sizes, k, layers_L, layers_L if first_layers is None else first_layers, total, rounds, chunks)
-    in_flight = FORMULAS[schedule].in_flight(held)
-    if isinstance(in_flight, np.ndarray):
-        in_flight.flags.writeable = False
-        return in_flight, in_flight.tobytes()
-    return int(in_flight), int(in_flight)
+    schedule: str, chunks: int, sizes: tuple[int, ...], rounds: tuple[int, ...], first_layers: int, total: int
+) -> tuple[tuple[Count, int | bytes], ...]:
+    """Of every group (``in_flight`` for every number of layers, from 1, or one number where that makes no
+    difference, a key of it). ``rounds``: of each; the first stage has as many layers as are said, for others
+    than its own group."""
+    formula, layers_L = FORMULAS[schedule], np.arange(1, total + 1)
+    found: list[tuple[Count, int | bytes]] = []
+    for k, rounds_k in enumerate(rounds):
+        first = layers_L if formula.by_first_stage and k == 0 else first_layers
+        in_flight = formula.in_flight(Held(sizes, k, layers_L, first, total, rounds_k, chunks))
+        if isinstance(in_flight, np.ndarray):
+            in_flight.flags.writeable = False
+            found.append((in_flight, in_flight.tobytes()))
+        else:
+            found.append((int(in_flight), int(in_flight)))
+    return tuple(found)

@@ -38,21 +38,16 @@ class Staircases:
         layers = list(zip(self._saved, self._seconds, strict=True))
         before = [[0, *accumulate(layer == kind for layer in layers)] for kind in self._kinds]
         of_range = [
-            _staircase(self._kinds, tuple(each[stop] - each[first] for each in before))
-            for first, stop in ranges
+            _steps(self._kinds, tuple(each[stop] - each[first] for each in before)) for first, stop in ranges
         ]
         # all staircases one behind the other, and after what of each range there is a step of the next
-        self.most_R: NDArray[np.int64] = np.asarray([steps[-1][0] for steps in of_range], dtype=np.int64)
+        self.most_R: NDArray[np.int64] = np.asarray([saved[-1] for saved, _ in of_range], dtype=np.int64)
         """Bytes per micro-batch that all layers of each range save."""
         self._apart = int(self.most_R.max()) // unit + 1
         self._before_R = np.arange(len(of_range)) * self._apart
-        self._ends_N: NDArray[np.int64] = np.concatenate(
-            [
-                [before + saved // unit for saved, _ in steps]
-                for before, steps in zip(self._before_R.tolist(), of_range, strict=True)
-            ]
-        )
-        self._seconds_N = np.asarray([each for steps in of_range for _, each in steps])
+        self._ends_N: NDArray[np.int64] = np.concatenate([saved for saved, _ in of_range]) // unit
+        self._ends_N += np.repeat(self._before_R, [len(saved) for saved, _ in of_range])
+        self._seconds_N = np.concatenate([seconds for _, seconds in of_range])
 
     def least_seconds(self, needed_R: NDArray[np.int64]) -> NDArray[np.float64]:
         """The least seconds in which so many bytes are saved per micro-batch, for every range (and for many
@@ -92,6 +87,15 @@ class Staircases:
             chosen += of_kind[kind][:count]
             needed -= count * saved
         return tuple(sorted(chosen))
+
+
+@lru_cache(maxsize=4096)
+def _steps(
+    kinds: tuple[tuple[int, float], ...], counts: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """``_staircase`` as (bytes, seconds)."""
+    saved, seconds = zip(*_staircase(kinds, counts), strict=True)
+    return np.asarray(saved, dtype=np.int64), np.asarray(seconds)
 
 
 @lru_cache(maxsize=4096)

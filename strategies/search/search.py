@@ -7,30 +7,23 @@ beyond it, a simulation of the schedule says (``schedules.simulation``), for tho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
-from itertools import count as counting
 from itertools import pairwise
 
 from runtime.plan import Strategy
 from strategies.schedules.pipeline_time import pipeline_seconds
 from strategies.schedules.simulation import StageSeconds
+from strategies.search.best_first import BestFirst
 from strategies.search.cost import Problem, evaluate, stage_seconds
-from strategies.search.dynamic import Branch, Choice, Cut, CutSearch
+from strategies.search.dynamic import Choice, CutSearch
 from strategies.search.formulas import FORMULAS
-from strategies.search.shortest import ALIKE, NEVER
+from strategies.search.shortest import NEVER
 from strategies.search.space import Combination, Space, combinations
 from strategies.shardings.registry import DEFAULT
 
 NEAR = 0.1
 """Relative: what the cost model puts further behind the best than this is not simulated."""
-
-OPENED = 2
-"""Of how many combinations at first the cuts are looked at. Then it is twice as many, and so on."""
-
-TOGETHER = 0.03
-"""Relative: combinations whose bounds differ by more than this are not looked at at once."""
 
 LARGEST_SIMULATION = 600
 """Tasks of one simulation, about 6 us each. A larger step is simulated in proportion."""
@@ -123,26 +116,25 @@ def search_within(
     cuts = CutSearch(problem, limit, space.recompute, tolerance)
     possible = _possible(problem, space, workers)
     place_of = {each: place for place, each in enumerate(possible)}
-    bounds = zip(possible, cuts.least(possible), strict=True)
-    least = {each: bound * (1 - ALIKE) for each, bound in bounds if bound < NEVER}
     count = max(most, simulated)
     known: Simulated = {}
     if present is None:
-        found = _best_first(cuts, place_of, least, count, NEVER, near)
+        found = BestFirst(cuts, place_of, NEVER, near).choices(possible, count)
         return _proposals(problem, found, simulated, known, alone=math.isinf(near))[:most]
-    alike = {each: least[each] for each in least if present.is_like(each.strategy, len(each.sizes))}
-    others = {each: least[each] for each in least if each not in alike}
+    alike = [each for each in possible if present.is_like(each.strategy, len(each.sizes))]
+    like = {*alike}
+    others = [each for each in possible if each not in like]
     # as many as there are ways to size so many groups, which the cost model may not tell apart
-    here = _best_first(cuts, place_of, alike, len(alike), NEVER, near)
+    here = BestFirst(cuts, place_of, NEVER, near).choices(alike, len(alike))
     seconds = here[0].cost.step_seconds if here else NEVER
-    found = _best_first(cuts, place_of, others, count, seconds / (1 + present.kept), near)
+    found = BestFirst(cuts, place_of, seconds / (1 + present.kept), near).choices(others, count)
     if found and found[0].cost.step_seconds * (1 + 2 * present.kept) < seconds:
         return _proposals(problem, found, simulated, known, alone=False)[:most]
     staying = sorted((_proposal(problem, each, known) for each in here), key=_order)[:1]
     if staying and not found:
         enough = staying[0].step_seconds / (1 + present.kept)
         if enough > seconds:  # it is longer by more than is let pass: there may be something after all
-            found = _best_first(cuts, place_of, others, count, enough, near)
+            found = BestFirst(cuts, place_of, enough, near).choices(others, count)
     return sorted(staying + _proposals(problem, found, simulated, known, alone=bool(staying)), key=_order)
 
 
@@ -171,56 +163,6 @@ def _pipeline(choice: Choice) -> object:
 def _order(each: Proposal) -> tuple[bool, float]:
     """Only what was simulated can be said to be better than what was simulated."""
     return not each.simulated, each.step_seconds
-
-
-def _best_first(
-    cuts: CutSearch,
-    place_of: Mapping[Combination, int],
-    least: Mapping[Combination, float],
-    count: int,
-    enough: float,
-    near: float,
-) -> list[Choice]:
-    """The best choices of the combinations in ``least``, which take no less than it says: no more than
-    ``count``, none that takes ``enough`` seconds, and none that is not ``near`` the best.
-
-    What is cheap to say comes first: a bound for each, then one that knows the cuts, for ever more at a time,
-    then the step itself; each is no less than the one before, so the first that is known in full is the best
-    of all."""
-    unopened, many = sorted(least, key=lambda each: -least[each]), OPENED
-    waiting: list[tuple[float, int, int, Branch | Cut | Choice]] = []
-    found: dict[int, Choice] = {}
-    numbers = counting()
-    while (waiting or unopened) and len(found) < count:
-        nearest = min(waiting[0][0] if waiting else NEVER, least[unopened[-1]] if unopened else NEVER)
-        if nearest >= enough:
-            break
-        opened: Choice | Cut | list[Branch]
-        if unopened and (not waiting or least[unopened[-1]] <= waiting[0][0]):
-            together = least[unopened[-1]] * (1 + TOGETHER)
-            some = [unopened.pop()]
-            while unopened and len(some) < many and least[unopened[-1]] <= together:
-                some.append(unopened.pop())
-            opened = cuts.branches(some)
-            many *= 2
-        else:
-            _, place, _, known = heappop(waiting)
-            if place in found:  # by a better branch
-                continue
-            if isinstance(known, Choice):
-                if not found:
-                    enough = min(enough, known.cost.step_seconds * (1 + near))
-                found[place] = known
-                continue
-            opened = cuts.price(known) if isinstance(known, Cut) else cuts.settle(known)
-        if isinstance(opened, Choice):
-            place = place_of[opened.combination]
-            heappush(waiting, (opened.cost.step_seconds, place, next(numbers), opened))
-        else:  # branches that are alike but for rounding are all settled before one is taken
-            for branch in [opened] if isinstance(opened, Cut) else opened:
-                bound = branch.bound * (1 - ALIKE)
-                heappush(waiting, (bound, place_of[branch.combination], next(numbers), branch))
-    return list(found.values())
 
 
 def missing(problem: Problem, space: Space, workers: int, limit: int | None) -> str:

@@ -64,6 +64,14 @@ class StageTables:
             self._known.setdefault(key, (many, place))
         return many
 
+    def prepare(self, asked: Sequence[tuple[Combination, int]]) -> None:
+        """Works out limited ``seconds`` of several combinations and first lengths at once."""
+        new = [each for each in asked if self._key(*each, limited=True) not in self._known]
+        for splits in (False, True):
+            some = [each for each in new if FORMULAS[each[0].strategy.schedule].splits == splits]
+            if some:
+                self.of_many(some, limited=True)
+
     @staticmethod
     def _key(combination: Combination, first_length: int, *, limited: bool) -> tuple[object, ...]:
         by_first = FORMULAS[combination.strategy.schedule].by_first_stage
@@ -132,8 +140,9 @@ class StageTables:
         for each, first_length in asked:
             row = []
             alike = _alike(each)
-            for k, size in enumerate(each.sizes):
-                of_group, key = self._problem.held_by_layers(each, k, first_length) if limited else (0, 0)
+            nothing = ((0, 0),) * len(each.sizes)
+            in_flight = self._problem.held_by_layers(each, first_length) if limited else nothing
+            for size, (of_group, key) in zip(each.sizes, in_flight, strict=True):
                 kind = alike, size, key
                 if kind not in places:
                     places[kind] = len(sized)
