@@ -188,7 +188,7 @@ class CutSearch:
         return not branch.limited and self._limit is not None and self._by_first_stage(branch)
 
     def prepare(self, branches: Sequence[Branch]) -> None:
-        """Works out at once what each is settled with, of those that are not ``branches``."""
+        """Works out at once what each of what has been ``divided`` is settled with."""
         alike: dict[Form, list[Branch]] = {}
         for each in branches:
             if each.limited:
