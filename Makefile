@@ -1,4 +1,4 @@
-# make setup | test [PROCESSES=2] | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
+# make setup | test [PROCESSES=3] | test-apiserver | lint | demo | chaos [MINUTES=3] [SEED=1] | bench [NAME=recovery] | clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,7 +8,7 @@ NAME ?= recovery
 MINUTES ?= 3
 SEED ?= 1
 EXTRAS ?= dev
-PROCESSES ?= 2
+PROCESSES ?= 3
 APISERVER ?= $(HOME)/.cache/reknit/apiserver
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some containers set it: then each of a run's processes compiles all that it imports for itself.
@@ -35,6 +35,7 @@ lint: setup
 test: setup
 	@$(MAKE) --no-print-directory --jobs=2 lint units
 
+# More processes than two cores have: tests on Ray wait for something a sixth of their time.
 units: setup
 	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 

@@ -64,6 +64,8 @@ def dashboard_cluster(nodes: int, cpus: int) -> Iterator[Head]:
                     "include_dashboard": True,
                     "dashboard_port": port,
                     "dashboard_agent_listen_port": free_port(),
+                    "include_log_monitor": False,
+                    "no_monitor": True,
                     "temp_dir": folder,
                     "_system_config": {"worker_niceness": 0},
                 },

@@ -98,6 +98,7 @@ def cluster_manifest(reserved: int, spot: int) -> Object:
     shared = {
         "temp-dir": "$(SCRATCH)",  # two raylets that start at once in one folder mistake each other's files
         "object-store-memory": str(OBJECT_STORE_BYTES),
+        "include-log-monitor": "false",  # it passes on what workers print, which nobody asks for
         # for those that choose their port themselves a raylet waits, and gives up where the machine is busy
         "dashboard-agent-listen-port": "$(PORT_1)",
         "metrics-export-port": "$(PORT_2)",
