@@ -216,6 +216,7 @@ class Measured(Told):
         super().__init__(seed)
         self.noted: list[Wanted] = []
         self.broken = broken
+        self.count = 0
 
     def after(self, count: int, then: Callable[[], None]) -> None:
         self.count, self.then = count, then
