@@ -37,6 +37,9 @@ MOST_AHEAD_BYTES = 256 << 20
 MOST_TOGETHER = MOST_AHEAD // 4
 """Reads in one call, where there is one feed worker: it has others while these are on their way."""
 
+LOOK_SECONDS = 0.02
+"""Between two looks, while a reader waits, at whether it has been interrupted."""
+
 TOGETHER_SECONDS = 0.1
 """So much preparing is asked for in one call, that the call itself (2 ms of the feed worker's time, with
 storing what it answers) is a small part of it; no more, since all of it comes when the last read is there."""
@@ -93,6 +96,7 @@ class Prefetcher:
         self._coming: dict[Wanted, tuple[Future[list[Prepared]], int]] = {}
         self._to_ask: deque[Wanted] = deque()
         self._here: dict[Wanted, Read] = {}
+        self._check: Callable[[], None] = lambda: None
         self.served = self.missed = self.helped = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -107,6 +111,10 @@ class Prefetcher:
         self._here = {each: found for each, found in self._here.items() if each in still}
         self._to_ask = deque(each for each in wanted if each not in self._coming and each not in self._here)
         self._ask_ahead()
+
+    def heed(self, check: Callable[[], None]) -> None:
+        """``check`` is called while a read waits; what it raises ends the read, and nothing is lost by it."""
+        self._check = check
 
     def inputs(self, step: int, micro_batch: int) -> Read:
         return self._read(Wanted(Side.INPUTS, step, micro_batch))
@@ -153,6 +161,8 @@ class Prefetcher:
             self.helped += 1
             self._ask_ahead()
             return found
+        if wanted in self._coming:
+            self._await(self._coming[wanted][0])
         coming = self._coming.pop(wanted, None)
         if coming is None and wanted in self._to_ask:
             self._to_ask.remove(wanted)
@@ -180,14 +190,22 @@ class Prefetcher:
             self._to_ask.popleft()
         return True
 
+    def _await(self, future: Future[list[Prepared]]) -> None:
+        """Until it is done or patience is over. Raises what ``check`` does."""
+        began, helps = time.monotonic(), True
+        while not future.done() and (waited := time.monotonic() - began) < self._patience:
+            self._check()
+            # as long as what it may begin then takes: where training is the bottleneck, waits are shorter
+            idle = self._seconds - waited
+            if idle <= 0 and helps:
+                helps = self._help()
+            else:
+                looking = min(LOOK_SECONDS, self._patience - waited)
+                wait([future], timeout=min(idle, looking) if idle > 0 else looking)
+
     def _received(self, future: Future[list[Prepared]], place: int) -> Prepared | None:
-        until = time.monotonic() + self._patience
-        # no longer than what it will begin then takes: where training is the bottleneck, waits are shorter
-        wait([future], timeout=min(self._patience, self._seconds))
-        while not future.done() and time.monotonic() < until and self._help():
-            continue
         try:
-            together = future.result(timeout=max(0.0, until - time.monotonic()))
+            together = future.result(timeout=0.0)
         except TimeoutError:
             future.cancel()  # tells whoever asked that it was late
             late = [each for each, (call, _) in self._coming.items() if call is future]

@@ -2,12 +2,13 @@
 
 ``micro_batch`` is all that a data set must have (``strategies.pipeline.Data``). One that also has ``inputs``
 and ``targets`` (each ``(step, micro-batch) -> Read``) spares whoever needs one side the other, and says which
-samples it used; one that has ``expect`` is told ahead what will be read.
+samples it used; one that has ``expect`` is told ahead what will be read, and one that has ``heed`` how it can
+look, while it waits for others, whether its reader has been interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -45,6 +46,13 @@ def read(data: Any, wanted: Wanted) -> Read:
         return found
     inputs, targets = data.micro_batch(step, micro_batch)
     return Read(inputs if side is Side.INPUTS else targets, ())
+
+
+def heed(data: Any, check: Callable[[], None]) -> None:
+    """Has ``data`` call ``check`` while a read waits, if it is one that waits; reads then raise what that
+    raises."""
+    if hasattr(data, "heed"):
+        data.heed(check)
 
 
 def announce(

@@ -30,6 +30,7 @@ from runtime.spans import BACKUP, EXCHANGE, GATHER, OPTIMIZER, REDUCE, SpanLog
 from strategies.job import Job
 from strategies.optimizer import Segment, Update, segments, update
 from strategies.pipeline import Data, FaultPoint, Pipeline
+from strategies.reading import heed
 from strategies.salvage import StepProgress
 from strategies.schedules.registry import schedule_named
 from strategies.shardings.offload import StreamedLayers
@@ -114,6 +115,7 @@ class StepRunner:
         if self.plan.strategy is not None:
             self.stage.recompute = frozenset(strategy.recompute)
         self.pipeline = Pipeline(*parts, schedule, self.fault, self.rounds, spans=self.spans)
+        heed(self.data, self.pipeline.check)
         self._exact = self.job.reduction == "exact"
         self._version_ended = 0.0
         self._counts = contributions(self.layout, self.job.micro_batches * self.job.sequence_slices)

@@ -141,6 +141,9 @@ class TrainingPass:
         k, micro_batch = task
         chunk = self._stages.index(k)
         progress.samples[micro_batch] = samples
+        following = self._plan.after(micro_batch, k)
+        # read before anything is in flight: an interrupt while they are waited for leaves nothing half done
+        targets = self._targets(task) if following is None else None
         pipeline.fault("forward", progress.step, micro_batch)
         began = time.perf_counter_ns()
         value, progress.in_flight[task] = self._stage.forward(
@@ -148,7 +151,6 @@ class TrainingPass:
         )
         pipeline.spans.add(FORWARD, began, micro_batch)
         self._tallies[chunk].add(Work.FORWARD)
-        following = self._plan.after(micro_batch, k)
         if following is not None:
             if self._keeps:
                 progress.values[task] = value
@@ -157,11 +159,10 @@ class TrainingPass:
             if task in self._early:
                 progress.paused[task] = self._early.pop(task)
             return
-        self._loss(task, value)
+        self._loss(task, value, targets)
 
-    def _loss(self, task: Task, value: Value) -> None:
+    def _loss(self, task: Task, value: Value, targets: Value) -> None:
         """The loss of what came out of the last stage, and with it the begin of backward."""
-        targets = self._targets(task)
         began = time.perf_counter_ns()
         loss, count, gradients = self._stage.loss_of(value, targets, train=True)
         self._pipeline.spans.add(BACKWARD, began, task[1])

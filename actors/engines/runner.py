@@ -24,7 +24,7 @@ from runtime.spans import EXCHANGE, OPTIMIZER, SpanLog
 from strategies.engine import turns
 from strategies.job import Job
 from strategies.pipeline import Data, FaultPoint
-from strategies.reading import Side, Wanted, announce, read
+from strategies.reading import Side, Wanted, announce, heed, read
 from strategies.salvage import Losses
 from strategies.share import Outcome, Share, outcome
 from strategies.step import StepSeconds
@@ -60,6 +60,7 @@ class EngineRunner:
 
     def __post_init__(self) -> None:
         self.rounds = ZeroRounds(self.endpoint, self.plan, self.layout, self.worker)
+        heed(self.data, self.endpoint.check)
         ranks = len(self.plan.workers)
         self._rank = self.plan.workers.index(self.worker)
         self._ranks = ranks

@@ -128,17 +128,21 @@ class TeamPass(TrainingPass):
         self._order((Work.WEIGHT_GRADIENT.value, *task, None, (), None))
         super()._weight_gradients(task)
 
-    def _loss(self, task: Task, value: Sliced) -> None:
+    def _targets(self, task: Task) -> Value:
+        """The lead alone reads them."""
+        return super()._targets(task) if self._pipeline.worker == self._team[0] else None
+
+    def _loss(self, task: Task, value: Sliced, targets: Value) -> None:
         """Every member has the loss of its slices; the lead adds them up."""
         endpoint, micro_batch = self._pipeline.endpoint, task[1]
         there, back = self._channel("targets", micro_batch), self._channel("losses", micro_batch)
         lead = self._team[0]
         if self._pipeline.worker == lead:
-            targets = self._sequence.split_targets(self._targets(task))
+            slices = self._sequence.split_targets(targets)
             for place, worker in enumerate(self._team[1:], 1):
                 theirs = self._exchange.slices_of(place)
-                endpoint.send(worker, there, *flatten(targets[theirs.start : theirs.stop]))
-            mine = targets[: len(self._exchange.own)]
+                endpoint.send(worker, there, *flatten(slices[theirs.start : theirs.stop]))
+            mine = slices[: len(self._exchange.own)]
         else:
             message = self._pipeline.wait_for(lead, there)
             mine = unflatten(message.tensors, message.note)

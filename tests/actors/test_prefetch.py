@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from torch import Tensor
 
 from actors.fed import Asker
 from actors.prefetch import Prefetcher, Prepared, Rota, prepare
@@ -23,56 +20,13 @@ from runtime.plan import Plan, Stage
 from runtime.samples import Read
 from strategies.job import Fault
 from strategies.reading import AHEAD, READS_AHEAD, Side, Wanted, announce, read
+from tests.support.asked import Asked, Told, tensor
 from tests.support.chaos import ChaosRun
 from tests.support.cluster import toy_job
 from tests.support.expected import toy_bits
 from tests.support.models import Tokens
 
 STEP_ONE = [Wanted(Side.INPUTS, 1, m) for m in range(4)]
-STEP_TWO = [Wanted(Side.INPUTS, 2, m) for m in range(8)]
-
-
-class Told(Tokens):
-    """Tokens that say which samples they are: the step and the micro-batch."""
-
-    digest = "told"
-
-    def inputs(self, step: int, micro_batch: int) -> Read:
-        return Read({"x": self.micro_batch(step, micro_batch)[0]}, ((step, (micro_batch,)),))
-
-    def targets(self, step: int, micro_batch: int) -> Read:
-        return Read(self.micro_batch(step, micro_batch)[1], ((step, (micro_batch,)),))
-
-
-class Asked:
-    """Futures that a test resolves by hand."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-        self.futures: dict[Wanted, Future[list[Prepared]]] = {}
-        self.calls: list[list[Wanted]] = []
-        self.answers = True
-
-    @property
-    def order(self) -> list[Wanted]:
-        return [wanted for call in self.calls for wanted in call]
-
-    def __call__(self, wanted: Sequence[Wanted]) -> Future[list[Prepared]] | None:
-        if not self.answers:
-            return None
-        self.calls.append(list(wanted))
-        future: Future[list[Prepared]] = Future()
-        self.futures |= dict.fromkeys(wanted, future)
-        return future
-
-    def answer(self, wanted: Wanted) -> None:
-        (call,) = (call for call in self.calls if wanted in call)
-        self.futures[wanted].set_result(prepare(self.data, call))
-
-
-def tensor(found: Read) -> Tensor:
-    value = found.value
-    return value["x"] if isinstance(value, dict) else value
 
 
 def test_what_is_prepared_is_what_would_have_been_read() -> None:
@@ -207,90 +161,6 @@ def test_no_more_is_asked_for_than_memory_is_meant_for() -> None:
     assert asked.order == STEP_ONE[:3], "one was taken, one more is asked for"
     cache.inputs(1, 3)
     assert asked.order == STEP_ONE[:3], "what was read here needs nobody any more"
-
-
-class Measured(Told):
-    """Notes what is read of it; what is ``broken`` cannot be. ``then`` is done soon after ``count`` reads."""
-
-    def __init__(self, seed: int, broken: Wanted | None = None) -> None:
-        super().__init__(seed)
-        self.noted: list[Wanted] = []
-        self.broken = broken
-        self.count = 0
-
-    def after(self, count: int, then: Callable[[], None]) -> None:
-        self.count, self.then = count, then
-
-    def inputs(self, step: int, micro_batch: int) -> Read:
-        wanted = Wanted(Side.INPUTS, step, micro_batch)
-        self.noted.append(wanted)
-        if len(self.noted) == self.count:
-            threading.Timer(0.05, self.then).start()
-        if wanted == self.broken:
-            raise OSError("not to be had now")
-        return super().inputs(step, micro_batch)
-
-
-def waiting(data: Told, most: int) -> tuple[Prefetcher, Asked]:
-    """With all of step 2 wanted, and it known that reads take 10 ms elsewhere."""
-    asked = Asked(Told(3))
-    cache = Prefetcher(data, asked, most=most, together=1, patience=60.0)
-    cache.expect(STEP_ONE[:1])
-    (known,) = prepare(Told(3), STEP_ONE[:1])
-    asked.futures[STEP_ONE[0]].set_result([replace(known, seconds=0.01)])
-    cache.inputs(1, 0)
-    cache.expect(STEP_TWO)
-    return cache, asked
-
-
-def test_who_waits_prepares_what_nobody_was_asked_for() -> None:
-    data = Measured(3)
-    cache, asked = waiting(data, most=4)
-    assert asked.order[1:] == STEP_TWO[:4]
-    data.after(2, partial(asked.answer, STEP_TWO[0]))
-    assert cache.inputs(2, 0).samples == ((2, (0,)),) and cache.served == 2
-    assert data.noted == STEP_TWO[4:6], "half as many as may be asked for"
-    assert asked.order[1:] == [*STEP_TWO[:4], STEP_TWO[6]], "others are asked for what comes after that"
-    cache.expect(STEP_TWO[1:])
-    assert len(asked.order) == 6, "what is here is asked of nobody"
-    for each in STEP_TWO[1:]:
-        if each in asked.futures and not asked.futures[each].done():
-            asked.answer(each)
-        found = read(cache, each)
-        assert torch.equal(tensor(found), tensor(Told(3).inputs(*each[1:])))
-        assert found.samples == ((2, (each.micro_batch,)),)
-    assert (cache.served, cache.helped, cache.missed) == (7, 2, 0) and len(data.noted) == 2
-
-
-def test_who_does_not_wait_for_long_prepares_nothing() -> None:
-    data = Measured(3)
-    cache, asked = waiting(data, most=4)
-    asked.answer(STEP_TWO[0])
-    cache.inputs(2, 0)
-    assert not data.noted and cache.served == 2
-
-
-def test_what_was_prepared_meanwhile_and_is_not_wanted_any_more_is_forgotten() -> None:
-    data = Measured(3)
-    cache, asked = waiting(data, most=4)
-    data.after(2, partial(asked.answer, STEP_TWO[0]))
-    cache.inputs(2, 0)
-    cache.expect([STEP_TWO[5]])
-    cache.inputs(2, 5)
-    assert cache.helped == 1
-    cache.inputs(2, 4)
-    assert cache.helped == 1 and cache.missed == 1
-
-
-def test_what_cannot_be_read_meanwhile_is_asked_of_others() -> None:
-    data = Measured(3, broken=STEP_TWO[4])
-    cache, asked = waiting(data, most=4)
-    data.after(1, partial(asked.answer, STEP_TWO[0]))
-    cache.inputs(2, 0)
-    assert data.noted == [STEP_TWO[4]] and STEP_TWO[4] in asked.futures
-    with pytest.raises(OSError, match="not to be had"):
-        asked.futures[STEP_TWO[4]].set_exception(RuntimeError("nor elsewhere"))
-        cache.inputs(2, 4)
 
 
 def test_a_change_of_plan_forgets_what_others_will_read() -> None:
