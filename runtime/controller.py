@@ -277,7 +277,7 @@ class Controller(Recovery):
                 outputs += self._lost(worker, "did not say what it holds", now, confirmed=False)
         for worker, reason in self._watch.overdue(now, self._median_step()):
             outputs += self._lost(worker, reason, now, confirmed=False)
-        for worker in self._disputes.due(now, self.members):
+        for worker in self._disputes.due(now, self.members, self._watch.heard_since):
             outputs += self._lost(worker, "cut off from other workers", now, confirmed=False)
         if self.phase is Phase.RUNNING and self._watch.stalled(now, self._median_step()):
             outputs += self._probe(now)

@@ -7,7 +7,7 @@ that never returns, a machine or a link that swallows packets.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from runtime.plan import WorkerId
@@ -33,7 +33,8 @@ class Patience:
     Workers tell of themselves every ``beat_seconds``; one that has not for ``silence_seconds`` (longer where
     heartbeats have been irregular) is given up. So is one that has been inside one layer or one read of data
     for ``stuck_steps`` times the median step and at least ``stuck_seconds``. Peers that accuse each other
-    while both are alive are heard for ``dispute_seconds`` before one of them has to go.
+    while both are alive are heard for ``dispute_seconds``, and until each has sent another heartbeat, before
+    one of them has to go.
     """
 
     beat_seconds: float = 0.2
@@ -90,6 +91,11 @@ class Watch:
 
     def forget(self, worker: WorkerId) -> None:
         self._pulses.pop(worker, None)
+
+    def heard_since(self, worker: WorkerId, moment: float) -> bool:
+        """Whether a heartbeat has come after that; also of whoever sends none."""
+        pulse = self._pulses.get(worker)
+        return pulse is None or pulse.heard > moment
 
     def late(self, owing: Collection[WorkerId], asked: float, now: float) -> list[WorkerId]:
         """Of those who owe an answer to what they were ``asked`` then, who should have given it by now,
@@ -186,10 +192,19 @@ class Disputes:
     def clear(self) -> None:
         self._since.clear()
 
-    def due(self, now: float, members: Iterable[WorkerId]) -> list[WorkerId]:
-        """Whom to give up, once the oldest complaint has been open for ``dispute_seconds``."""
+    def due(
+        self, now: float, members: Iterable[WorkerId], heard_since: Callable[[WorkerId, float], bool]
+    ) -> list[WorkerId]:
+        """Whom to give up, once the oldest complaint has been open for ``dispute_seconds``.
+
+        Nobody, as long as one of those who are concerned has not been heard of after the newest complaint: it
+        may be gone, and the news of that on its way, or its silence about to show. Then nobody else is."""
         if not self._since or now - min(self._since.values()) < self.patience.dispute_seconds:
             return []
-        broken = list(self._since)
+        staying = set(members)
+        broken = [pair for pair in self._since if staying.issuperset(pair)]
+        newest = max(self._since.values())
+        if not all(heard_since(worker, newest) for pair in broken for worker in pair):
+            return []
         self._since.clear()
-        return to_fence(broken, set(members))
+        return to_fence(broken, staying)

@@ -110,17 +110,39 @@ def test_a_worker_cut_off_from_all_goes_alone(worker: int) -> None:
     assert to_fence(broken, range(6)) == [worker]
 
 
+def always(worker: int, moment: float) -> bool:
+    return True
+
+
 def test_a_dispute_is_heard_before_it_is_settled() -> None:
     disputes = Disputes(PATIENCE)
     disputes.accuse(0, 1, 10.0)
-    assert disputes.due(10.1, range(3)) == []
+    assert disputes.due(10.1, range(3), always) == []
     disputes.accuse(2, 1, 10.15)
-    assert disputes.due(10.25, range(3)) == [1]
-    assert disputes.due(99.0, range(3)) == []
+    assert disputes.due(10.25, range(3), always) == [1]
+    assert disputes.due(99.0, range(3), always) == []
+
+
+def test_nobody_goes_in_the_place_of_one_who_may_be_gone() -> None:
+    """A killed worker's peers know of it before the controller does, on a busy machine long before."""
+    disputes, watch = Disputes(PATIENCE), Watch(PATIENCE)
+    for worker in range(3):
+        watch.beat(worker, 1, 0.0, 10.0)
+    disputes.accuse(2, 1, 10.01)
+    for worker in (0, 2):
+        watch.beat(worker, 2, 0.0, 10.2)
+    assert disputes.due(10.35, range(3), watch.heard_since) == []
+    late = Disputes(PATIENCE)
+    late.accuse(2, 1, 10.01)
+    watch.beat(1, 2, 0.0, 10.36)
+    assert late.due(10.4, range(3), watch.heard_since) == [2], "both are there, and cannot reach each other"
+    watch.forget(1)
+    disputes.forget(1)
+    assert disputes.due(10.4, (0, 2), watch.heard_since) == []
 
 
 def test_whoever_is_gone_has_no_disputes() -> None:
     disputes = Disputes(PATIENCE)
     disputes.accuse(0, 1, 10.0)
     disputes.forget(1)
-    assert disputes.due(99.0, range(3)) == []
+    assert disputes.due(99.0, range(3), always) == []

@@ -173,7 +173,7 @@ def reused_id(patch: Patch) -> None:
 
 def broken_links_ignored(patch: Patch) -> None:
     """Nobody is given up when two workers cannot reach each other."""
-    patch.setattr(Disputes, "due", lambda self, now, members: [])
+    patch.setattr(Disputes, "due", lambda self, now, members, heard_since: [])
 
 
 def silence_ignored(patch: Patch) -> None:
