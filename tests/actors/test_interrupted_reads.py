@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,58 +13,84 @@ import pytest
 
 from runtime.fabric.interface import Interrupted
 from runtime.samples import Read
-from strategies.job import Fault
 from strategies.reading import Side, Wanted
 from tests.support.chaos import ChaosRun
-from tests.support.cluster import toy_job
+from tests.support.cluster import Killed, toy_job
 from tests.support.expected import toy_bits
 from tests.support.models import Tokens
 
+STEP = 3
+
+
+@dataclass
+class Stall:
+    """Of one ``side`` of a step: who reads micro-batch 0 waits, and another reader is killed meanwhile."""
+
+    side: Side
+    waits: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    reader: Stalling | None = None
+    victim: Stalling | None = None
+    interrupted: int = 0
+    run: ChaosRun | None = None
+
+    def kill(self, data: Stalling) -> None:
+        assert self.run is not None
+        self.run.kill(next(number for number, each in self.run.members.items() if each.data is data))
+        raise Killed
+
 
 class Stalling(Tokens):
-    """Once one read lasts until its reader is interrupted."""
-
-    def __init__(self, stalls: list[Wanted], ended: list[Wanted]) -> None:
+    def __init__(self, stall: Stall) -> None:
         super().__init__(5)
-        self._stalls, self._ended = stalls, ended
+        self._stall = stall
 
     def heed(self, check: Callable[[], None]) -> None:
         self._check = check
 
     def inputs(self, step: int, micro_batch: int) -> Read:
-        self._stall(Wanted(Side.INPUTS, step, micro_batch))
+        self._read(Wanted(Side.INPUTS, step, micro_batch))
         return Read(self.micro_batch(step, micro_batch)[0], ())
 
     def targets(self, step: int, micro_batch: int) -> Read:
-        self._stall(Wanted(Side.TARGETS, step, micro_batch))
+        self._read(Wanted(Side.TARGETS, step, micro_batch))
         return Read(self.micro_batch(step, micro_batch)[1], ())
 
-    def _stall(self, wanted: Wanted) -> None:
-        if wanted not in self._stalls:
+    def _read(self, wanted: Wanted) -> None:
+        stall = self._stall
+        if wanted[:2] != (stall.side, STEP):
             return
-        self._stalls.remove(wanted)
+        with stall.lock:
+            waits = wanted.micro_batch == 0 and stall.reader is None
+            dies = not waits and stall.victim is None and stall.reader is not self
+            if waits:
+                stall.reader = self
+            elif dies:
+                stall.victim = self
+        if dies:
+            assert stall.waits.wait(20.0)
+            stall.kill(self)
         until = time.monotonic() + 20.0
-        while time.monotonic() < until:
+        while waits and time.monotonic() < until:
+            stall.waits.set()
             try:
                 self._check()
             except Interrupted:
-                self._ended.append(wanted)
+                stall.interrupted += 1
                 raise
             time.sleep(0.005)
 
 
 @pytest.mark.parametrize("salvage", [True, False])
 @pytest.mark.parametrize(
-    ("workers", "stages", "side"), [(3, 1, "inputs"), (3, 1, "targets"), (4, 2, "targets")]
+    ("workers", "stages", "side"), [(3, 1, Side.INPUTS), (3, 1, Side.TARGETS), (4, 2, Side.TARGETS)]
 )
 def test_a_read_that_waits_is_interrupted_by_a_loss(
-    tmp_path: Path, workers: int, stages: int, side: str, salvage: bool
+    tmp_path: Path, workers: int, stages: int, side: Side, salvage: bool
 ) -> None:
-    stalls, ended = [Wanted(Side(side), 3, 0)], list[Wanted]()
-    wanted = list(stalls)
-    faults = (Fault(1, 3, "backward"),)
-    build_data = partial(Stalling, stalls, ended)
-    job = toy_job(tmp_path, build_data=build_data, faults=faults, salvage=salvage)
-    result = ChaosRun(job, tmp_path, workers, stages).run()
+    stall = Stall(side)
+    job = toy_job(tmp_path, build_data=partial(Stalling, stall), salvage=salvage)
+    stall.run = ChaosRun(job, tmp_path, workers, stages)
+    result = stall.run.run()
     assert result.outcome == "completed" and result.bits == toy_bits()
-    assert ended == wanted
+    assert stall.interrupted == 1
