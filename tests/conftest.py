@@ -12,6 +12,8 @@ from hypothesis import settings
 
 # Ray takes up a process's mode once, and a cluster that it starts later would have the default one
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# What a test does with Ray is of no use to anybody, and an actor that would tell it takes seconds to start
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
