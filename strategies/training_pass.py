@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from runtime.fabric.interface import Message, Tag
 from runtime.salvage import Salvage, Status, Task
 from runtime.samples import Samples
 from runtime.spans import BACKWARD, FORWARD
+from runtime.time_slices import long_slices
 from strategies.boundary import Value, flatten, unflatten
 from strategies.reading import Side, Wanted, announce
 from strategies.salvage import Losses, StepProgress
@@ -145,11 +147,10 @@ class TrainingPass:
         # read before anything is in flight: an interrupt while they are waited for leaves nothing half done
         targets = self._targets(task) if following is None else None
         pipeline.fault("forward", progress.step, micro_batch)
-        began = time.perf_counter_ns()
-        value, progress.in_flight[task] = self._stage.forward(
-            progress.step, micro_batch, value, train=True, check=pipeline.check, stage=chunk
-        )
-        pipeline.spans.add(FORWARD, began, micro_batch)
+        with self._computing(FORWARD, micro_batch):
+            value, progress.in_flight[task] = self._stage.forward(
+                progress.step, micro_batch, value, train=True, check=pipeline.check, stage=chunk
+            )
         self._tallies[chunk].add(Work.FORWARD)
         if following is not None:
             if self._keeps:
@@ -163,9 +164,8 @@ class TrainingPass:
 
     def _loss(self, task: Task, value: Value, targets: Value) -> None:
         """The loss of what came out of the last stage, and with it the begin of backward."""
-        began = time.perf_counter_ns()
-        loss, count, gradients = self._stage.loss_of(value, targets, train=True)
-        self._pipeline.spans.add(BACKWARD, began, task[1])
+        with self._computing(BACKWARD, task[1]):
+            loss, count, gradients = self._stage.loss_of(value, targets, train=True)
         self._progress.losses[task[1]] = (loss, count)
         self._progress.paused[task] = gradients
 
@@ -184,20 +184,19 @@ class TrainingPass:
         pipeline, progress = self._pipeline, self._progress
         k, micro_batch = task
         pipeline.fault("backward", progress.step, micro_batch)
-        began = time.perf_counter_ns()
         split = work is Work.INPUT_GRADIENT
         # all emptied and overwritten layer by layer: an interrupt leaves what backward goes on from
         gradients = progress.paused[task]
-        self._stage.backward(
-            progress.step,
-            micro_batch,
-            progress.in_flight[task],
-            gradients,
-            self._exponents,
-            check=pipeline.check,
-            deferred=progress.deferred.setdefault(task, []) if split else None,
-        )
-        pipeline.spans.add(BACKWARD, began, micro_batch)
+        with self._computing(BACKWARD, micro_batch):
+            self._stage.backward(
+                progress.step,
+                micro_batch,
+                progress.in_flight[task],
+                gradients,
+                self._exponents,
+                check=pipeline.check,
+                deferred=progress.deferred.setdefault(task, []) if split else None,
+            )
         del progress.in_flight[task], progress.paused[task]
         if not split:
             progress.done.add(task)
@@ -215,13 +214,21 @@ class TrainingPass:
         return task in self._progress.deferred and task not in self._progress.in_flight
 
     def _weight_gradients(self, task: Task) -> None:
-        began = time.perf_counter_ns()
         deferred = self._progress.deferred[task]
-        self._stage.weight_gradients(deferred, self._exponents, check=self._pipeline.check)
-        self._pipeline.spans.add(BACKWARD, began, task[1])
+        with self._computing(BACKWARD, task[1]):
+            self._stage.weight_gradients(deferred, self._exponents, check=self._pipeline.check)
         del self._progress.deferred[task]
         self._progress.done.add(task)
         self._tallies[self._stages.index(task[0])].add(Work.WEIGHT_GRADIENT)
+
+    @contextmanager
+    def _computing(self, what: int, micro_batch: int) -> Iterator[None]:
+        """A span of the timeline, of work that waits for nobody, but in a team: there the members of a layer
+        wait for each other. One that is interrupted is not recorded."""
+        began = time.perf_counter_ns()
+        with nullcontext() if self._plan.teams else long_slices():
+            yield
+        self._pipeline.spans.add(what, began, micro_batch)
 
     # --- messages ---------------------------------------------------------------------------
 
