@@ -35,9 +35,38 @@ def summed(
     return accumulator, maxima
 
 
-@pytest.fixture(scope="module")
-def workspace() -> exact.Workspace:
-    return exact.Workspace()
+def workspace_of(threads: int) -> exact.Workspace:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return exact.Workspace()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["numpy", "torch"])
+def workspace(request: pytest.FixtureRequest) -> exact.Workspace:
+    made = workspace_of(1 if request.param == "numpy" else 2)
+    assert made.by_numpy == (request.param == "numpy")
+    return made
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [0, 1, 300, 2 * exact.Workspace().chunk + 5])
+@pytest.mark.parametrize("exponent", [-exact.EXPONENT_LIMIT, -3, 0, 30, exact.EXPONENT_LIMIT])
+def test_numpy_and_torch_give_the_same_bits(size: int, exponent: int) -> None:
+    """Of what is too large and of what is no number too."""
+    gradients = contributions_of(5, 3, size)
+    gradients[0][:3] = torch.tensor([math.inf, math.nan, 3e38])[:size]
+    for first in (False, True):
+        results = []
+        for threads in (1, 2):
+            workspace, maxima = workspace_of(threads), exact.new_maxima(1)
+            total = torch.full((size,), 3.0, dtype=torch.float64)
+            for gradient in gradients:
+                exact.accumulate(total, gradient, exponent, maxima[0], workspace, first=first)
+            results.append((bits_of(total), bits_of(maxima)))
+        assert results[0] == results[1]
 
 
 @settings(max_examples=40)
