@@ -2,8 +2,8 @@
 
 Ray's main loop looks for signals a hundred times a second, and each look wants the interpreter's lock:
 that took 1.2% of the processor time of a worker that computes. A signal handler that sleeps, run by such a
-look, puts the next ones off. Calls of the actor wait for the end of a nap at most; other signals are
-handled as they come.
+look, puts the next ones off. Each heartbeat starts a nap. Calls of the actor wait for the end of one at most;
+other signals are handled as they come.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import threading
 import time
 from types import FrameType
 
-NAP_SECONDS = 0.25
+SHARE = 0.9
+"""Of the seconds between two heartbeats: one that comes in the middle of a nap would start no other."""
 
 
 class Naps:
     """Made in the main thread, the only one that may set signal handlers. ``again``: from any other."""
 
-    def __init__(self, seconds: float = NAP_SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, beat_seconds: float) -> None:
+        self._seconds = SHARE * beat_seconds
         self._asleep = False
         self._signal = getattr(signal, "SIGRTMIN", None)  # not on every system: no naps there
         if self._signal is not None:

@@ -72,7 +72,7 @@ class WorkerActor:
         self._ended = threading.Event()
         self._error: BaseException | None = None
         # Ray runs __init__ in the main thread, the only one that may do this
-        self._naps = Naps()
+        self._naps = Naps(job.beat_seconds)
         signal.signal(signal.SIGTERM, self._terminated)
         with without_garbage():
             from actors.workshop import new_worker
