@@ -51,7 +51,8 @@ def _factor(pace: Path | None) -> float:
 
 class SleepingLayer(nn.Module):
     """``x_BD`` to ``x_BD``: forward takes ``seconds``, backward twice that, both longer where the file
-    ``pace`` says so. One parameter per column."""
+    ``pace`` says so. One parameter per column. The first layer of a model, of whose inputs nobody wants the
+    gradient, takes all of it for its weights': so equal layers take equally long."""
 
     def __init__(self, width: int, seconds: float, pace: Path | None = None) -> None:
         super().__init__()
@@ -64,7 +65,8 @@ class SleepingLayer(nn.Module):
         each = BACKWARD * seconds / 2
         # autograd asks either for its gradient, or for both: so a backward in two parts sleeps in both
         inputs_BD: Tensor = _Sleep.apply(x_BD, seconds, each)  # type: ignore[no-untyped-call]
-        scale_D: Tensor = _Sleep.apply(self.scale, 0.0, each)  # type: ignore[no-untyped-call]
+        weights = each if x_BD.requires_grad else 2 * each
+        scale_D: Tensor = _Sleep.apply(self.scale, 0.0, weights)  # type: ignore[no-untyped-call]
         return inputs_BD * scale_D
 
 

@@ -102,6 +102,8 @@ def simulated(schedule: str, plan: Plan, handling: float = 0.0) -> Timeline:
     each = BACKWARD * FORWARD_SECONDS / 2
     layers = [stage.stop - stage.first for stage in plan.stages]
     seconds = [StageSeconds(n * FORWARD_SECONDS, n * each, n * each) for n in layers]
+    # the very first layer owes nobody its inputs' gradient: see ``SleepingLayer``
+    seconds[0] = StageSeconds(seconds[0].forward, (layers[0] - 1) * each, (layers[0] + 1) * each)
     chunks = len(plan.stages) // STAGES
     return simulate(schedule_named(schedule, chunks), plan, seconds, handling_seconds=handling)
 

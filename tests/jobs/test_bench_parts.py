@@ -166,6 +166,16 @@ def test_sleeping_layers_pass_gradients() -> None:
         build(layers=0, forward_seconds=0.0)
 
 
+def test_equal_layers_sleep_equally_long_also_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("jobs.bench.emulated.time.sleep", slept.append)
+    layers, _ = build(layers=2, forward_seconds=1.0)
+    for layer, wants_gradient in zip(layers, (False, True), strict=True):
+        slept.clear()
+        layer(torch.ones(1, 64).requires_grad_(wants_gradient)).sum().backward()
+        assert sum(slept) == 1.0 + 2.0
+
+
 def _record(step: int, workers: int, seconds: float) -> StepRecord:
     return StepRecord(
         step=step,
