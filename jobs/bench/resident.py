@@ -24,8 +24,9 @@ from runtime.run_folder import RunFolder
 PATIENCE_SECONDS = 180.0
 """How long a bench waits for the next step of a run."""
 
-LOOK_SECONDS = 0.4
-"""Between two looks at a run whose turn it is: each costs its controller some milliseconds."""
+LOOK_SECONDS = 1.0
+"""Between two looks at a run whose turn it is: each costs its controller some milliseconds of the processors'
+time, a peer that is looked at through a file nothing."""
 
 
 @contextmanager
