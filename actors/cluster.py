@@ -25,7 +25,7 @@ from runtime.plan import Plan, WorkerId
 from runtime.settings import ray_address
 
 if TYPE_CHECKING:
-    from actors.recorder import Progress
+    from actors.recorder import RunProgress
     from actors.run_settings import RunSettings
     from runtime.protocol import Measured
     from strategies.job import Job
@@ -152,8 +152,8 @@ class RayRun:
             raise ValueError(_cause(error)) from None
         return port
 
-    def progress(self, steps_seen: int, events_seen: int) -> Progress:
-        progress: Progress = _patiently(lambda: self._controller.progress.remote(steps_seen, events_seen))
+    def progress(self, steps_seen: int, events_seen: int) -> RunProgress:
+        progress: RunProgress = _patiently(lambda: self._controller.progress.remote(steps_seen, events_seen))
         return progress
 
     def badput(self) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from runtime.layout import Layout
 from runtime.plan import Keeping, Member, Plan, Strategy, WorkerId
-from runtime.salvage import Progress, Salvage
+from runtime.salvage import Salvage, WorkerProgress
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.speeds import Speeds
 from strategies.engine import engine_plan_chooser
@@ -223,7 +223,7 @@ def plan_mender(layout: Layout, profile: Profile, allows: Callable[[Plan], bool]
         speeds: Speeds,
         previous: Plan,
         step: int,
-        progress: Mapping[WorkerId, Progress],
+        progress: Mapping[WorkerId, WorkerProgress],
     ) -> tuple[Plan, Salvage] | None:
         costs = _costs(parameter_bytes, profile, speeds)
         seconds = [f + b for f, b in zip(costs.forward_seconds, costs.backward_seconds, strict=True)]

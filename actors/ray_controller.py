@@ -24,7 +24,7 @@ from actors.host import Host, steady_time
 from actors.planning import demand, planners, team_size
 from actors.ray_worker import SWITCH_INTERVAL, Ready
 from actors.reassurance import Reassurance
-from actors.recorder import Progress, Recorder
+from actors.recorder import Recorder, RunProgress
 from actors.run_settings import RunSettings
 from runtime.checkpoint import discard_after, newest_whole
 from runtime.controller import Controller
@@ -147,7 +147,7 @@ class ControllerActor:
         """The workers' Ray nodes, by id, likewise."""
         return dict(self._crew.domains)
 
-    def progress(self, steps_seen: int, events_seen: int) -> Progress:
+    def progress(self, steps_seen: int, events_seen: int) -> RunProgress:
         return self._recorder.progress(steps_seen, events_seen)
 
     def badput(self) -> Mapping[str, float]:

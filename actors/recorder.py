@@ -32,7 +32,7 @@ BOOKS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """What happened since the last look: ``lines`` and ``steps`` are new, the rest is as of now."""
 
     steps: tuple[StepRecord, ...]
@@ -220,11 +220,11 @@ class Recorder:
             self.outcome, self.message = outcome, message
             self.folder.close()
 
-    def progress(self, steps_seen: int, events_seen: int) -> Progress:
+    def progress(self, steps_seen: int, events_seen: int) -> RunProgress:
         """What came after the first ``steps_seen`` steps and ``events_seen`` events."""
         with self._lock:
             events = tuple(self.events[events_seen:])
-            return Progress(
+            return RunProgress(
                 steps=tuple(self.steps[steps_seen:]),
                 steps_total=len(self.steps),
                 events=events,

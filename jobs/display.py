@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from actors.recorder import Progress
+from actors.recorder import RunProgress
 from runtime.events import StepRecord
 
 ROWS = 8
@@ -43,7 +43,7 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Takes in what is new."""
         self._goodput = progress.goodput
         self._recent.extend(progress.steps)

@@ -12,7 +12,7 @@ from jobs.simulate import real_planner
 from jobs.terminal import plain_console
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
-from runtime.salvage import Progress, Salvage
+from runtime.salvage import Salvage, WorkerProgress
 from runtime.signals import PlanChooser, PlanGain, PlanMender
 from runtime.simulation.checks import Violation
 from runtime.simulation.journal import Journal
@@ -39,7 +39,7 @@ def eager_planner(
         speeds: Speeds,
         previous: Plan,
         step: int,
-        progress: Mapping[WorkerId, Progress],
+        progress: Mapping[WorkerId, WorkerProgress],
     ) -> tuple[Plan, Salvage] | None:
         if step % 2:
             return mended(generation, members, layout, previous, step, progress, [1.0] * layout.layers)

@@ -11,7 +11,7 @@ from runtime.events import StateSource, StepRecord
 from runtime.fabric.notes import carry
 from runtime.plan import Keeping, Plan, Shard, Stage, Strategy, WorkerId
 from runtime.resharding import Holding, Transfer
-from runtime.salvage import Progress, Salvage, Status
+from runtime.salvage import Salvage, Status, WorkerProgress
 
 Exponents = tuple[int, ...] | None
 """Scale exponents of every tensor; None before the probing pass."""
@@ -144,7 +144,7 @@ class Held:
     ages: Mapping[int, float]
     records: tuple[StepRecord, ...] = ()
     unfinished: tuple[StepRecord, ...] = ()
-    progress: Progress | None = None
+    progress: WorkerProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,4 +364,5 @@ Report = (
 
 # what all of these are made of; whatever else comes from the network is no message
 carry(*get_args(Command), *get_args(Report), Echo, Echoed, Entry, Greeting, Timed, shared=(Plan,))
-carry(Holding, Keeping, Progress, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Strategy, Transfer)
+carry(Holding, Keeping, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Strategy, Transfer)
+carry(WorkerProgress)

@@ -32,7 +32,7 @@ class Status(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WorkerProgress:
     """One worker's part of an unfinished ``step``: ``layers``, the first and the one after the last of every
     stage that it holds, and the status of every task that it has something of."""
 
@@ -59,7 +59,7 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
     step: int = 0
     attempt: int = 0
     layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """By stage, as in ``Progress``."""
+    """By stage, as in ``WorkerProgress``."""
     done: set[Task] = field(default_factory=set)
     losses: dict[int, LossT] = field(default_factory=dict)
     """By micro-batch."""
@@ -89,7 +89,7 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
             return Status.BACKWARD
         return Status.FORWARD if task in self.in_flight else None
 
-    def report(self) -> Progress | None:
+    def report(self) -> WorkerProgress | None:
         """What another plan with the same cut can use; None where that is nothing.
 
         A further attempt has scales that not everybody may know, so only the first one can go on.
@@ -98,11 +98,13 @@ class StepProgress(Generic[ActivationsT, GradientsT, ValueT, LossT]):
             return None
         known = sorted({*self.done, *self.paused, *self.deferred, *self.in_flight})
         statuses = {task: self.status(task) for task in known}
-        return Progress(self.step, self.layers, {task: s for task, s in statuses.items() if s is not None})
+        return WorkerProgress(
+            self.step, self.layers, {task: s for task, s in statuses.items() if s is not None}
+        )
 
 
 def layers_of(plan: Plan, worker: WorkerId) -> dict[int, tuple[int, int]]:
-    """``Progress.layers`` of ``worker`` under ``plan``."""
+    """``WorkerProgress.layers`` of ``worker`` under ``plan``."""
     return {k: (plan.stages[k].first, plan.stages[k].stop) for k in plan.stages_of(worker)}
 
 
@@ -128,7 +130,7 @@ class Salvage:
         return gradient or (after is not None and self.status(after, micro_batch) is None)
 
 
-def salvage(plan: Plan, step: int, progress: Mapping[WorkerId, Progress]) -> Salvage:
+def salvage(plan: Plan, step: int, progress: Mapping[WorkerId, WorkerProgress]) -> Salvage:
     """What ``plan`` can use of the survivors' progress in ``step``.
 
     A worker contributes if it keeps its layers and all its tasks; whoever does not starts the step anew.

@@ -12,7 +12,7 @@ from runtime.events import Event, StepRecord
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, WorkerId
 from runtime.protocol import Command, Exponents, Report
-from runtime.salvage import Progress, Salvage
+from runtime.salvage import Salvage, WorkerProgress
 from runtime.speeds import Speeds
 
 
@@ -62,7 +62,7 @@ be faster, relative: 0.1 = a tenth. Pure."""
 
 
 PlanMender = Callable[
-    [int, Sequence[Member], Speeds, Plan, int, Mapping[WorkerId, Progress]], tuple[Plan, Salvage] | None
+    [int, Sequence[Member], Speeds, Plan, int, Mapping[WorkerId, WorkerProgress]], tuple[Plan, Salvage] | None
 ]
 """(generation, members, measured speeds, the interrupted plan, the interrupted step, the survivors' progress)
 -> the plan to finish the step under and what it keeps; None where doing the step again is as good. Pure."""

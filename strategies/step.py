@@ -64,6 +64,18 @@ class StepSeconds:
     backup_lag: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """What the attempt that fits has found: every worker's share, and this one's part of the sums at the
+    scales ``exponents``; ``following`` are the scales for the next step."""
+
+    attempt: int
+    shares: list[Share]
+    sums: dict[Piece, Tensor]
+    exponents: Exponents
+    following: Exponents
+
+
 @dataclass
 class StepRunner:
     """Runs steps under one plan. A new plan gets a new runner; what lasts is passed in.
@@ -136,7 +148,37 @@ class StepRunner:
         began = time.perf_counter()
         self.seconds = StepSeconds()
         held_out = self._evaluate(step) if self._evaluates_at(version) else Share()
-        exponents = self.exponents[version]
+        summed = self._summed(step, self.exponents[version], held_out)
+        result = outcome(summed.shares)
+        self.known(version, result)
+        norm = gradient_norm(summed.shares, summed.exponents if self._exact else None, result.count)
+        record = self._record(step, summed.attempt, result, norm, began)
+        # from here on the step may count even if this worker is cut short: others may have committed it
+        self.remember(record)
+        self.store.drop(before=version)
+        new_states = self._update(step, summed, norm, result.count)
+        self.exponents[version + 1] = summed.following
+        for old in [v for v in self.exponents if v < version]:
+            del self.exponents[old]
+        if is_last or result.stop or result.change <= self.plan.generation:
+            result = replace(result, change=0)
+        else:
+            self.hand_over(result.change, step, new_states)
+        self._gather(step, summed.attempt, new_states)
+        self.fault("backup", step, 0)
+        if not result.change:
+            self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
+            self.rounds.expect_backups()
+            self._version_ended = time.perf_counter()
+        self.seconds.wait_peers = self.pipeline.waiting.peers + self.rounds.waited
+        self.rounds.waited = 0.0
+        self.seconds.wait_data = self.pipeline.waiting.data
+        self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
+        self.remember(replace(record, seconds=time.perf_counter() - began, committed_at=time.time()))
+        return result
+
+    def _summed(self, step: int, exponents: Exponents, held_out: Share) -> Summed:
+        """As many attempts as it takes until no gradient outgrows its scale."""
         attempt = 1
         while True:
             shares, sums = self._attempt(step, attempt, exponents, held_out)
@@ -144,16 +186,15 @@ class StepRunner:
             if self._exact:
                 fits, following = exponents_after(self.layout, largest(shares), exponents, self._counts, step)
             if fits:
-                break
+                return Summed(attempt, shares, sums, exponents, following)
             attempt += 1
             if exponents is not None:
                 self.on_repeat(step, attempt)
             exponents = following
-        result = outcome(shares)
-        self.known(version, result)
-        norm = gradient_norm(shares, exponents if self._exact else None, result.count)
+
+    def _record(self, step: int, attempt: int, result: Outcome, norm: float, began: float) -> StepRecord:
         rows = self.job.micro_batches * self.job.micro_batch_size
-        record = StepRecord(
+        return StepRecord(
             step=step,
             loss=result.loss,
             grad_norm=norm,
@@ -168,29 +209,6 @@ class StepRunner:
             committed_at=time.time(),
             read=result.read,
         )
-        # from here on the step may count even if this worker is cut short: others may have committed it
-        self.remember(record)
-        self.store.drop(before=version)
-        new_states = self._update(step, attempt, sums, exponents, norm, result.count)
-        self.exponents[version + 1] = following
-        for old in [v for v in self.exponents if v < version]:
-            del self.exponents[old]
-        if is_last or result.stop or result.change <= self.plan.generation:
-            result = replace(result, change=0)
-        else:
-            self.hand_over(result.change, step, new_states)
-        self._gather(step, attempt, new_states)
-        self.fault("backup", step, 0)
-        if not result.change:
-            self.rounds.send_backups(self._tag(step, 0, "backup"), new_states)
-            self.rounds.expect_backups()
-            self._version_ended = time.perf_counter()
-        self.seconds.wait_peers = self.pipeline.waiting.peers + self.rounds.waited
-        self.rounds.waited = 0.0
-        self.seconds.wait_data = self.pipeline.waiting.data
-        self.pipeline.waiting.peers = self.pipeline.waiting.data = 0.0
-        self.remember(replace(record, seconds=time.perf_counter() - began, committed_at=time.time()))
-        return result
 
     def conclude(self, version: int) -> Outcome:
         """The exchange after the last step: its fingerprint and the last held-out loss."""
@@ -302,24 +320,18 @@ class StepRunner:
         assert state_3N is not None, f"{piece} is not held in version {version}"
         return state_3N
 
-    def _update(
-        self,
-        step: int,
-        attempt: int,
-        sums: dict[Piece, Tensor],
-        exponents: Exponents,
-        norm: float,
-        count: int,
-    ) -> dict[Piece, Tensor]:
+    def _update(self, step: int, summed: Summed, norm: float, count: int) -> dict[Piece, Tensor]:
+        """The new states (3, n) of what this worker updates. Uses up the sums."""
         began = time.perf_counter()
         began_ns = time.perf_counter_ns()
         self.fault("optimizer", step, 0)
         clip_norm = self.job.optimizer.clip_norm
         clip = clip_coefficient(norm, clip_norm) if clip_norm is not None else 1.0
         gradients: dict[Piece, Tensor] = {}
+        sums, exponents = summed.sums, summed.exponents
         for piece in list(sums):  # their memory is given back one by one
             gradients[piece] = self._gradient(piece, sums.pop(piece), exponents, clip / count).cpu()
-        gradients = self.rounds.spread(self._tag(step, attempt, "spread"), gradients)
+        gradients = self.rounds.spread(self._tag(step, summed.attempt, "spread"), gradients)
         self.stage.pulse.enter()
         updates = {
             piece: Update(

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from actors.cluster import RayRun, connect
-from actors.recorder import Progress
+from actors.recorder import RunProgress
 from jobs.bench import faults
 from jobs.bench.faults import FaultRow
 from jobs.bench.kills import PATIENCE_SECONDS, Commit, Recovery, phase_row, recovery, summary
@@ -131,7 +131,7 @@ def _wait(ray_run: RayRun, lost: int) -> None:
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     steps: list[StepRecord] = []
     while True:
-        progress: Progress = ray_run.progress(len(steps), 0)
+        progress: RunProgress = ray_run.progress(len(steps), 0)
         steps.extend(progress.steps)
         if sum(record.workers == workers for record in steps) >= STEPS_BETWEEN_KILLS:
             return

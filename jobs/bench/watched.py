@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from actors.cluster import RayRun
-from actors.recorder import Progress
+from actors.recorder import RunProgress
 from jobs.bench.resident import started, wait_for
 from jobs.bench.sleeping import recipe_of
 from jobs.recipe.recipe import Recipe
@@ -71,7 +71,7 @@ class Watched:
         self._recipe = recipe
         self._folder = folder
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> RunProgress:
         progress = self._run.progress(0, 0)
         if progress.outcome is not None:
             raise RuntimeError(f"the run ended early: {progress.message}")

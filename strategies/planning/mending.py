@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from runtime.layout import Layout
 from runtime.plan import Member, Plan, Stage, WorkerId
-from runtime.salvage import Progress, Salvage, Status, remaining, salvage
+from runtime.salvage import Salvage, Status, WorkerProgress, remaining, salvage
 from strategies.sharding import shard_blocks
 
 
@@ -22,7 +22,7 @@ def mended(
     layout: Layout,
     previous: Plan,
     step: int,
-    progress: Mapping[WorkerId, Progress],
+    progress: Mapping[WorkerId, WorkerProgress],
     layer_seconds: Sequence[float],
 ) -> tuple[Plan, Salvage] | None:
     """``previous`` among ``members``, and what of the interrupted ``step`` it keeps.
@@ -73,7 +73,7 @@ def _lent(
     groups: Sequence[Sequence[WorkerId]],
     empty: Sequence[int],
     each: int,
-    progress: Mapping[WorkerId, Progress],
+    progress: Mapping[WorkerId, WorkerProgress],
 ) -> list[list[WorkerId]] | None:
     """``groups`` with ``each`` workers of others in every empty one: of the largest, and there of whom the
     least is lost by it. None where that leaves another group empty."""
@@ -101,7 +101,7 @@ def _dealt_again(
     row: Sequence[WorkerId],
     group: Sequence[WorkerId],
     speed: Mapping[WorkerId, float],
-    progress: Mapping[WorkerId, Progress],
+    progress: Mapping[WorkerId, WorkerProgress],
 ) -> tuple[WorkerId, ...]:
     left = dict.fromkeys(group, 0)
     for micro_batch, worker in enumerate(row):

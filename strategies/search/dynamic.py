@@ -8,9 +8,10 @@ under a limit for the maximum, and the limit is lowered until nothing better can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 from strategies.search.bounds import Bounds, bounds_of
 from strategies.search.cost import Evaluation, Problem, evaluate, step_seconds
@@ -31,6 +32,8 @@ PARTS = 3
 
 BATCH, LARGEST_BATCH = 4, 32
 """Of how many branches at first and at most the bytes are looked at at once."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +129,14 @@ class CutSearch:
     def _with_bytes(self, branches: Sequence[Branch]) -> Iterator[Branch]:
         """With the fullest worker's least bytes in place of seconds, as if the first stage had no more than
         the fewest of its layers."""
-        of_form: dict[Form, list[Branch]] = {}
-        for each in branches:
-            of_form.setdefault(form_of(each.combination.strategy), []).append(each)
-        for some in of_form.values():
+        for some in _grouped(branches, _form):
             asked = [(each.combination, each.lengths[0]) for each in some]
             least = self._least_apart(self._tables_of(some[0].combination).least_bytes(asked), some)
             yield from (replace(each, bound=bytes_) for each, bytes_ in zip(some, least, strict=True))
 
     def _bounds(self, combinations: Sequence[Combination]) -> Iterator[tuple[Bounds, list[Combination]]]:
         """Of those of each form."""
-        of_form: dict[Form, list[Combination]] = {}
-        for each in combinations:
-            of_form.setdefault(form_of(each.strategy), []).append(each)
-        for some in of_form.values():
+        for some in _grouped(combinations, lambda each: form_of(each.strategy)):
             yield self._bounds_of(some[0]), some
 
     def _bounds_of(self, combination: Combination) -> Bounds:
@@ -151,21 +148,21 @@ class CutSearch:
     def branches(self, combinations: Sequence[Combination], enough: float = NEVER) -> list[Branch]:
         """All cuts of each combination as one branch; of those that cannot fit, or take less than ``enough``
         seconds, none."""
-        alike: dict[tuple[Form, bool, bool], list[Branch]] = {}
-        for each in combinations:
-            branch = Branch(0.0, each, self._lengths(each), limited=False)
-            by_first = self.by_first_stage(each)
-            splits = FORMULAS[each.strategy.schedule].splits
-            alike.setdefault((form_of(each.strategy), splits, by_first), []).append(branch)
+        whole = [Branch(0.0, each, self._lengths(each), limited=False) for each in combinations]
         found = []
-        for (_, _, by_first), some in alike.items():
-            if by_first:
+        for some in _grouped(whole, self._bounded_together):
+            if self.by_first_stage(some[0].combination):
                 for branch, parts in zip(some, self._divided(some, enough), strict=True):
                     self._parts[branch.combination] = parts
                     found += [replace(branch, bound=min(part.bound for part in parts))] if parts else []
             else:
                 found += self._bounded(some)
         return found
+
+    def _bounded_together(self, branch: Branch) -> tuple[Form, bool, bool]:
+        combination = branch.combination
+        splits = FORMULAS[combination.strategy.schedule].splits
+        return _form(branch), splits, self.by_first_stage(combination)
 
     def settle(self, branch: Branch) -> Sequence[Choice | Cut | Branch]:
         """The best of a branch that is not to be divided, or what it has been divided into; nothing where
@@ -189,11 +186,7 @@ class CutSearch:
 
     def prepare(self, branches: Sequence[Branch]) -> None:
         """Works out at once what each of what has been ``divided`` is settled with."""
-        alike: dict[Form, list[Branch]] = {}
-        for each in branches:
-            if each.limited:
-                alike.setdefault(form_of(each.combination.strategy), []).append(each)
-        for some in alike.values():
+        for some in _grouped((each for each in branches if each.limited), _form):
             asked = [(each.combination, each.lengths[0]) for each in some]
             self._tables_of(some[0].combination).prepare(asked)
 
@@ -203,10 +196,8 @@ class CutSearch:
 
     def divided(self, branches: Sequence[Branch], enough: float) -> list[Branch]:
         """Smaller branches in place of each, none of what cannot fit, or take less than ``enough``."""
-        of_form: dict[Form, list[Branch]] = {}
-        for each in branches:
-            of_form.setdefault(form_of(each.combination.strategy), []).append(each)
-        return [part for some in of_form.values() for parts in self._divided(some, enough) for part in parts]
+        of_form = _grouped(branches, _form)
+        return [part for some in of_form for parts in self._divided(some, enough) for part in parts]
 
     def by_first_stage(self, combination: Combination) -> bool:
         """Whether its cuts are looked at by the length of the first stage: what all others keep may depend on
@@ -307,6 +298,18 @@ class CutSearch:
                 views[key] = (added[firsts, stops], beyond[firsts, stops])
             result.append(views[key])
         return result
+
+
+def _form(branch: Branch) -> Form:
+    return form_of(branch.combination.strategy)
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Those of the same key together; groups and what is in them as they come."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return [*groups.values()]
 
 
 def _ranges(least: int, most: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from actors.cluster import RayRun
-from actors.recorder import Progress
+from actors.recorder import RunProgress
 from jobs.assembly import optimizer_settings
 from jobs.recipe.recipe import Recipe
 from jobs.train import train
@@ -67,7 +67,7 @@ def started(folder: Path, recipe: Recipe) -> Iterator[RayRun]:
         yield run
 
 
-def to_the_end(run: RayRun) -> Progress:
+def to_the_end(run: RayRun) -> RunProgress:
     wait_until(lambda: run.wait(1.0), "the end")
     run.finish()
     progress = run.progress(0, 0)
@@ -123,7 +123,7 @@ def test_a_group_of_the_same_size_gives_the_same_bits(tmp_path: Path, cluster: N
     assert bits(hurt) == bits(calm)
 
 
-def bits(progress: Progress) -> list[tuple[float, float, int]]:
+def bits(progress: RunProgress) -> list[tuple[float, float, int]]:
     return [(step.loss, step.grad_norm, step.fingerprint) for step in progress.steps]
 
 

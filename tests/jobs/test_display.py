@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.recorder import Progress
+from actors.recorder import RunProgress
 from jobs.chaos import _live_through
 from jobs.display import Display
 from jobs.exits import RunFailed
@@ -21,8 +21,8 @@ LINES = (
 )
 
 
-def progress(lines: tuple[str, ...]) -> Progress:
-    return Progress((), 0, (), lines, 0.5, 1, "failed", "it failed")
+def progress(lines: tuple[str, ...]) -> RunProgress:
+    return RunProgress((), 0, (), lines, 0.5, 1, "failed", "it failed")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -49,7 +49,7 @@ def test_nor_are_they_under_chaos() -> None:
         def finish(self) -> None:
             """It has ended."""
 
-        def progress(self, *_: int) -> Progress:
+        def progress(self, *_: int) -> RunProgress:
             return self.left.pop(0)
 
     stream, run = io.StringIO(), Ended()

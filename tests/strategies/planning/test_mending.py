@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.layout import ALIGNMENT, Block, Layout
 from runtime.plan import Member
-from runtime.salvage import Progress, Status, kept, layers_of, remaining, salvage
+from runtime.salvage import Status, WorkerProgress, kept, layers_of, remaining, salvage
 from strategies.planning.costs import CostModel
 from strategies.planning.mending import mended, pays
 from strategies.planning.planner import choose_plan
@@ -30,9 +30,9 @@ def plan_of(workers: int, stages: int):  # type: ignore[no-untyped-def]
     return plan
 
 
-def progress_of(plan, worker: int, done: int, step: int = STEP) -> Progress:  # type: ignore[no-untyped-def]
+def progress_of(plan, worker: int, done: int, step: int = STEP) -> WorkerProgress:  # type: ignore[no-untyped-def]
     mine = [(plan.stage_of(worker), micro_batch) for micro_batch in plan.micro_batches_of(worker)]
-    return Progress(step, layers_of(plan, worker), dict.fromkeys(mine[:done], Status.DONE))
+    return WorkerProgress(step, layers_of(plan, worker), dict.fromkeys(mine[:done], Status.DONE))
 
 
 @given(st.data())
@@ -105,7 +105,7 @@ def test_progress_of_another_step_or_other_layers_is_not_used() -> None:
     old = plan_of(4, 2)
     wrong = progress_of(old, 0, 2)
     others = {
-        0: Progress(STEP, {0: (0, old.stages[0].stop - 1)}, wrong.statuses),
+        0: WorkerProgress(STEP, {0: (0, old.stages[0].stop - 1)}, wrong.statuses),
         1: progress_of(old, 1, 2, step=STEP + 1),
         2: progress_of(old, 2, 2),
     }
