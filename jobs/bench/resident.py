@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import pi, sqrt
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 from rich.console import Console
@@ -181,7 +182,7 @@ def rounds_of_turns(
 
 def beside(turns: Mapping[str, Sequence[Turn]], peer: str, tokens: int) -> list[dict[str, str | float]]:
     """A row for each job of ``turns``: its throughput, with ``tokens`` in a step, and that as a share of the
-    peer's. A share of seconds is the median over the rounds."""
+    peer's. A share of seconds is the median over the rounds, beside its standard error."""
     cores = {name: core_seconds_per_step(each) for name, each in turns.items()}
     seconds = {name: median(s for turn in each for s in turn.seconds) for name, each in turns.items()}
     return [
@@ -190,6 +191,7 @@ def beside(turns: Mapping[str, Sequence[Turn]], peer: str, tokens: int) -> list[
             "tokens_per_second": tokens / seconds[name],
             "step_seconds": seconds[name],
             "of_peer": ratio(each, turns[peer]),
+            "standard_error": standard_error(each, turns[peer]),
             "core_seconds": cores[name],
             "of_peer_by_core_seconds": cores[peer] / cores[name],
         }
@@ -199,7 +201,18 @@ def beside(turns: Mapping[str, Sequence[Turn]], peer: str, tokens: int) -> list[
 
 def ratio(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> float:
     """Median over the rounds of peer's seconds per step over ours: above 1 we are faster."""
-    return median(median(p.seconds) / median(own.seconds) for own, p in zip(turns, peer_turns, strict=True))
+    return median(_ratios(turns, peer_turns))
+
+
+def standard_error(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> float:
+    """Of ``ratio``, as if rounds were spread normally: a median's is sqrt(pi / 2) times a mean's. 0.0 for one
+    round, of which nothing can be said."""
+    ratios = _ratios(turns, peer_turns)
+    return sqrt(pi / 2) * stdev(ratios) / sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+
+
+def _ratios(turns: Sequence[Turn], peer_turns: Sequence[Turn]) -> list[float]:
+    return [median(peer.seconds) / median(own.seconds) for own, peer in zip(turns, peer_turns, strict=True)]
 
 
 def core_seconds(processes: Iterable[int]) -> float:

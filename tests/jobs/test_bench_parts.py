@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from jobs.bench.emulated import build, build_data
 from jobs.bench.footprint import parts, theory
 from jobs.bench.pipelining_peer import PeerLayout, flat_gradients
 from jobs.bench.report import BenchReport
-from jobs.bench.resident import Mark, Turn, Turns, core_seconds_per_step, whole_steps
+from jobs.bench.resident import Mark, Turn, Turns, core_seconds_per_step, standard_error, whole_steps
 from jobs.bench.simulated import Simulated
 from jobs.models.gpt import build as build_gpt
 from runtime.events import StepRecord
@@ -39,6 +41,9 @@ def test_ratio_compares_turns_of_the_same_round() -> None:
     own = [Turn([1.0, 1.0, 9.0], Mark(3, 10.0), Mark(6, 16.0)), Turn([10.0], Mark(8, 20.0), Mark(9, 22.0))]
     peer = [Turn([2.0], Mark(1, 0.0), Mark(2, 1.0)), Turn([20.0] * 3, Mark(3, 2.0), Mark(6, 5.0))]
     assert overhead.ratio(own, peer) == 2.0
+    assert standard_error(own, peer) == 0.0 and standard_error(own[:1], peer[:1]) == 0.0
+    uneven = [peer[0], replace(peer[1], seconds=[40.0])]  # ratios 2 and 4
+    assert standard_error(own, uneven) == pytest.approx(math.sqrt(math.pi / 2))
     assert core_seconds_per_step(own) == 2.0
 
 
