@@ -36,7 +36,7 @@ from jobs.recipe.recipe import Recipe
 GOAL_EXACT, GOAL_FAST, GOAL_MEMORY = 0.98, 1.0, 1.1
 WORKERS, STAGES = 4, 2
 MICRO_BATCHES, MICRO_BATCH_SIZE = 16, 8
-ROUNDS, STEPS_PER_TURN = 7, 3
+ROUNDS, STEPS_PER_TURN = 13, 2
 WARM_UP_STEPS = 3
 MODEL = {"width": 192, "depth": 6, "heads": 6, "context": 128, "dropout": 0.1, "tied": False}
 Bounds = tuple[int, ...]
@@ -69,7 +69,7 @@ def recipe(reduction: str, build: str = "jobs.models.gpt:build", **arguments: An
 
 
 def run(console: Console) -> BenchReport:
-    """Measures; takes about four minutes. Raises RuntimeError if a job stops by itself."""
+    """Measures; takes about ten minutes. Raises RuntimeError if a job stops by itself."""
     tokens = MICRO_BATCHES * MICRO_BATCH_SIZE * int(MODEL["context"])
     with tempfile.TemporaryDirectory() as folder, connect(None, 2 * WORKERS, 1.0, 0.0):
         turns, cuts = _throughput(Path(folder), console)

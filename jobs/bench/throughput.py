@@ -48,7 +48,7 @@ def recipe_of(reduction: str, *, deepspeed: bool = False) -> Recipe:
 
 
 def run(console: Console) -> BenchReport:
-    """Measures; takes about ten minutes. Raises ValueError if DeepSpeed is not installed."""
+    """Measures; takes about a quarter of an hour. Raises ValueError if DeepSpeed is not installed."""
     if find_spec("deepspeed") is None:
         raise ValueError("DeepSpeed is not installed: pip install -c constraints.txt -e '.[deepspeed]'")
     workers = recipe_of("exact").parallel.workers
