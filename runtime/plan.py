@@ -6,17 +6,17 @@ plan is ever edited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
+from runtime.grouping import grouped
 from runtime.layout import Layout
 
 WorkerId = int
-K = TypeVar("K")
 
 CONTROLLER: WorkerId = -1
 """The controller's address on the fabric."""
@@ -192,15 +192,15 @@ class Plan:
 
     @cached_property
     def _shards_of(self) -> dict[int, list[Shard]]:
-        return _grouped(self.shards, lambda shard: shard.block)
+        return grouped(self.shards, lambda shard: shard.block)
 
     @cached_property
     def _owned_by(self) -> dict[WorkerId, list[Shard]]:
-        return _grouped(self.shards, lambda shard: shard.owner)
+        return grouped(self.shards, lambda shard: shard.owner)
 
     @cached_property
     def _backed_up_by(self) -> dict[WorkerId | None, list[Shard]]:
-        return _grouped(self.shards, lambda shard: shard.backup)
+        return grouped(self.shards, lambda shard: shard.backup)
 
     @cached_property
     def _micro_batches_of(self) -> dict[tuple[WorkerId, int], list[int]]:
@@ -238,13 +238,6 @@ class Plan:
         # what is cached is larger than the plan and quickly found again: it does not travel
         state = (self.generation, self.stages, self.assignment, self.shards)
         return Plan, (*state, self.keeping, self.teams, self.paths, self.strategy)
-
-
-def _grouped(shards: tuple[Shard, ...], key: Callable[[Shard], K]) -> dict[K, list[Shard]]:
-    groups: dict[K, list[Shard]] = {}
-    for shard in shards:
-        groups.setdefault(key(shard), []).append(shard)
-    return groups
 
 
 @dataclass(frozen=True, slots=True)

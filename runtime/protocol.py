@@ -364,5 +364,5 @@ Report = (
 
 # what all of these are made of; whatever else comes from the network is no message
 carry(*get_args(Command), *get_args(Report), Echo, Echoed, Entry, Greeting, Timed, shared=(Plan,))
-carry(Holding, Keeping, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Strategy, Transfer)
-carry(WorkerProgress)
+carry(Holding, Keeping, Salvage, Shard, ShardFile, Stage, Status, StepRecord, Strategy)
+carry(Transfer, WorkerProgress)

@@ -8,11 +8,12 @@ one round of messages: a worker sends every peer one message with all the slices
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from runtime.fabric.interface import Endpoint, Message, Tag
+from runtime.grouping import grouped
 from runtime.layout import Layout
 from runtime.plan import Plan, Shard, WorkerId
 from runtime.snapshots import Piece, ShardStore
@@ -44,8 +45,9 @@ class ZeroRounds:
             for holder in self._holders[shard.block]:
                 if holder != worker:
                     self._to_holder.setdefault(holder, []).append(shard)
-        self._to_backup = _grouped(self.owned, lambda shard: shard.backup)
-        self._backed_up = _grouped(tuple(plan.backed_up_by(worker)), lambda shard: shard.owner)
+        by_backup = grouped(self.owned, lambda shard: shard.backup)
+        self._to_backup = {backup: shards for backup, shards in by_backup.items() if backup is not None}
+        self._backed_up = grouped(plan.backed_up_by(worker), lambda shard: shard.owner)
         self.waited = 0.0
         """Seconds for which layers waited for their parameters."""
         self._coming: set[WorkerId] = set()
@@ -169,14 +171,3 @@ class ZeroRounds:
                     state_3N.copy_(part)
                 store.put(piece_of(shard), version, state_3N)
             self._coming.discard(message.sender)
-
-
-def _grouped(
-    shards: tuple[Shard, ...], key: Callable[[Shard], WorkerId | None]
-) -> dict[WorkerId, list[Shard]]:
-    groups: dict[WorkerId, list[Shard]] = {}
-    for shard in shards:
-        worker = key(shard)
-        if worker is not None:
-            groups.setdefault(worker, []).append(shard)
-    return groups

@@ -8,11 +8,11 @@ under a limit for the maximum, and the limit is lowered until nothing better can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar
 
+from runtime.grouping import grouped
 from strategies.search.bounds import Bounds, bounds_of
 from strategies.search.cost import Evaluation, Problem, evaluate, step_seconds
 from strategies.search.formulas import FORMULAS
@@ -32,8 +32,6 @@ PARTS = 3
 
 BATCH, LARGEST_BATCH = 4, 32
 """Of how many branches at first and at most the bytes are looked at at once."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +127,14 @@ class CutSearch:
     def _with_bytes(self, branches: Sequence[Branch]) -> Iterator[Branch]:
         """With the fullest worker's least bytes in place of seconds, as if the first stage had no more than
         the fewest of its layers."""
-        for some in _grouped(branches, _form):
+        for some in grouped(branches, _form).values():
             asked = [(each.combination, each.lengths[0]) for each in some]
             least = self._least_apart(self._tables_of(some[0].combination).least_bytes(asked), some)
             yield from (replace(each, bound=bytes_) for each, bytes_ in zip(some, least, strict=True))
 
     def _bounds(self, combinations: Sequence[Combination]) -> Iterator[tuple[Bounds, list[Combination]]]:
         """Of those of each form."""
-        for some in _grouped(combinations, lambda each: form_of(each.strategy)):
+        for some in grouped(combinations, lambda each: form_of(each.strategy)).values():
             yield self._bounds_of(some[0]), some
 
     def _bounds_of(self, combination: Combination) -> Bounds:
@@ -150,8 +148,8 @@ class CutSearch:
         seconds, none."""
         whole = [Branch(0.0, each, self._lengths(each), limited=False) for each in combinations]
         found = []
-        for some in _grouped(whole, self._bounded_together):
-            if self.by_first_stage(some[0].combination):
+        for (_, _, by_first), some in grouped(whole, self._bounded_together).items():
+            if by_first:
                 for branch, parts in zip(some, self._divided(some, enough), strict=True):
                     self._parts[branch.combination] = parts
                     found += [replace(branch, bound=min(part.bound for part in parts))] if parts else []
@@ -160,9 +158,9 @@ class CutSearch:
         return found
 
     def _bounded_together(self, branch: Branch) -> tuple[Form, bool, bool]:
-        combination = branch.combination
-        splits = FORMULAS[combination.strategy.schedule].splits
-        return _form(branch), splits, self.by_first_stage(combination)
+        """(form, whether it splits backwards, whether it is looked at by its first stage)."""
+        splits = FORMULAS[branch.combination.strategy.schedule].splits
+        return _form(branch), splits, self._limit is not None and self._by_first_stage(branch)
 
     def settle(self, branch: Branch) -> Sequence[Choice | Cut | Branch]:
         """The best of a branch that is not to be divided, or what it has been divided into; nothing where
@@ -186,7 +184,7 @@ class CutSearch:
 
     def prepare(self, branches: Sequence[Branch]) -> None:
         """Works out at once what each of what has been ``divided`` is settled with."""
-        for some in _grouped((each for each in branches if each.limited), _form):
+        for some in grouped((each for each in branches if each.limited), _form).values():
             asked = [(each.combination, each.lengths[0]) for each in some]
             self._tables_of(some[0].combination).prepare(asked)
 
@@ -196,7 +194,7 @@ class CutSearch:
 
     def divided(self, branches: Sequence[Branch], enough: float) -> list[Branch]:
         """Smaller branches in place of each, none of what cannot fit, or take less than ``enough``."""
-        of_form = _grouped(branches, _form)
+        of_form = grouped(branches, _form).values()
         return [part for some in of_form for parts in self._divided(some, enough) for part in parts]
 
     def by_first_stage(self, combination: Combination) -> bool:
@@ -302,14 +300,6 @@ class CutSearch:
 
 def _form(branch: Branch) -> Form:
     return form_of(branch.combination.strategy)
-
-
-def _grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
-    """Those of the same key together; groups and what is in them as they come."""
-    groups: dict[Hashable, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return [*groups.values()]
 
 
 def _ranges(least: int, most: int) -> list[tuple[int, int]]:
