@@ -11,6 +11,7 @@ import torch
 
 from actors.fed import fed
 from actors.worker import Worker
+from runtime.draws import draw_in_vectors
 from runtime.fabric.interface import EndpointMaker
 from runtime.plan import WorkerId
 from strategies.job import Job
@@ -29,6 +30,7 @@ def new_worker(
     """A worker of ``run``, warmed up, on the device that Ray assigned to this process. Raises ValueError as
     ``Worker`` does."""
     torch.set_num_threads(job.threads)
+    draw_in_vectors()
     if job.feed_workers:
         job = replace(job, build_data=partial(fed, job.build_data, run, job.feed_workers))
     make = _worker_class(job)
