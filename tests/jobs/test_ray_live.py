@@ -191,11 +191,10 @@ def test_pages_follow_a_run_to_its_next_controller(live: Live, pages: tuple[Any,
 
 
 @needs_chromium
-def test_pages_show_the_end(live: Live, pages: tuple[Any, Any], tmp_path: Path) -> None:
+def test_pages_show_the_end(live: Live, pages: tuple[Any, Any]) -> None:
     live.end()
     for shown in pages:
         shown.locator("#state:has-text('interrupted')").wait_for()
-    pages[0].screenshot(path=str(tmp_path / "live.png"), full_page=True)
 
 
 @needs_prometheus

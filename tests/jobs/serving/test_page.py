@@ -79,11 +79,6 @@ def test_an_image_is_described(
         assert asked.max_tokens == 20
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert shown.locator("#preview").evaluate("image => image.naturalWidth") == 320
-        screenshot(shown, f"caption-{scheme}-{width}", tmp_path)
-
-
-def screenshot(shown: Any, name: str, folder: Path) -> None:
-    shown.screenshot(path=str(folder / f"{name}.png"), full_page=True)
 
 
 def test_text_is_continued_behind_a_token(browser: Any, tmp_path: Path) -> None:
@@ -108,5 +103,4 @@ def test_text_is_continued_behind_a_token(browser: Any, tmp_path: Path) -> None:
         shown.locator("#go").click()
         shown.get_by_text("lower max_tokens or shorten the prompt").wait_for()
         assert shown.locator("#answer").is_hidden() and shown.locator("#access").is_hidden()
-        screenshot(shown, "completion", tmp_path)
     host.close()

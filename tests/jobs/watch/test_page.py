@@ -83,7 +83,7 @@ def paint(shown: Any, name: str) -> str:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
-def test_a_finished_run(browser: Any, small: str, tmp_path: Path, scheme: str, width: int) -> None:
+def test_a_finished_run(browser: Any, small: str, scheme: str, width: int) -> None:
     with page(browser, small, scheme, width) as shown:
         is_whole(shown)
         assert shown.locator("#state").inner_text() == "completed"
@@ -96,7 +96,6 @@ def test_a_finished_run(browser: Any, small: str, tmp_path: Path, scheme: str, w
         shown.locator("#moment").select_option(str(LOST_AT))
         assert paint(shown, "recovery") in colours(shown)
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
-        shown.screenshot(path=str(tmp_path / f"page-{scheme}-{width}.png"), full_page=True)
 
 
 def test_another_run_at_the_same_address_is_shown(browser: Any, tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_events_and_their_plans_by_keyboard(opened: Any) -> None:
     assert rows.count() == 6 and shown.get_by_text("checkpoint written").count() == 1
 
 
-def test_256_workers(browser: Any, large: str, tmp_path: Path) -> None:
+def test_256_workers(browser: Any, large: str) -> None:
     with page(browser, large, "dark") as shown:
         is_whole(shown)
         assert shown.locator("#grid [role=gridcell]").count() == 256
@@ -221,7 +220,6 @@ def test_256_workers(browser: Any, large: str, tmp_path: Path) -> None:
         assert shown.evaluate("document.activeElement.dataset.worker") not in ("130", None)
         assert shown.locator("#plans .chip").count() <= 4 * 2 * 32, "large plans are shown in short"
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shown.screenshot(path=str(tmp_path / "large.png"), full_page=True)
 
 
 def test_a_run_as_it_begins_and_goes_on(browser: Any, tmp_path: Path) -> None:
