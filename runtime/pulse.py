@@ -27,8 +27,8 @@ class Pulse:
 
     @contextmanager
     def long(self) -> Iterator[None]:
-        """Such a call, but as long as a whole model takes to be built: meanwhile this worker can be asked
-        nothing, and only after ``LONG_SECONDS`` it counts as stuck."""
+        """Such a call, but as long as a whole model takes to be built, or a foreign engine around it:
+        meanwhile this worker can be asked nothing, and only after ``LONG_SECONDS`` it counts as stuck."""
         self._allowed = LONG_SECONDS
         self.enter()
         try:

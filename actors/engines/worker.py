@@ -114,14 +114,16 @@ class EngineFollower(Follower):
         self.group.form(self.endpoint, resume.plan.generation, members)
         self.endpoint.check()  # an interrupt may have come before there was anything to abandon
         self._module.reclaim(self.stage.working)
-        self._engine = engine = Engine(
-            self._module,
-            grouped_parameters(self._module, self._settings, self.job.optimizer),
-            self._settings,
-            self.job.optimizer,
-            micro_batch_size=self.job.micro_batch_size,
-            passes=rounds(self.job.micro_batches, len(members)),
-        )
+        # a large model's parameters take long to be moved; where it waits for others, a loss ends that
+        with self.stage.pulse.long():
+            self._engine = engine = Engine(
+                self._module,
+                grouped_parameters(self._module, self._settings, self.job.optimizer),
+                self._settings,
+                self.job.optimizer,
+                micro_batch_size=self.job.micro_batch_size,
+                passes=rounds(self.job.micro_batches, len(members)),
+            )
         held = engine.fragments(self._module.tensors, members.index(self.worker))
         owned = [piece_of(shard) for shard in resume.plan.owned_by(self.worker)]
         self._overlaps = overlaps(self.layout, owned, held)

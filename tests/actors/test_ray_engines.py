@@ -127,6 +127,35 @@ def bits(progress: RunProgress) -> list[tuple[float, float, int]]:
     return [(step.loss, step.grad_norm, step.fingerprint) for step in progress.steps]
 
 
+def test_a_loss_while_engines_are_made_for_long_costs_nobody_else(tmp_path: Path, cluster: None) -> None:
+    """Whoever makes one can be asked nothing meanwhile, for longer than a worker usually may not answer."""
+    arguments = {"folder": str(tmp_path), "seconds": 4.0}
+    recipe = recipe_of(
+        "heavy",
+        1,
+        FOR_EVER,
+        parallel={"workers": 3},
+        model={"build": "tests.support.toys:build_heavy", "arguments": arguments},
+        data=PACED,
+        detection={"silence_seconds": 30.0, "stuck_seconds": 1.5},
+    )
+    with started(tmp_path / "heavy-run", recipe) as run:
+        wait_until(lambda: run.progress(1 << 30, 0).steps_total, "the first step")
+        processes = run.processes()
+        (tmp_path / "heavy").touch()
+        os.kill(processes[2], signal.SIGKILL)
+        for worker in (0, 1):
+            wait_until((tmp_path / str(processes[worker])).exists, f"worker {worker} makes an engine")
+        os.kill(processes[1], signal.SIGKILL)
+        (tmp_path / "heavy").unlink()
+        wait_until(lambda: 1 in lost(run.progress(1 << 30, 0).events), "the losses are dealt with")
+        reached = run.progress(1 << 30, 0).steps_total + 3
+        wait_until(lambda: run.progress(1 << 30, 0).steps_total >= reached, "more steps")
+        progress = run.progress(0, 0)
+    assert sorted(lost(progress.events)) == [1, 2] and progress.steps[-1].workers == 1
+    assert_close(recipe, progress.steps)
+
+
 def test_one_is_lost_another_one_joins_and_the_run_changes_engines(tmp_path: Path, cluster: None) -> None:
     """Steps by DeepSpeed's ZeRO-3 with a loss and a newcomer on the way, then by Reknit's own engine, then by
     DeepSpeed again, whose ZeRO-1 loses a worker too."""

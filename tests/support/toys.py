@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,3 +52,29 @@ def build_steady() -> tuple[list[nn.Module], Any]:
     """The toy model, of layers whose seconds hardly vary."""
     layers, loss = build()
     return [Steady(layer) for layer in layers], loss
+
+
+class Heavy(nn.Module):
+    """Computes what ``layer`` does. While there is a file "heavy" in ``folder``, moving it to a device takes
+    ``seconds``, as it does with many parameters; a file named by the process says that it began."""
+
+    def __init__(self, layer: nn.Module, folder: Path, seconds: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self._folder, self._seconds = folder, seconds
+
+    def forward(self, value: Tensor) -> Tensor:
+        computed: Tensor = self.layer(value)
+        return computed
+
+    def _apply(self, change: Callable[..., Any], recurse: bool = True) -> Any:
+        if (self._folder / "heavy").exists():
+            (self._folder / str(os.getpid())).touch()
+            time.sleep(self._seconds)
+        return super()._apply(change, recurse)  # type: ignore[no-untyped-call]
+
+
+def build_heavy(folder: str, seconds: float) -> tuple[list[nn.Module], Any]:
+    """The toy model, with a first layer that can be heavy."""
+    (first, *others), loss = build_steady()
+    return [Heavy(first, Path(folder), seconds), *others], loss
