@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from torch._C._distributed_c10d import TCPStore
 
 from jobs.assembly import data_arguments
 from jobs.bench.kills import Commit
@@ -47,14 +48,13 @@ class RestartingRun:
         self._end()
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # Held here, as torchrun does: a port that a rank were to open could be another's by then.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         log = (self._folder / f"{self.starts}.log").open("wb")
         for rank in range(self._recipe.parallel.workers):
             command = ["nice", "-n", str(self._niceness)]
             command += [sys.executable, "-m", "jobs.bench.deepspeed_peer", str(self._folder)]
-            command += [str(rank), str(port), str(self.starts)]
+            command += [str(rank), str(self._store.port), str(self.starts)]
             root = Path(__file__).parents[2]
             self.ranks.append(subprocess.Popen(command, cwd=root, stdout=log, stderr=subprocess.STDOUT))
         log.close()
@@ -75,12 +75,12 @@ class RestartingRun:
 
     def wait_for(self, steps: int, start: int, seconds: float) -> None:
         """Tends the group until its start number ``start`` has made so many steps. Raises RuntimeError if it
-        does not in time, with the last line of its log."""
+        does not in time or ends by itself, with the last line of its log."""
         deadline = time.monotonic() + seconds
         while sum(commit.losses == start for commit in self.commits()) < steps:
             self.tend()
-            if time.monotonic() > deadline or self.starts > start + 2:
-                said = (self._folder / f"{self.starts - 1}.log").read_text(encoding="utf-8", errors="replace")
+            if time.monotonic() > deadline or self.starts > start + 1:
+                said = (self._folder / f"{start}.log").read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"DeepSpeed made too few steps: {said.splitlines()[-1:]}")
             time.sleep(POLL_SECONDS)
 
@@ -114,7 +114,10 @@ def train(folder: Path, rank: int, port: int, start: int) -> None:
     prepare_deepspeed()  # else it would compile an op that nobody here uses, for a minute
     be_local_rank(0)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=parallel.workers
+        "gloo",
+        store=TCPStore("127.0.0.1", port, is_master=False),
+        rank=rank,
+        world_size=parallel.workers,
     )
     layers, loss = build_layers(recipe.model.build, recipe.model.arguments)
     data = build_data(recipe.data.build, data_arguments(recipe))
