@@ -113,9 +113,9 @@ class EngineFollower(Follower):
         members = resume.plan.workers
         self.group.form(self.endpoint, resume.plan.generation, members)
         self.endpoint.check()  # an interrupt may have come before there was anything to abandon
-        self._module.reclaim(self.stage.working)
         # a large model's parameters take long to be moved; where it waits for others, a loss ends that
         with self.stage.pulse.long():
+            self._module.reclaim(self.stage.working)
             self._engine = engine = Engine(
                 self._module,
                 grouped_parameters(self._module, self._settings, self.job.optimizer),
@@ -128,8 +128,9 @@ class EngineFollower(Follower):
         owned = [piece_of(shard) for shard in resume.plan.owned_by(self.worker)]
         self._overlaps = overlaps(self.layout, owned, held)
         source = self._whole_state(resume) if self._settings.stage == 0 else self.store
-        for fragment in held:
-            engine.put(fragment, state_of(self.layout, source, resume.version, fragment))
+        with self.stage.pulse.long():
+            for fragment in held:
+                engine.put(fragment, state_of(self.layout, source, resume.version, fragment))
         engine.count(resume.exponents, resume.version)
         self.stage.release()
 
