@@ -39,7 +39,7 @@ from tests.support.ray_jobs import began_at, toy_recipe, wait_until
 pytestmark = pytest.mark.ray
 
 FEED_WORKERS = 3
-"""One for each node, the head among them."""
+"""One for each node, the head among them, as a rule: Ray may know too late of what it has placed already."""
 
 MANY = 100_000
 """Steps of a run that is stopped when the test has seen enough."""
@@ -163,39 +163,44 @@ def test_a_node_that_the_workers_have_left_is_left_by_feed_workers_too(fed: Fed)
         there = available_resources_per_node()[node]
         return all(there.get(name) == total for name, total in {"CPU": 1.0, SLOT: 2.0}.items())
 
-    before, members, placed = dict(fed.run.feed_processes()), fed.at_work(), fed.run.domains()
+    before, members, placed = fed.run.feed_processes(), fed.at_work(), fed.run.domains()
     assert {placed[worker] for worker in members} == set(fed.cluster.nodes())
     fed.run.resize(1)
     (staying,) = wait_until(lambda: len(fed.at_work()) == 1 and fed.at_work(), "one at work")
     (left,) = {placed[worker] for worker in members if worker != staying}
     wait_until(lambda: idle(left), "nothing of the run is on the node that was left")
-    wait_until(lambda: len(set(fed.run.feed_processes().items()) - set(before.items())) == 1, "one moved")
-    (moved,) = fed.events(FeedWorkerReplaced)
-    assert fed.run.feed_processes()[moved.feed_worker] != before[moved.feed_worker]
-    assert [event.reason for event in fed.events(FeedWorkerLost)] == [LEFT_NODE]
+    lost = fed.events(FeedWorkerLost)  # of all that were there: they are told of before they leave
+    wait_until(lambda: len(fed.events(FeedWorkerReplaced)) == len(lost), "as many have come")
+    replaced = fed.events(FeedWorkerReplaced)
+    moved = {event.feed_worker for event in lost}
+    assert len(moved) == len(lost), "none moves twice"
+    assert moved == {event.feed_worker for event in replaced}
+    assert fed.events(FeedWorkerLost) == lost and {event.reason for event in lost} <= {LEFT_NODE}
+    now = fed.run.feed_processes()
+    assert {worker for worker in before if now[worker] != before[worker]} == moved
     assert not idle(placed[staying])
 
 
 def test_a_feed_worker_is_killed(fed: Fed) -> None:
-    feeders = dict(fed.run.feed_processes())
+    feeders, before = fed.run.feed_processes(), len(fed.events(FeedWorkerLost))
     os.kill(feeders[0], signal.SIGKILL)
-    _, lost = wait_until(lambda: (all_ := fed.events(FeedWorkerLost))[1:] and all_, "the loss is noticed")
+    (lost,) = wait_until(lambda: fed.events(FeedWorkerLost)[before:], "the loss is noticed")
     assert lost.feed_worker == 0 and "died" in lost.reason
-    _, replaced = wait_until(
-        lambda: (all_ := fed.events(FeedWorkerReplaced))[1:] and all_, "another one is there"
-    )
+    (replaced,) = wait_until(lambda: fed.events(FeedWorkerReplaced)[before:], "another one is there")
     assert replaced.feed_worker == 0 and fed.run.feed_processes()[0] != feeders[0]
     fed.goes_on("the run goes on with it")
 
 
 def test_the_end_is_no_loss_and_every_sample_was_read_once(fed: Fed, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = [*fed.run.feed_processes().values(), *fed.run.processes().values()]
+    lost = fed.events(FeedWorkerLost)
     fed.run.stop()
     wait_until(lambda: fed.run.wait(1.0), "the end")
     assert fed.run.progress(0, 0).outcome == "interrupted"
-    assert len(fed.events(FeedWorkerLost)) == 2, "the end of the run is no loss"
+    assert fed.events(FeedWorkerLost) == lost, "the end of the run is no loss"
     wait_until(lambda: not any(map(began_at, ours)), "all processes of the run have ended")
     monkeypatch.setattr(PacedCaptions, "inputs", MultimodalData.inputs)  # nobody has to be left time here
     output = io.StringIO()
     assert verify(fed.folder.path, Console(file=output, width=200)), output.getvalue()
-    assert "no sample lost or repeated" in output.getvalue() and "3 losses" in output.getvalue()
+    assert "no sample lost or repeated" in output.getvalue()
+    assert f"{1 + len(lost)} losses" in output.getvalue()
