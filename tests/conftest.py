@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure() -> None:
     gc.disable()
+    torch.set_num_threads(1)  # for what modules and sessions share, which is made before ``one_thread``
 
 
 def pytest_collection_finish() -> None:
