@@ -21,7 +21,7 @@ from tests.support.chaos import ChaosRun, newest_checkpoint, random_faults, resu
 from tests.support.cluster import toy_job
 from tests.support.expected import Bits, reference_bits
 
-STEPS = 8
+STEPS = 6
 SAMPLES = sum(COUNTS["train"])
 
 

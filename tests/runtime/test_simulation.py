@@ -17,7 +17,7 @@ from runtime.simulation.journal import Journal
 from runtime.simulation.schedule import POINTS, Fault, Kind, Schedule, draw, run
 from runtime.simulation.toy import reference
 
-SEEDS, A_TEST = 300, 50
+SEEDS, A_TEST = 200, 50
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, A_TEST))
