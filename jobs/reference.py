@@ -1,8 +1,9 @@
 """The plain training loop that every distributed run is compared with, bit for bit.
 
-One process, one autograd graph over the whole model, whole tensors, ``torch.optim.AdamW``. It shares
-with the distributed runtime only definitions: the exact sum, the random streams, the sample order
-(inside ``batches``) and the optimizer's settings.
+One process, one autograd graph over the whole model, whole tensors, torch's AdamW (the function that the
+class calls: to make an object of the class imports torch's compiler, which takes seconds). It shares with the
+distributed runtime only definitions: the exact sum, the random streams, the sample order (inside
+``batches``) and the optimizer's settings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from jobs.sliced_reference import sliced_losses
 from runtime import exact
@@ -48,16 +50,18 @@ class ReferenceStep:
 @dataclass(slots=True)
 class _Parameter:
     """A parameter tensor with one leaf for each layer that uses it, so that each use has a gradient
-    of its own, and the sum of them all.
+    of its own, the sum of them all, and AdamW's two moments.
     """
 
     name: str
     leaves: list[nn.Parameter]
     accumulator_N: Tensor = field(init=False)
+    moments: tuple[Tensor, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         leaf = self.leaves[0]
         self.accumulator_N = torch.zeros(leaf.numel(), dtype=torch.float64, device=leaf.device)
+        self.moments = (torch.zeros_like(leaf), torch.zeros_like(leaf))
 
 
 class Reference:
@@ -106,16 +110,6 @@ class Reference:
         self._contributions = [micro_batches * len(p.leaves) for p in self._parameters]
         self._device = self._parameters[0].leaves[0].device
         self._workspace = exact.Workspace(self._device)
-        firsts = [p.leaves[0] for p in self._parameters]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in firsts if p.ndim >= 2], "weight_decay": settings.weight_decay},
-                {"params": [p for p in firsts if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=True,
-        )
         self._exponents: list[int] | None = None
         self._step = 0
 
@@ -194,17 +188,41 @@ class Reference:
         coefficient = 1.0
         if settings.clip_norm is not None:
             coefficient = exact.clip_coefficient(grad_norm, settings.clip_norm)
-        for parameter, exponent in zip(self._parameters, exponents, strict=True):
-            gradient_N = exact.mean_gradient(parameter.accumulator_N, exponent, coefficient / count)
-            parameter.leaves[0].grad = gradient_N.view_as(parameter.leaves[0])
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.rate(self._step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        gradients = [
+            exact.mean_gradient(p.accumulator_N, exponent, coefficient / count).view_as(p.leaves[0])
+            for p, exponent in zip(self._parameters, exponents, strict=True)
+        ]
+        both = list(zip(self._parameters, gradients, strict=True))
+        self._adamw([pair for pair in both if pair[1].ndim >= 2], settings.weight_decay)
+        self._adamw([pair for pair in both if pair[1].ndim < 2], 0.0)
         with torch.no_grad():
             for parameter in self._parameters:
                 for other in parameter.leaves[1:]:
                     other.copy_(parameter.leaves[0])
+
+    @torch.no_grad()
+    def _adamw(self, updated: list[tuple[_Parameter, Tensor]], weight_decay: float) -> None:
+        """This step's update of whole parameters by their gradients."""
+        if not updated:
+            return
+        settings = self._settings
+        steps_before = float(self._step - 1)  # the function itself adds the one
+        adamw(
+            [parameter.leaves[0] for parameter, _ in updated],
+            [gradient for _, gradient in updated],
+            [parameter.moments[0] for parameter, _ in updated],
+            [parameter.moments[1] for parameter, _ in updated],
+            [],
+            [torch.tensor(steps_before, device=self._device) for _ in updated],
+            fused=True,
+            amsgrad=False,
+            beta1=settings.betas[0],
+            beta2=settings.betas[1],
+            lr=settings.rate(self._step),
+            weight_decay=weight_decay,
+            eps=settings.eps,
+            maximize=False,
+        )
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from runtime.exact import clip_coefficient
 from strategies.job import Job
@@ -87,6 +86,9 @@ class _Replica:
     """One process: a stage of one replica."""
 
     def __init__(self, rank: int, layout: PeerLayout, job: Job) -> None:
+        # Imports torch's compiler, which takes seconds: only where a peer runs
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
         self.job, self.layout = job, layout
         self.stage, self.replica = layout.place(rank)
         pipelines = [dist.new_group(layout.replica(r)) for r in range(layout.replicas)]
