@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.cores import Claim
+
 # Ray takes up a process's mode once, and a cluster that it starts later would have the default one
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # What a test does with Ray is of no use to anybody, and an actor that would tell it takes seconds to start
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+CLAIM = Claim(CORES)
 
 settings.register_profile("untimed", deadline=None)  # speed is measured in benches, never asserted here
 settings.load_profile("untimed")
@@ -48,12 +51,23 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Each test process keeps to a core of its own while a run's workers are threads of it, which hand one
-    lock on to each other: across cores that takes a third more processor time. Clusters have all cores."""
+    """Each test process keeps to a core, of its own where one is free, while a run's workers are threads of
+    it, which hand one lock on to each other: across cores that takes a third more processor time. Clusters
+    have all cores."""
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-    if CORES and number:
-        alone = item.get_closest_marker("ray") is None
-        os.sched_setaffinity(0, {CORES[int(number) % len(CORES)]} if alone else CORES)
+    if not CORES or not number:
+        return
+    if item.get_closest_marker("ray") is not None:
+        CLAIM.give_back()
+        os.sched_setaffinity(0, CORES)
+    else:
+        own = CLAIM.take()
+        os.sched_setaffinity(0, {CORES[int(number) % len(CORES)] if own is None else own})
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None:
+        CLAIM.give_back()
 
 
 @pytest.fixture(scope="session", autouse=True)

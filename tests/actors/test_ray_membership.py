@@ -280,7 +280,7 @@ def driven(cluster: LocalCluster, folder: Path, recipe: Recipe, *options: str) -
 
 
 def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Path) -> None:
-    recipe = recipe_of("detached", 40, workers=1)
+    recipe = recipe_of("detached", 20, workers=1)
     with driven(cluster, tmp_path / "run", recipe, "--detach") as folder:
         shown = subprocess.run(
             [*COMMAND, "attach", str(folder.path)], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -288,7 +288,7 @@ def test_a_detached_run_outlives_its_driver(cluster: LocalCluster, tmp_path: Pat
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "started from the initial state" in shown.stdout and "completed with 1 worker" in shown.stdout
     steps = folder.read_steps().steps
-    assert [(s.loss, s.grad_norm, s.fingerprint) for s in steps] == Expected(recipe).first(40)
+    assert [(s.loss, s.grad_norm, s.fingerprint) for s in steps] == Expected(recipe).first(20)
     with pytest.raises(ValueError, match="it has ended"):
         attach(folder.path)
 

@@ -95,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         1_000_000,
         1,
         1,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}},
         parallel={
             "workers": 1,
             "max_workers": 2,

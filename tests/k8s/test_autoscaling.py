@@ -31,7 +31,7 @@ def recipe() -> Recipe:
         FOR_EVER,
         1,
         1,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}},
         parallel={
             "workers": 1,
             "max_workers": USEFUL + 1,

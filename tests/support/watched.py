@@ -41,7 +41,7 @@ def recipe_of(
         steps,
         workers,
         2,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.05}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}},
         parallel={
             "workers": workers,
             "max_workers": workers,
