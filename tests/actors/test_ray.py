@@ -79,7 +79,7 @@ def test_sigkill_at_any_moment(tmp_path: Path, cluster: None) -> None:
         born = {worker: began_at(process) for worker, process in processes.items()}
         assert len(set(processes.values())) == workers and all(born.values())
         for victim, moment in zip(outside, moments, strict=True):
-            wait_until(partial(has_come_to, run, moment), f"step {moment}")
+            wait_until(partial(has_come_to, run, moment), f"step {moment}", interval=0.05)
             os.kill(processes[victim], signal.SIGKILL)
         wait_until(lambda: run.wait(1.0), "the end")
         run.finish()

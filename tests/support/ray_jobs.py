@@ -73,16 +73,17 @@ def descendants(token: str) -> list[int]:
 
 
 def wait_until(
-    condition: Callable[[], Any], what: str, seconds: float = 120.0, interval: float = 0.05
+    condition: Callable[[], Any], what: str, seconds: float = 120.0, interval: float = 0.25
 ) -> Any:
-    """The first true value of ``condition``, asked every ``interval`` seconds; fails if there is none in
-    time."""
-    deadline = time.monotonic() + seconds
+    """The first true value of ``condition``, asked at once, then ever less often, at last every ``interval``
+    seconds: whoever answers has other things to do. Fails if there is none in time."""
+    deadline, pause = time.monotonic() + seconds, 0.02
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(interval)
+        time.sleep(min(pause, interval))
+        pause *= 1.3
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

@@ -82,20 +82,42 @@ def paint(shown: Any, name: str) -> str:
     return ",".join([*text.removeprefix("rgb(").removesuffix(")").replace(" ", "").split(","), "255"])
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
-def test_a_finished_run(browser: Any, small: str, scheme: str, width: int) -> None:
-    with page(browser, small, scheme, width) as shown:
+def is_finished(shown: Any) -> None:
+    is_whole(shown)
+    assert shown.locator("#state").inner_text() == "completed"
+    assert shown.locator("#step").inner_text() == "60 / 60"
+    assert shown.locator("#grid [role=gridcell]").count() == 6
+    label = shown.locator("[data-worker='4']").get_attribute("aria-label")
+    assert label == "worker 4, stage 0, layers 0\u20132, micro-batches 2, 5, 8, 11"
+    assert {paint(shown, kind) for kind in ("forward", "backward", "wait", "reduce")} <= colours(shown)
+    assert paint(shown, "recovery") not in colours(shown), "the last steps were undisturbed"
+    shown.locator("#moment").select_option(str(LOST_AT))
+    assert paint(shown, "recovery") in colours(shown)
+    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+
+
+def test_a_finished_run_on_a_narrow_screen(browser: Any, small: str) -> None:
+    with page(browser, small, "light", 390) as shown:
+        is_finished(shown)
+
+
+def test_a_finished_run_in_the_systems_theme_until_somebody_chooses(browser: Any, small: str) -> None:
+    def ground(shown: Any) -> str:
+        found: str = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        return found
+
+    with page(browser, small, "dark") as shown:
+        is_finished(shown)
+        dark, drawn = ground(shown), paint(shown, "forward")
+        shown.locator("#theme").select_option("light")
+        light = ground(shown)
+        assert light != dark
+        assert drawn != paint(shown, "forward") and paint(shown, "forward") in colours(shown)
+        shown.reload()
         is_whole(shown)
-        assert shown.locator("#state").inner_text() == "completed"
-        assert shown.locator("#step").inner_text() == "60 / 60"
-        assert shown.locator("#grid [role=gridcell]").count() == 6
-        label = shown.locator("[data-worker='4']").get_attribute("aria-label")
-        assert label == "worker 4, stage 0, layers 0\u20132, micro-batches 2, 5, 8, 11"
-        assert {paint(shown, kind) for kind in ("forward", "backward", "wait", "reduce")} <= colours(shown)
-        assert paint(shown, "recovery") not in colours(shown), "the last steps were undisturbed"
-        shown.locator("#moment").select_option(str(LOST_AT))
-        assert paint(shown, "recovery") in colours(shown)
-        assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+        assert ground(shown) == light, "the choice is kept"
+        shown.locator("#theme").select_option("auto")
+        assert ground(shown) == dark
 
 
 def test_another_run_at_the_same_address_is_shown(browser: Any, tmp_path: Path) -> None:
@@ -114,25 +136,6 @@ def test_another_run_at_the_same_address_is_shown(browser: Any, tmp_path: Path) 
         assert shown.locator("#grid [role=gridcell]").count() == 4
         shown.locator("#events [role=option]", has_text="worker 3 lost (").first.click()
         assert "3 workers" in shown.locator("#plans").inner_text()
-
-
-def test_the_theme_is_the_systems_until_somebody_chooses(browser: Any, small: str) -> None:
-    def ground(shown: Any) -> str:
-        found: str = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-        return found
-
-    with page(browser, small, "dark") as shown:
-        is_whole(shown)
-        dark, drawn = ground(shown), paint(shown, "forward")
-        shown.locator("#theme").select_option("light")
-        light = ground(shown)
-        assert light != dark
-        assert drawn != paint(shown, "forward") and paint(shown, "forward") in colours(shown)
-        shown.reload()
-        is_whole(shown)
-        assert ground(shown) == light, "the choice is kept"
-        shown.locator("#theme").select_option("auto")
-        assert ground(shown) == dark
 
 
 def test_the_grid_by_keyboard(opened: Any) -> None:
@@ -222,9 +225,9 @@ def test_256_workers(browser: Any, large: str) -> None:
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_a_run_as_it_begins_and_goes_on(browser: Any, tmp_path: Path) -> None:
+def test_a_run_as_it_begins_goes_on_and_cannot_be_asked_for_a_while(browser: Any, tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "young", "", {})
-    with listening(build(folder)) as url, page(browser, url) as shown:
+    with listening(build(folder)) as url, page(browser, url, but="status of 503") as shown:
         shown.get_by_text("No plan yet: workers are being started.").wait_for()
         assert shown.locator("#state").inner_text() == "starting"
         assert shown.locator(".chart .empty").count() == 3
@@ -234,6 +237,12 @@ def test_a_run_as_it_begins_and_goes_on(browser: Any, tmp_path: Path) -> None:
             (folder.path / path.name).write_bytes(path.read_bytes())
         is_whole(shown)
         assert shown.locator("#step").inner_text() == "12 / 60"
+        refuse = "**/api/run"
+        shown.route(refuse, lambda route: route.fulfill(status=503))
+        shown.get_by_role("alert").get_by_text("No contact with reknit dashboard").wait_for()
+        assert shown.locator("#step").inner_text() == "12 / 60", "what was known is still there"
+        shown.unroute(refuse)
+        shown.locator("#problem").wait_for(state="hidden")
         folder.log_event(RunFinished("interrupted", 12, 6, 3.0, 0.5, "stopped by hand"), time.time())
         shown.locator("#state:has-text('interrupted')").wait_for()
         assert shown.locator("#detail").inner_text() == "stopped by hand"
@@ -253,15 +262,3 @@ def test_what_a_run_says_is_text(browser: Any, tmp_path: Path) -> None:
         assert shown.locator("#events").get_by_text(nasty).count() == 2
         assert shown.locator("#events b, #events img, h1 b").count() == 0
         assert shown.title() == "run <b>bold: failed"
-
-
-def test_a_server_that_is_gone_for_a_while(browser: Any, tmp_path: Path) -> None:
-    folder = make_run(tmp_path, steps=3, finished=False)
-    with listening(build(folder)) as url, page(browser, url, but="status of 503") as shown:
-        is_whole(shown)
-        refuse = "**/api/run"
-        shown.route(refuse, lambda route: route.fulfill(status=503))
-        shown.get_by_role("alert").get_by_text("No contact with reknit dashboard").wait_for()
-        assert shown.locator("#step").inner_text() == "3 / 60", "what was known is still there"
-        shown.unroute(refuse)
-        shown.locator("#problem").wait_for(state="hidden")
