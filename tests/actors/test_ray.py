@@ -127,7 +127,7 @@ def test_killed_in_a_checkpoint_then_interrupted_then_resumed(tmp_path: Path, cl
     child = subprocess.Popen(
         [*command, "--resume"], cwd=ROOT, env=with_token(second), stdout=subprocess.PIPE, text=True
     )
-    wait_until(lambda: len(RunFolder(run).read_steps().steps) > done + 5, "five more steps", interval=0.1)
+    wait_until(lambda: len(RunFolder(run).read_steps().steps) > done + 5, "five more steps")
     child.send_signal(signal.SIGINT)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 130, output

@@ -43,7 +43,7 @@ STEPS = 12
 TOLERANCE = 2e-5
 """Relative, of every loss: measured deviations are below 1e-6 in these few steps."""
 
-PACED = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}}
+PACED = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}}
 
 
 @pytest.fixture(scope="module")

@@ -272,7 +272,7 @@ def driven(cluster: LocalCluster, folder: Path, recipe: Recipe, *options: str) -
             assert driver.poll() is None, "it ended before"
             return len(RunFolder(folder).read_steps().steps) >= 3
 
-        wait_until(has_three_steps, "three steps", interval=0.2)
+        wait_until(has_three_steps, "three steps")
     finally:
         driver.kill()
         driver.wait()

@@ -79,7 +79,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         2,
         data={
             "build": "tests.support.toys:build_paced_tokens",
-            "arguments": {"seconds": 0.05},
+            "arguments": {"seconds": 0.1},
             "held_out_every": 5,
             "held_out_micro_batches": 2,
         },

@@ -69,7 +69,7 @@ class Site:
     def goes_on(self, run: str, steps: int = 3) -> None:
         reached = self.steps(run) + steps
         try:
-            wait_until(lambda: self.steps(run) >= reached, f"step {reached} of {run}", interval=0.1)
+            wait_until(lambda: self.steps(run) >= reached, f"step {reached} of {run}")
         except AssertionError as error:
             raise AssertionError(f"{error}; its log:\n{self.reknit('logs', run).output}") from None
 
@@ -95,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         1_000_000,
         1,
         1,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}},
         parallel={
             "workers": 1,
             "max_workers": 2,
@@ -180,7 +180,7 @@ def test_a_drained_node_is_left_and_not_taken_again(site: Site) -> None:
         nodes = site.nodes("b")
         return len(nodes) == 2 and not going & set(nodes)
 
-    wait_until(moved, "others in their place", interval=0.1)
+    wait_until(moved, "others in their place")
     assert node not in site.nodes("b").values()
     left = {event.worker: event.reason for event in site.events("b", WorkerLeft)}
     assert {left[worker] for worker in going} == {LEFT_NODE}

@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         words = ["submit", str(work / "toy.toml"), "--id", "toy", *places, "--no-wait", "--address", head.url]
         submitted = CliRunner().invoke(app, words)
         assert submitted.exit_code == 0, submitted.output
-        wait_until(lambda: len(run.read_steps().steps) >= 2, "steps", interval=0.1)
+        wait_until(lambda: len(run.read_steps().steps) >= 2, "steps")
         seen = [name for name, line in command_lines() if any(secret in line for secret in secrets)]
         with ThreadPoolExecutor() as side_by_side:
             told = side_by_side.map(partial(asked, head.url), ({}, {"RAY_AUTH_TOKEN": "0" * 64}))

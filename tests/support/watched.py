@@ -41,7 +41,7 @@ def recipe_of(
         steps,
         workers,
         2,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.1}},
+        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}},
         parallel={
             "workers": workers,
             "max_workers": workers,
@@ -103,8 +103,7 @@ class Watched:
             assert progress.outcome is None, f"waiting for {what}: {progress.message}"
             return condition()
 
-        # each look is three calls of the controller, which has other things to do on a busy machine
-        return wait_until(true_or_over, what, seconds, interval=0.2)
+        return wait_until(true_or_over, what, seconds)
 
     def full(self) -> tuple[WorkerId, ...]:
         """The members once there are as many as there should be and nothing is under way."""
@@ -128,7 +127,7 @@ class Watched:
         self.until(without_them, f"{gone} are replaced")
         self.goes_on()
 
-    def goes_on(self, steps: int = 5) -> None:
+    def goes_on(self, steps: int = 3) -> None:
         reached = self.steps() + steps
         self.until(lambda: self.steps() >= reached, f"step {reached}")
 
