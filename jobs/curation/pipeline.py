@@ -67,7 +67,8 @@ def write_shards(
 
 def _tables(dataset: ray.data.Dataset) -> Iterable[pa.Table]:
     """The blocks of ``dataset``, as soon as each is there."""
-    return dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    tables: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    return tables
 
 
 def _read(units: pa.Table, recipe: CurationRecipe) -> Iterator[pa.Table]:
