@@ -31,7 +31,7 @@ from strategies.model import describe
 from tests.support.expected import reference_steps
 from tests.support.models import build
 from tests.support.ray_cluster import local_ray
-from tests.support.ray_jobs import toy_recipe, wait_until
+from tests.support.ray_jobs import PACED, toy_recipe, wait_until
 from tests.support.watched import FOR_EVER, start
 
 pytestmark = [
@@ -42,8 +42,6 @@ pytestmark = [
 STEPS = 12
 TOLERANCE = 2e-5
 """Relative, of every loss: measured deviations are below 1e-6 in these few steps."""
-
-PACED = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from runtime.checkpoint import list_checkpoints
 from runtime.events import Resized, WorkerLeft
 from runtime.run_folder import RunFolder
 from tests.support.dashboard import Head, Wire, dashboard_cluster
-from tests.support.ray_jobs import recipe_bits, toy_recipe, wait_until
+from tests.support.ray_jobs import PACED, recipe_bits, toy_recipe, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -95,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         1_000_000,
         1,
         1,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}},
+        data=PACED,
         parallel={
             "workers": 1,
             "max_workers": 2,

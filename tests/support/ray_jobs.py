@@ -16,6 +16,10 @@ TOKEN = "REKNIT_TEST_TOKEN"
 """Set in the environment of a child, and so in that of all processes that come from it."""
 
 
+PACED = {"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}}
+"""The toy job's data for a run that other things are done to: its steps leave the processor to them."""
+
+
 def toy_recipe(name: str, steps: int, workers: int, stages: int | str, **sections: Any) -> Recipe:
     """Micro-batches, seed and data of ``toy_job``. ``sections`` replace or add whole sections.
 
@@ -77,13 +81,13 @@ def wait_until(
 ) -> Any:
     """The first true value of ``condition``, asked at once, then ever less often, at last every ``interval``
     seconds: whoever answers has other things to do. Fails if there is none in time."""
-    deadline, pause = time.monotonic() + seconds, 0.02
+    deadline, pause = time.monotonic() + seconds, min(0.02, interval)
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(min(pause, interval))
-        pause *= 1.3
+        time.sleep(pause)
+        pause = min(1.3 * pause, interval)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

@@ -20,7 +20,7 @@ from runtime.plan import Plan, WorkerId
 from runtime.run_folder import RunFolder
 from tests.support.expected import Bits
 from tests.support.models import Tokens, build
-from tests.support.ray_jobs import toy_recipe, wait_until
+from tests.support.ray_jobs import PACED, toy_recipe, wait_until
 
 WORKERS = 3
 NODES = 4
@@ -41,7 +41,7 @@ def recipe_of(
         steps,
         workers,
         2,
-        data={"build": "tests.support.toys:build_paced_tokens", "arguments": {"seconds": 0.2}},
+        data=PACED,
         parallel={
             "workers": workers,
             "max_workers": workers,
