@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.names import NAMESPACE, controller_name, controller_pattern, run_of
@@ -92,7 +92,8 @@ class RayRun:
     """A run's controller, as its driver sees it. A context manager: at its end no actor is left, unless the
     run is ``detached``.
 
-    Calls wait while a controller that died is being started again.
+    Calls wait while a controller that died is being started again, and raise ConnectionError where Ray starts
+    none any more.
     """
 
     def __init__(self, job: Job, settings: RunSettings, *, detached: bool = False) -> None:
@@ -246,6 +247,11 @@ def _patiently(call: Callable[[], Any]) -> Any:
             return ray.get(call())
         except ActorUnavailableError:
             continue
+        except ActorDiedError as error:
+            raise ConnectionError(
+                f"the run's controller is gone and Ray starts no other ({_cause(error)}): if the run had not "
+                "ended, go on with it by --resume"
+            ) from None
 
 
 def _heeding(call: Callable[[], Any]) -> Any:

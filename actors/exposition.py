@@ -27,9 +27,10 @@ class MetricsSettings:
 class Exposition:
     """The metrics of ``run``, served and announced until ``close``.
 
-    ``earlier`` is the port of a controller before this one, where the settings leave it open: who knows it
-    still finds the run there. A worker has the share ``device_share`` of its device. Raises ValueError if the
-    port cannot be had.
+    ``earlier`` is the port of a controller before this one: where the settings leave it open, who knows it
+    still finds the run there. If somebody else has taken it meanwhile, any free one does, or none: a run that
+    is under way is worth more than its charts. A worker has the share ``device_share`` of its device.
+    Raises ValueError if the port of a new run cannot be had.
     """
 
     def __init__(
@@ -45,8 +46,14 @@ class Exposition:
         self._run, self._folder = run, settings.targets
         if settings.port is None:
             return
-        self.port = self.metrics.serve(settings.port or earlier or 0, settings.host)
-        if self._folder is not None:
+        try:
+            self.port = self.metrics.serve(settings.port or earlier or 0, settings.host)
+        except ValueError:
+            if earlier is None:
+                raise
+            with suppress(ValueError):  # this may be another machine, without the host that is named
+                self.port = self.metrics.serve(0, settings.host)
+        if self._folder is not None and self.port is not None:
             address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
             with suppress(OSError):  # a full disk costs the charts, not the run
                 announce(Path(self._folder), "train", run, settings.host, self.port, address=address)

@@ -71,14 +71,14 @@ class ControllerActor:
             if self._is_anew
             else Recorder(self._folder, metrics, Ledger.begin(round(now * 1e9)))
         )
-        self._folder.note_controller(
+        self._noting = threading.Lock()
+        self._note(
             metrics_port=self._exposition.port,
             starts=facts.get("starts", 0) + 1,
             began=facts.get("began", now) if self._is_anew else now,
             aim=self._aim,
             avoided=facts.get("avoided", []) if self._is_anew else [],
         )
-        self._noting = threading.Lock()
         self._first: Ready | None = None
         self._crew: RayCrew
         self._host = Host(

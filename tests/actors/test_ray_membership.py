@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import ray
@@ -54,8 +56,9 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def watched(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    recipe = recipe_of("events", checkpoint={"every": 10, "keep": 2})
     folder = tmp_path_factory.mktemp("events")
+    metrics = {"port": 0, "targets": str(tmp_path_factory.mktemp("targets"))}
+    recipe = recipe_of("events", checkpoint={"every": 10, "keep": 2}, metrics=metrics)
     with start(folder, recipe) as run:
         watched = Watched(run, RunFolder(folder), Expected(recipe))
         watched.until(lambda: watched.steps() >= 3, "the first steps")
@@ -173,6 +176,30 @@ def test_training_goes_on_while_the_controller_is_started_anew(watched: Watched)
     assert watched.plan().workers == before and watched.plan().generation == generation
     assert watched.events(ControllerRestarted)[-1].step > step + 1, "steps were made meanwhile"
     watched.assert_same_bits()
+
+
+def test_a_port_that_somebody_took_meanwhile_costs_no_run(watched: Watched) -> None:
+    restarts = len(watched.events(ControllerRestarted))
+    port = watched.folder.controller_facts()["metrics_port"]
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        os.kill(watched.run.controller_process(), signal.SIGKILL)
+        wait_until(lambda: is_bound(other, port), "the port is free", interval=0.01)
+        watched.until(lambda: len(watched.events(ControllerRestarted)) > restarts, "another controller")
+        now = watched.folder.controller_facts()["metrics_port"]
+        assert now != port
+        assert b"reknit_step" in urlopen(f"http://127.0.0.1:{now}/metrics", timeout=30).read()
+    watched.goes_on()
+    watched.assert_same_bits()
+
+
+def is_bound(listener: socket.socket, port: int) -> bool:
+    """Whether it now listens there; not as long as somebody else does."""
+    with suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        return True
+    return False
 
 
 def test_no_number_of_lost_controllers_costs_a_worker(watched: Watched) -> None:
