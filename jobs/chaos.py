@@ -55,7 +55,7 @@ def chaos(
     as it has made (the learning rate follows the recipe's ``decay_steps`` all the same).
 
     Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed or stood
-    still.
+    still, ConnectionError if its controller is gone for good.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)

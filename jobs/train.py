@@ -72,8 +72,8 @@ def train(
     Ctrl-C ends the run at the next step boundary with a checkpoint. Without a ``console`` of the caller's
     the run is shown on standard output, and what Ray itself prints goes to ``ray.log`` in the run folder.
 
-    Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed. A run
-    that could not even be started leaves no folder.
+    Raises ValueError for a mistake in the recipe or the arguments, RunFailed if the run failed,
+    ConnectionError if its controller is gone for good. A run that could not even be started leaves no folder.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -131,7 +131,8 @@ def train(
 def attach(run_folder: str | Path, *, console: Console | None = None) -> TrainResult:
     """Shows a detached run that is under way, from its first step on, until it has ended.
 
-    Ctrl-C lets go of it: the run goes on. Raises ValueError if it is not under way, RunFailed if it failed.
+    Ctrl-C lets go of it: the run goes on. Raises ValueError if it is not under way, RunFailed if it failed,
+    ConnectionError if its controller is gone for good.
     """
     folder = RunFolder(run_folder)
     with ExitStack() as stack:

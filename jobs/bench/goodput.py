@@ -105,7 +105,7 @@ def measure(
     try:
         with system as running:
             return Measured(name, endure(running, changes, WINDOW_SECONDS))
-    except (RuntimeError, ValueError, RayError) as error:
+    except (RuntimeError, ValueError, ConnectionError, RayError) as error:
         return Measured(name, None, str(error))
 
 

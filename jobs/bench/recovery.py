@@ -217,7 +217,7 @@ def measure_faults(recipe: Recipe, random_: random.Random, console: Console) -> 
     for name, measure_rows in systems.items():
         try:
             rows += measure_rows(recipe, random_, console)
-        except (RuntimeError, TimeoutError, RayError) as error:
+        except (RuntimeError, TimeoutError, ConnectionError, RayError) as error:
             rows.append(FaultRow(f"{name}, other faults", (), None, f"{name}: given up: {error}"))
     return rows
 

@@ -275,6 +275,11 @@ def test_a_stop_ends_the_run_with_a_checkpoint(watched: Watched) -> None:
     assert list_checkpoints(watched.folder.checkpoints)[-1] == len(progress.steps)
     watched.assert_same_bits()
     wait_until(lambda: not any(map(began_at, processes.values())), "the workers' processes have ended")
+    watched.run.end()
+    with pytest.raises(
+        ConnectionError, match=r"controller is gone and Ray starts no other \(.+\): if the run had"
+    ):
+        watched.run.plan()
 
 
 @contextmanager
